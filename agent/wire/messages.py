@@ -1,0 +1,343 @@
+"""Every message of the wire protocol, as frozen dataclasses; the codec turns them into frames.
+
+Robots and simulators speak the *client* messages to one ROUTER, the learner and operators the
+*operator* messages to a second one. Each request has exactly one reply: the type named in its
+docstring, or a `Fault`. Arrays are numpy arrays and travel as raw frames; everything else is
+msgpack. Axis legend: K actions of a chunk, A action dimensions, P proprio dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+import numpy as np
+
+PROTOCOL_VERSION = 1
+BASE_VERSION = "base"  # version 0: the model without an adapter
+
+
+class Outcome(StrEnum):
+    """How an episode ended; only ABORTED (infrastructure) is never trained or counted."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    TIMEOUT = "timeout"
+    INTERVENED = "intervened"
+    ABORTED = "aborted"
+
+
+class Phase(StrEnum):
+    """Why an episode is collected; SERVE is a robot's own task without an order."""
+
+    TRAIN = "train"
+    EVAL = "eval"
+    SERVE = "serve"
+
+
+class Executed(IntEnum):
+    """Codes of one action's fate, u8[K] beside each observation and the episode's end."""
+
+    NOT_RUN = 0  # the episode ended or the chunk was pre-empted: masked
+    RUN = 1  # executed as sent: trained
+    LIMITED = 2  # executed after a clamp or rate limit: part of the dynamics, trained
+    REPLACED = 3  # blended, held, or taken over by a human: masked
+
+
+# ---- client messages -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of a client. Reply: Welcome."""
+
+    client_id: str
+    client_name: str
+    protocol_version: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The contract: what the server wants to see and what it answers with."""
+
+    protocol_version: int
+    server_id: str  # new at every server start: a client that sees it change restarts its episodes
+    policy: str
+    active_version: str
+    chunk_steps: int  # K
+    action_dim: int  # A
+    proprio_dim: int  # P
+    images: dict[str, list[int]]  # camera name -> [height, width, 3], uint8, any size is accepted
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Asks for up to `count` slots to run. Reply: Assignments."""
+
+    client_id: str
+    suite: str
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLease:
+    """One slot of an order, leased to a client until `lease_s` after the last sign of life."""
+
+    slot_id: str
+    suite: str
+    task: str  # registered slug
+    instruction: str
+    split: str  # "train" or "eval": which init states
+    init_state: int
+    horizon_steps: int
+    phase: str
+    version: str
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Assignments:
+    """Leases, in slot order; empty means nothing to do: ask again after `retry_after_s`."""
+
+    leases: list[SlotLease]
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeStart:
+    """Starts the episode of a leased slot, or (slot_id "") of a robot's own registered task.
+
+    `start_key` is a client-made nonce: a repeated start returns the same episode.
+    Reply: EpisodeStarted.
+    """
+
+    client_id: str
+    start_key: str
+    slot_id: str = ""
+    task: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeStarted:
+    """The server-minted identity of the episode and the adapter version it is pinned to."""
+
+    episode_id: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One observation; keyed (episode_id, step_index), a repeat gets the stored reply.
+
+    images: camera -> u8[H, W, 3] RGB, upright as the policy expects it. proprio: f32[P].
+    executed: u8[K] `Executed` codes of the previous chunk's actions; empty at step_index 0.
+    Reply: Chunk.
+    """
+
+    episode_id: str
+    step_index: int
+    images: dict[str, np.ndarray]
+    proprio: np.ndarray
+    executed: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """actions: f32[K, A] in the robot's units; `version` is the adapter that produced them."""
+
+    episode_id: str
+    step_index: int
+    actions: np.ndarray
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeEnd:
+    """Ends an episode; answered only when its seal is durable. Reply: EpisodeSealed.
+
+    steps: control steps taken; executed: u8[K] codes of the last chunk's actions.
+    """
+
+    episode_id: str
+    outcome: str
+    steps: int
+    executed: np.ndarray
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSealed:
+    """`counted` is False for aborted and surplus episodes."""
+
+    episode_id: str
+    outcome: str
+    counted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """Bridge-side figures that the agent exports (name from a fixed list). Reply: Ok."""
+
+    client_id: str
+    gauges: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Ok:
+    """Done, nothing to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A typed refusal. `code` is one of agent.wire.errors' codes; nothing else was changed."""
+
+    code: str
+    message: str
+
+
+# ---- operator messages -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerHello:
+    """Opens a learner epoch; older epochs are refused from then on. Reply: LearnerWelcome.
+
+    epoch: integer that the learner increments durably at each of its starts.
+    """
+
+    learner_id: str
+    epoch: int
+    protocol_version: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerWelcome:
+    """base_sha256: content hash of the base model the server serves."""
+
+    protocol_version: int
+    server_id: str
+    policy: str
+    base_sha256: str
+    active_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """`slots` episodes of one task from one init state, pinned to one version.
+
+    Sampling noise of slot k is a pure function of (run_seed, f"{noise_key}#{k}", step index);
+    temperature 0 is greedy. `order_id` is the idempotency key; slot ids are f"{order_id}#{k}".
+    """
+
+    order_id: str
+    suite: str
+    task: str
+    instruction: str
+    split: str
+    init_state: int
+    horizon_steps: int
+    slots: int
+    phase: str
+    version: str
+    temperature: float
+    run_seed: int
+    noise_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class PostOrders:
+    """Idempotent by order id (same id with other content is a Fault). Reply: Ok when durable."""
+
+    epoch: int
+    orders: list[Order]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchEpisodes:
+    """Long poll for sealed, unacknowledged episodes not yet sent in this epoch.
+
+    Answers as soon as there is one, or empty after `wait_s`. Reply: Episodes.
+    """
+
+    epoch: int
+    limit: int
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SealedEpisode:
+    """One sealed episode: its identity, its ledger row, and the bytes of its MCAP file u8[N]."""
+
+    episode_id: str
+    sha256: str
+    order_id: str  # "" for a robot's own task
+    slot_id: str
+    suite: str
+    task: str
+    split: str
+    init_state: int
+    phase: str
+    version: str
+    outcome: str
+    steps: int
+    counted: bool  # False: surplus or aborted
+    payload: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Episodes:
+    """Episodes in seal order."""
+
+    items: list[SealedEpisode]
+
+
+@dataclass(frozen=True, slots=True)
+class AckEpisodes:
+    """The learner holds these durably: {episode_id: sha256}. Idempotent. Reply: Ok."""
+
+    epoch: int
+    episodes: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Activate:
+    """Serve `version` to new unpinned episodes; loads it from the store if needed.
+
+    Reply: Activated. Idempotent. epoch 0 means an operator, not the learner.
+    """
+
+    epoch: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """Go back to the version active before the present one. Reply: Activated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activated:
+    """hold_s: how long the inference loop was held for the copy (0 if already resident)."""
+
+    version: str
+    previous: str
+    hold_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Reply: ServerStatus."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """What `perennial adapters` and the live progress show."""
+
+    server_id: str
+    policy: str
+    active_version: str
+    resident_versions: list[str]
+    open_episodes: int
+    open_slots: int
+    episodes_unacked: int
+    requests: int

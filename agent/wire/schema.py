@@ -1,0 +1,139 @@
+"""Plain msgpack values to message dataclasses, checked field by field.
+
+The readers are built once per dataclass from its annotations, so `messages.py` is the only place
+that says what a message holds. A reader gets the value, its path (for the error) and the array
+frames of the message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from agent.wire.arrays import brief
+from agent.wire.errors import WireError
+
+
+class ArraySource(Protocol):
+    """Where the arrays of a message are; `spec` is what stands in the body in their place."""
+
+    def take(self, spec: Any, path: str) -> np.ndarray: ...
+
+
+T = TypeVar("T")
+Reader = Callable[[Any, str, ArraySource], Any]
+_FIELDS: dict[type, dict[str, Reader]] = {}
+
+
+class _NoArrays:
+    """The array source of values that cannot hold arrays."""
+
+    def take(self, spec: Any, path: str) -> np.ndarray:
+        raise WireError("bad_array", f"{path}: arrays are not allowed here, got {brief(spec)}")
+
+
+def read_plain(cls: type[T], value: Any, path: str) -> T:
+    """An array-free dataclass from plain values such as parsed JSON.
+
+    Raises WireError("bad_message") naming the field below `path` that is missing, extra or wrong.
+    """
+    return reader_of(cls)(value, path, _NoArrays())
+
+
+def fields_of(cls: type) -> dict[str, Reader]:
+    """The fields of a message dataclass, in order, each with its reader."""
+    if cls not in _FIELDS:
+        hints = typing.get_type_hints(cls)
+        _FIELDS[cls] = {f.name: reader_of(hints[f.name]) for f in dataclasses.fields(cls)}
+    return _FIELDS[cls]
+
+
+def reader_of(hint: Any) -> Reader:
+    """The reader of one annotation; it raises WireError(bad_message, bad_array)."""
+    if hint in _SCALARS:
+        return _SCALARS[hint]
+    origin = typing.get_origin(hint)
+    if origin is list:
+        return _list_reader(reader_of(typing.get_args(hint)[0]))
+    if origin is dict:
+        return _dict_reader(reader_of(typing.get_args(hint)[1]))
+    if dataclasses.is_dataclass(hint):
+        return _dataclass_reader(typing.cast(type, hint))
+    raise TypeError(f"no wire form for {hint}")
+
+
+def _read_exactly(kind: type) -> Reader:
+    def read(value: Any, path: str, _arrays: ArraySource) -> Any:
+        if type(value) is not kind:
+            raise WireError(
+                "bad_message", f"{path}: expected {kind.__name__}, got {type(value).__name__}"
+            )
+        return value
+
+    return read
+
+
+def _read_int(value: Any, path: str, _arrays: ArraySource) -> int:
+    if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
+        raise WireError("bad_message", f"{path}: expected a 64-bit integer, got {brief(value)}")
+    return value
+
+
+def finite_number(value: Any, path: str) -> float:
+    """A float or integer from outside; raises WireError("bad_message") for anything else."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise WireError("bad_message", f"{path}: expected a finite number, got {brief(value)}")
+    return float(value)
+
+
+def _read_float(value: Any, path: str, _arrays: ArraySource) -> float:
+    return finite_number(value, path)
+
+
+def _read_array(value: Any, path: str, arrays: ArraySource) -> np.ndarray:
+    return arrays.take(value, path)
+
+
+def _list_reader(read: Reader) -> Reader:
+    def read_list(value: Any, path: str, arrays: ArraySource) -> list[Any]:
+        if type(value) is not list:
+            raise WireError("bad_message", f"{path}: expected a list, got {type(value).__name__}")
+        return [read(item, f"{path}[{i}]", arrays) for i, item in enumerate(value)]
+
+    return read_list
+
+
+def _dict_reader(read: Reader) -> Reader:
+    def read_dict(value: Any, path: str, arrays: ArraySource) -> dict[str, Any]:
+        if type(value) is not dict or any(type(key) is not str for key in value):
+            raise WireError("bad_message", f"{path}: expected a map with string keys")
+        return {key: read(item, f"{path}[{key!r:.40}]", arrays) for key, item in value.items()}
+
+    return read_dict
+
+
+def _dataclass_reader(cls: type) -> Reader:
+    def read_fields(value: Any, path: str, arrays: ArraySource) -> Any:
+        schema = fields_of(cls)
+        if type(value) is not dict or value.keys() != schema.keys():
+            got = sorted(map(brief, value)) if type(value) is dict else type(value).__name__
+            raise WireError(
+                "bad_message", f"{path}: expected the fields {list(schema)}, got {got!s:.300}"
+            )
+        return cls(**{f: read(value[f], f"{path}.{f}", arrays) for f, read in schema.items()})
+
+    return read_fields
+
+
+_SCALARS: dict[Any, Reader] = {
+    str: _read_exactly(str),
+    bool: _read_exactly(bool),
+    int: _read_int,
+    float: _read_float,
+    np.ndarray: _read_array,
+}
