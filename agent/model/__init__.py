@@ -1,0 +1,1 @@
+"""OpenVLA-OFT: architecture, checkpoint folder, pre- and post-processing, LoRA slots."""
