@@ -1,0 +1,208 @@
+"""The adapter store: immutable, content-hashed versions in a folder that two processes share.
+
+`v00007-3f1c...` is a folder of plain files plus `manifest.json`. It is written beside its place,
+synced and renamed, so whatever carries a version name is complete; `verify` proves that it is also
+unaltered. The learner publishes, the agent reads; neither needs torch for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from agent.durable import StorageError, locked, storage_errors, sync_folder, write_synced
+from agent.records import from_json
+from agent.wire.errors import PerennialError, WireError
+
+MANIFEST_NAME = "manifest.json"
+_TEMPORARY_PREFIX = ".publish-"
+_VERSION = re.compile(r"v(\d{5})-([0-9a-f]{12})")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_MAX_MANIFEST_BYTES = 1 << 20
+
+
+class AdapterError(PerennialError):
+    """Base of the store's errors."""
+
+
+class UnknownAdapter(AdapterError):
+    """The store has no such version."""
+
+
+class AdapterCorrupt(AdapterError):
+    """A version's files are not those that were published; it must not be served."""
+
+
+class AdapterConflict(AdapterError):
+    """A version number that is already taken by other content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a version is and where it comes from; `files` maps each file name to its SHA-256.
+
+    number: counts publishes from 1 (0 is the base model). parent: the version it was trained
+    from. metrics: figures at publish. created_unix_s is in no hash.
+    """
+
+    version: str
+    number: int
+    parent: str
+    task: str
+    base_sha256: str
+    method: str
+    metrics: dict[str, float]
+    files: dict[str, str]
+    created_unix_s: float
+
+
+def version_name(number: int, files: Mapping[str, str]) -> str:
+    """Name of the content {file name: SHA-256}: `v<number>-<12 hex of the hash of it all>`."""
+    lines = "".join(f"{name} {sha256}\n" for name, sha256 in sorted(files.items()))
+    return f"v{number:05d}-{hashlib.sha256(lines.encode()).hexdigest()[:12]}"
+
+
+class AdapterStore:
+    """Versions under `root`. Any number of readers; publishers take turns through a lock."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def publish(
+        self,
+        number: int,
+        files: Mapping[str, bytes],
+        *,
+        parent: str,
+        task: str,
+        base_sha256: str,
+        method: str,
+        metrics: Mapping[str, float],
+    ) -> Manifest:
+        """Make `files` the immutable version `number`; durable when this returns.
+
+        The same number with the same files again is a no-op that returns the stored manifest.
+        Raises AdapterConflict if the number has other content, AdapterCorrupt if the same content
+        is there but damaged, StorageError, StateLocked if another process publishes right now.
+        """
+        _check_publish(number, files)
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        manifest = Manifest(
+            version=version_name(number, hashes),
+            number=number,
+            parent=parent,
+            task=task,
+            base_sha256=base_sha256,
+            method=method,
+            metrics={name: float(value) for name, value in metrics.items()},
+            files=dict(sorted(hashes.items())),
+            created_unix_s=time.time(),
+        )
+        with locked(self._root):
+            taken = [name for name in self.versions() if _number_of(name) == number]
+            if taken and taken != [manifest.version]:
+                raise AdapterConflict(
+                    f"adapter number {number} is {taken[0]}, other content would be "
+                    f"{manifest.version}: publish it under the next number"
+                )
+            if taken:
+                self.verify(manifest.version)
+            else:
+                self._write(manifest, files)
+        return self.manifest(manifest.version)
+
+    def versions(self) -> list[str]:
+        """All published versions, lowest number first."""
+        with storage_errors(self._root):
+            if not self._root.is_dir():
+                return []
+            return sorted(name for name in os.listdir(self._root) if _VERSION.fullmatch(name))
+
+    def manifest(self, version: str) -> Manifest:
+        """The manifest, checked field by field; the files behind it are not read.
+
+        Raises UnknownAdapter, AdapterCorrupt.
+        """
+        path = self._folder(version) / MANIFEST_NAME
+        try:
+            with storage_errors(path), open(path, "rb") as file:
+                data = file.read(_MAX_MANIFEST_BYTES + 1)
+            manifest = from_json(Manifest, data, MANIFEST_NAME)
+        except (StorageError, WireError) as error:
+            raise AdapterCorrupt(f"{version}: {MANIFEST_NAME} is unreadable: {error}") from error
+        expected = version_name(manifest.number, manifest.files)
+        if not manifest.version == version == expected:
+            raise AdapterCorrupt(
+                f"{version}: {MANIFEST_NAME} describes {manifest.version}, its files {expected}"
+            )
+        return manifest
+
+    def verify(self, version: str) -> Path:
+        """The folder of a version whose every byte is as published.
+
+        Raises UnknownAdapter, AdapterCorrupt.
+        """
+        manifest = self.manifest(version)
+        folder = self._folder(version)
+        with storage_errors(folder):
+            found = {path.name for path in folder.iterdir()} - {MANIFEST_NAME}
+        if found != manifest.files.keys():
+            raise AdapterCorrupt(
+                f"{version}: has files {sorted(found)}, expected {sorted(manifest.files)}"
+            )
+        for name, expected in manifest.files.items():
+            sha256 = _file_sha256(folder / name)
+            if sha256 != expected:
+                raise AdapterCorrupt(
+                    f"{version}/{name}: SHA-256 {sha256[:12]}, published {expected[:12]}"
+                )
+        return folder
+
+    def _folder(self, version: str) -> Path:
+        # The pattern also keeps "../" and the like away from the file system.
+        if not _VERSION.fullmatch(version) or not (self._root / version).is_dir():
+            raise UnknownAdapter(
+                f"{version!r:.80} is not in {self._root}; `perennial adapters list` shows what is"
+            )
+        return self._root / version
+
+    def _write(self, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+        with storage_errors(self._root):
+            for leftover in self._root.glob(f"{_TEMPORARY_PREFIX}*"):
+                shutil.rmtree(leftover)  # of a publisher that died: the lock says nobody is at it
+            folder = self._root / f"{_TEMPORARY_PREFIX}{secrets.token_hex(4)}"
+            folder.mkdir()
+            for name, data in files.items():
+                write_synced(folder / name, data)
+            text = json.dumps(asdict(manifest), indent=2, allow_nan=False) + "\n"
+            write_synced(folder / MANIFEST_NAME, text.encode())
+            sync_folder(folder)
+            os.rename(folder, self._root / manifest.version)
+            sync_folder(self._root)
+
+
+def _number_of(version: str) -> int:
+    return int(version[1:6])
+
+
+def _file_sha256(path: Path) -> str:
+    with storage_errors(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_publish(number: int, files: Mapping[str, bytes]) -> None:
+    if not 1 <= number <= 99999:
+        raise ValueError(f"adapter number must be in 1..99999, got {number}")
+    if not files:
+        raise ValueError("an adapter needs at least one file")
+    for name in files:
+        if not _FILE_NAME.fullmatch(name) or name == MANIFEST_NAME:
+            raise ValueError(f"{name!r} cannot be an adapter file; use a plain name")

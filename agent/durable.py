@@ -1,0 +1,108 @@
+"""What "on disk" means here: file contents, directory entries and locks that survive a crash.
+
+A new or renamed file is durable only when its bytes *and* its directory entry are synced. Every
+OSError leaves this module as a StorageError that names the path and the way out.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agent.wire.errors import PerennialError
+
+LOCK_NAME = "lock"
+
+_WAYS_OUT = {
+    errno.ENOSPC: "free disk space, then start again",
+    errno.EDQUOT: "free disk quota, then start again",
+    errno.EACCES: "make the path writable for this user or choose another one",
+    errno.EPERM: "make the path writable for this user or choose another one",
+    errno.EROFS: "the file system is read-only: choose another path",
+    errno.ENOTDIR: "a file is where a folder is needed: choose another path",
+}
+
+
+class StorageError(PerennialError):
+    """The disk refused; the message has the path, the cause and the way out."""
+
+
+class StateLocked(StorageError):
+    """Another process holds this state directory."""
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn OSErrors raised inside into StorageErrors about `path`."""
+    try:
+        yield
+    except OSError as error:
+        way_out = _WAYS_OUT.get(error.errno or 0, "check the disk")
+        raise StorageError(f"{path}: {error.strerror or error}; {way_out}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the directory entries of `folder` durable. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Create `path` with `data` synced; its directory entry is not synced. Raises OSError."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` at `path` so that a crash leaves the old file or the new one, durably.
+
+    Raises StorageError.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with storage_errors(path):
+        try:
+            write_synced(temporary, data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` alone, creating it if needed, until the block ends or the process dies.
+
+    Raises StateLocked at once if another process (or another block of this one) holds it.
+    """
+    path = folder / LOCK_NAME
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _take(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)  # closing releases the lock; the file stays, or two could hold it
+
+
+def _take(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        raise StateLocked(
+            f"{folder} is in use by process {holder}; stop it or choose another folder"
+        ) from error
+    with storage_errors(folder):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode("ascii"), 0)

@@ -1,0 +1,208 @@
+"""The journal: what the server hands its episodes, orders and activations to.
+
+Records are checked here, in the caller's thread, and written by the journal's own thread
+(`agent.journal_writer`), which reports back when they survive a loss of power.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from queue import SimpleQueue
+
+from agent.durable import locked, storage_errors, sync_folder
+from agent.episode import ChunkRecord, EndRecord, EpisodeChecker, EpisodeCorrupt, EpisodeMeta
+from agent.journal_writer import Append, Change, Command, JournalWriter, Open, Seal, Stop
+from agent.ledger import EpisodeRow, Ledger, LedgerReader, SealedRow, ledger_errors
+from agent.recovery import Recovered, episode_path, recover_state
+from agent.wire.errors import PerennialError, WireError
+from agent.wire.messages import Order
+
+LEDGER_NAME = "agent.db"
+EPISODES_NAME = "episodes"
+_MAX_QUEUED = 2048  # commands: bounds the memory that a slow disk can cost
+
+_log = logging.getLogger(__name__)
+
+
+class JournalFailed(PerennialError):
+    """The journal has stopped (disk full, I/O error or a bug); nothing more becomes durable."""
+
+
+class Journal:
+    """The agent's durable memory under `root`: agent.db, episodes/, lock.
+
+    Call `recover`, then `start`, then the rest. `open`, `append` and `seal` are for one caller
+    thread; all callbacks run in the journal's thread and must not block or raise.
+
+    Args:
+        root: state directory, created if needed; held alone until `close`.
+        flush_interval_s: at most this long after `append` a chunk survives a loss of power.
+    """
+
+    def __init__(self, root: Path, flush_interval_s: float = 0.25) -> None:
+        """Raises StateLocked if another process holds `root`, StorageError."""
+        if not flush_interval_s > 0:
+            raise ValueError(f"flush_interval_s must be > 0, got {flush_interval_s}")
+        self._root = root
+        self._folder = root / EPISODES_NAME
+        self._queue: SimpleQueue[Command] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._failure: JournalFailed | None = None
+        self._checkers: dict[str, EpisodeChecker] = {}  # of open episodes; the caller's thread
+        self._resources = ExitStack()
+        with self._resources as stack:
+            stack.enter_context(locked(root))
+            with storage_errors(self._folder):
+                self._folder.mkdir(exist_ok=True)
+            self._ledger = Ledger(root / LEDGER_NAME)
+            stack.callback(self._ledger.close)
+            self._reader = LedgerReader(root / LEDGER_NAME)
+            stack.callback(self._reader.close)
+            self._writer = JournalWriter(self._folder, self._ledger, flush_interval_s)
+            self._resources = stack.pop_all()
+
+    # ---- life --------------------------------------------------------------------------------
+
+    def recover(self) -> Recovered:
+        """Seal, set aside or remove what the last process left. Raises StorageError."""
+        with storage_errors(self._root), ledger_errors(self._root / LEDGER_NAME):
+            recovered = recover_state(self._folder, self._ledger)
+            sync_folder(self._root)
+            sync_folder(self._root.parent)
+        return recovered
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, timeout_s: float) -> None:
+        """Write what was handed over, then let go of `root`; open episodes stay torn.
+
+        Raises JournalFailed if something handed over is not durable.
+        """
+        if self._thread.is_alive():
+            self._queue.put(Stop())
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                raise JournalFailed(f"the journal did not stop within {timeout_s:.1f} s")
+        self._resources.close()
+        self._check_alive()
+
+    @property
+    def failure(self) -> JournalFailed | None:
+        """Why the journal has stopped; callbacks still pending will then never come."""
+        return self._failure
+
+    # ---- writing -----------------------------------------------------------------------------
+
+    def open(self, meta: EpisodeMeta) -> None:
+        """Begin an episode. Raises EpisodeInvalid, JournalFailed, WireError("overloaded")."""
+        if meta.episode_id in self._checkers:
+            raise WireError("conflict", f"episode {meta.episode_id} is open already")
+        self._check_room()
+        self._checkers[meta.episode_id] = EpisodeChecker(meta)
+        self._put(Open(meta))
+
+    def append(self, episode_id: str, chunk: ChunkRecord) -> None:
+        """Add the next chunk; its arrays must not change afterwards.
+
+        Raises WireError("unknown_episode", "overloaded"), EpisodeInvalid, JournalFailed; the
+        episode is then as it was.
+        """
+        checker = self._checker(episode_id)
+        self._check_room()
+        checker.chunk(chunk)
+        self._put(Append(episode_id, chunk))
+
+    def seal(
+        self,
+        episode_id: str,
+        end: EndRecord,
+        counted: bool,
+        on_durable: Callable[[SealedRow], None],
+    ) -> None:
+        """End an episode. Raises WireError("unknown_episode"), EpisodeInvalid, JournalFailed."""
+        self._checker(episode_id).end(end)
+        self._put(Seal(episode_id, end, counted, on_durable))
+        del self._checkers[episode_id]
+
+    def post_orders(self, orders: Iterable[Order], on_durable: Callable[[], None]) -> None:
+        """Add orders; those known by id are left alone. Raises JournalFailed."""
+        posted = list(orders)
+        self._put(Change(lambda ledger: ledger.add_orders(posted), lambda _: on_durable()))
+
+    def set_active(self, version: str, on_durable: Callable[[], None]) -> None:
+        """Add `version` to the history of activations. Raises JournalFailed."""
+        self._put(Change(lambda ledger: ledger.add_activation(version), lambda _: on_durable()))
+
+    def ack(self, hashes: Mapping[str, str], on_durable: Callable[[dict[str, str]], None]) -> None:
+        """The learner holds {episode id: sha256}; their files are removed once this is durable.
+
+        `on_durable` gets {refused id: why}, empty if all is well. Raises JournalFailed.
+        """
+        held = dict(hashes)
+
+        def then(result: tuple[list[str], dict[str, str]]) -> None:
+            acked, refused = result
+            for episode_id in acked:
+                episode_path(self._folder, episode_id).unlink(missing_ok=True)
+            on_durable(refused)
+
+        self._put(Change(lambda ledger: ledger.ack(held), then))
+
+    # ---- reading (a connection of its own: sees what is durable) -----------------------------
+
+    def fetch_rows(self, after_seq: int, limit: int) -> list[SealedRow]:
+        """Sealed, unacknowledged episodes with sealed_seq > after_seq, in seal order."""
+        with ledger_errors(self._root / LEDGER_NAME):
+            return self._reader.unacked(after_seq, limit)
+
+    def row(self, episode_id: str) -> EpisodeRow | None:
+        """What the ledger knows of one episode."""
+        with ledger_errors(self._root / LEDGER_NAME):
+            return self._reader.episode(episode_id)
+
+    def payload(self, row: SealedRow) -> bytes:
+        """The file of a sealed episode. Raises EpisodeCorrupt if it was altered, StorageError."""
+        path = episode_path(self._folder, row.episode_id)
+        with storage_errors(path):
+            data = path.read_bytes()
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 != row.sha256:
+            raise EpisodeCorrupt(f"{path}: SHA-256 {sha256}, sealed with {row.sha256}")
+        return data
+
+    # ---- the caller's side of the queue ------------------------------------------------------
+
+    def _checker(self, episode_id: str) -> EpisodeChecker:
+        checker = self._checkers.get(episode_id)
+        if checker is None:
+            raise WireError("unknown_episode", f"{episode_id!r:.60} is not open in the journal")
+        return checker
+
+    def _check_alive(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _check_room(self) -> None:
+        self._check_alive()
+        if self._queue.qsize() >= _MAX_QUEUED:
+            raise WireError("overloaded", f"{_MAX_QUEUED} records wait for the disk; try later")
+
+    def _put(self, command: Command) -> None:
+        self._check_alive()
+        self._queue.put(command)
+
+    def _run(self) -> None:
+        try:
+            self._writer.run(self._queue)
+        except Exception as error:  # the one place: every later call gets it as JournalFailed
+            _log.exception("the journal has stopped")
+            self._failure = JournalFailed(
+                f"the journal in {self._root} has stopped: {type(error).__name__}: {error}; "
+                "mend the cause and start the server again"
+            )

@@ -1,0 +1,286 @@
+"""The agent's ledger: orders, episodes and activations in one SQLite file (WAL, FULL).
+
+An episode's row goes open -> sealed -> acked; a file that cannot be trusted makes it quarantined.
+`Ledger` writes and belongs to one thread at a time, `LedgerReader` sees what was committed, also
+from another process while the server runs. A committed transaction survives a loss of power.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from agent.durable import StorageError
+from agent.episode import EndRecord, EpisodeMeta
+from agent.records import from_json, to_json
+from agent.wire.messages import Order
+
+SCHEMA_VERSION = 1
+_BUSY_TIMEOUT_S = 5.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS orders (
+    place INTEGER PRIMARY KEY AUTOINCREMENT,  -- posting order
+    order_id TEXT NOT NULL UNIQUE,
+    task TEXT NOT NULL,
+    phase TEXT NOT NULL,
+    body TEXT NOT NULL                        -- the Order as JSON
+);
+CREATE TABLE IF NOT EXISTS episodes (
+    episode_id TEXT PRIMARY KEY,
+    order_id TEXT NOT NULL,
+    slot_id TEXT NOT NULL,
+    suite TEXT NOT NULL,
+    task TEXT NOT NULL,
+    split TEXT NOT NULL,
+    init_state INTEGER NOT NULL,
+    phase TEXT NOT NULL,
+    version TEXT NOT NULL,
+    state TEXT NOT NULL,
+    outcome TEXT NOT NULL DEFAULT '',
+    steps INTEGER NOT NULL DEFAULT 0,
+    counted INTEGER NOT NULL DEFAULT 0,
+    sha256 TEXT NOT NULL DEFAULT '',
+    size_bytes INTEGER NOT NULL DEFAULT 0,
+    sealed_seq INTEGER NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL DEFAULT '',
+    meta TEXT NOT NULL                        -- the EpisodeMeta as JSON
+);
+CREATE UNIQUE INDEX IF NOT EXISTS one_counted_per_slot
+    ON episodes (slot_id) WHERE counted = 1 AND slot_id != '';
+CREATE UNIQUE INDEX IF NOT EXISTS episodes_by_seq ON episodes (sealed_seq) WHERE sealed_seq > 0;
+CREATE INDEX IF NOT EXISTS episodes_by_state ON episodes (state, sealed_seq);
+CREATE TABLE IF NOT EXISTS activations (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    version TEXT NOT NULL,
+    unix_s REAL NOT NULL
+);
+"""
+
+
+class EpisodeState(StrEnum):
+    OPEN = "open"
+    SEALED = "sealed"  # durable, waiting for the learner
+    ACKED = "acked"  # durable at the learner
+    QUARANTINED = "quarantined"  # kept aside, not to be trusted
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRow:
+    """One row. sealed_seq: order of sealing from 1, 0 while open; reason: why aborted or aside."""
+
+    episode_id: str
+    order_id: str
+    slot_id: str
+    suite: str
+    task: str
+    split: str
+    init_state: int
+    phase: str
+    version: str
+    state: str
+    outcome: str
+    steps: int
+    counted: bool
+    sha256: str
+    size_bytes: int
+    sealed_seq: int
+    reason: str
+
+
+SealedRow = EpisodeRow  # with sha256, size_bytes and sealed_seq set
+
+_COLUMNS = ", ".join(EpisodeRow.__dataclass_fields__)
+
+
+class LedgerReader:
+    """A read-only view. Raises StorageError if the file is missing, foreign or unreadable."""
+
+    _mode = "ro"
+
+    def __init__(self, path: Path) -> None:
+        self._db = _connect(path, self._mode)
+        with ledger_errors(path):
+            found = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if found != SCHEMA_VERSION:
+            raise StorageError(f"{path}: ledger version {found}, expected {SCHEMA_VERSION}")
+
+    def unacked(self, after_seq: int, limit: int) -> list[SealedRow]:
+        """Sealed episodes that the learner has not acknowledged, in seal order."""
+        return self._rows(
+            "state = 'sealed' AND sealed_seq > ? ORDER BY sealed_seq LIMIT ?", after_seq, limit
+        )
+
+    def episode(self, episode_id: str) -> EpisodeRow | None:
+        rows = self._rows("episode_id = ?", episode_id)
+        return rows[0] if rows else None
+
+    def episodes(self) -> list[EpisodeRow]:
+        """Every episode, oldest first (ids sort by time)."""
+        return self._rows("TRUE ORDER BY episode_id")
+
+    def metas(self, state: EpisodeState) -> list[EpisodeMeta]:
+        """The full metadata of the episodes in one state."""
+        rows = self._db.execute("SELECT meta FROM episodes WHERE state = ?", (state,))
+        return [from_json(EpisodeMeta, text, "episodes.meta") for (text,) in rows]
+
+    def orders(self) -> list[Order]:
+        """All orders, as posted."""
+        rows = self._db.execute("SELECT body FROM orders ORDER BY place")
+        return [from_json(Order, text, "orders.body") for (text,) in rows]
+
+    def filled(self) -> dict[str, str]:
+        """{slot id: counted episode id}."""
+        query = "SELECT slot_id, episode_id FROM episodes WHERE counted = 1 AND slot_id != ''"
+        return dict(self._db.execute(query))
+
+    def activations(self) -> list[str]:
+        """The versions that were made active, in order; the last one is active."""
+        query = "SELECT version FROM activations ORDER BY seq"
+        return [version for (version,) in self._db.execute(query)]
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _rows(self, condition: str, *values: object) -> list[EpisodeRow]:
+        query = f"SELECT {_COLUMNS} FROM episodes WHERE {condition}"
+        return [
+            EpisodeRow(**{**row, "counted": bool(row["counted"])})
+            for row in self._db.execute(query, values)
+        ]
+
+
+class Ledger(LedgerReader):
+    """The one writer. Its changes take effect together, at the end of `transaction`."""
+
+    _mode = "rw"
+
+    def __init__(self, path: Path) -> None:
+        """Opens or creates. Raises StorageError."""
+        _create(path)
+        super().__init__(path)
+        self._db.execute("PRAGMA synchronous = FULL")
+        query = "SELECT IFNULL(MAX(sealed_seq), 0) FROM episodes"
+        self._last_seq: int = self._db.execute(query).fetchone()[0]
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; durable when the block has ended."""
+        last_seq = self._last_seq
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._last_seq = last_seq
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def add_orders(self, orders: Iterable[Order]) -> None:
+        """Orders that are there already stay as they are."""
+        self._db.executemany(
+            "INSERT OR IGNORE INTO orders (order_id, task, phase, body) VALUES (?, ?, ?, ?)",
+            [(o.order_id, o.task, o.phase, to_json(o)) for o in orders],
+        )
+
+    def add_episode(self, meta: EpisodeMeta) -> None:
+        """A new open episode. Raises sqlite3.IntegrityError for an id that exists."""
+        self._db.execute(
+            "INSERT INTO episodes (episode_id, order_id, slot_id, suite, task, split, init_state,"
+            " phase, version, state, meta) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'open', ?)",
+            (
+                *(meta.episode_id, meta.order_id, meta.slot_id, meta.suite, meta.task),
+                *(meta.split, meta.init_state, meta.phase, meta.version, to_json(meta)),
+            ),
+        )
+
+    def seal_episode(
+        self, episode_id: str, end: EndRecord, counted: bool, sha256: str, size_bytes: int
+    ) -> SealedRow:
+        """open -> sealed, with the next sealed_seq.
+
+        Raises StorageError if the episode is not open, sqlite3.IntegrityError if it would be the
+        second counted episode of its slot.
+        """
+        self._last_seq += 1
+        changed = self._db.execute(
+            "UPDATE episodes SET state = 'sealed', outcome = ?, steps = ?, counted = ?, sha256 = ?,"
+            " size_bytes = ?, sealed_seq = ?, reason = ? WHERE episode_id = ? AND state = 'open'",
+            (
+                *(str(end.outcome), end.steps, counted, sha256, size_bytes, self._last_seq),
+                *(end.reason, episode_id),
+            ),
+        ).rowcount
+        row = self.episode(episode_id)
+        if changed != 1 or row is None:
+            raise StorageError(f"episode {episode_id} is not open in the ledger: cannot be sealed")
+        return row
+
+    def ack(self, hashes: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+        """sealed -> acked for {episode id: sha256}.
+
+        Returns (ids that are acked now, {refused id: why}). Repeating an ack is not refused; an
+        unknown id or another hash is.
+        """
+        acked, refused = [], {}
+        for episode_id, sha256 in hashes.items():
+            row = self.episode(episode_id)
+            if row is None or row.state not in (EpisodeState.SEALED, EpisodeState.ACKED):
+                refused[episode_id] = f"is {row.state if row else 'unknown'}, not sealed"
+            elif row.sha256 != sha256:
+                refused[episode_id] = f"SHA-256 {sha256[:12]}, sealed with {row.sha256[:12]}"
+            else:
+                acked.append(episode_id)
+        self._db.executemany(
+            "UPDATE episodes SET state = 'acked' WHERE episode_id = ?", [(e,) for e in acked]
+        )
+        return acked, refused
+
+    def quarantine_episode(self, episode_id: str, reason: str) -> None:
+        """Any state -> quarantined: it no longer counts and its slot is to be collected again."""
+        self._db.execute(
+            "UPDATE episodes SET state = 'quarantined', counted = 0, reason = ?"
+            " WHERE episode_id = ?",
+            (reason, episode_id),
+        )
+
+    def add_activation(self, version: str) -> None:
+        self._db.execute(
+            "INSERT INTO activations (version, unix_s) VALUES (?, ?)", (version, time.time())
+        )
+
+
+@contextmanager
+def ledger_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors raised inside into StorageErrors about `path`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StorageError(f"{path}: {error}; check the disk and who may write there") from error
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    with ledger_errors(path):
+        db = sqlite3.connect(
+            uri,
+            uri=True,
+            timeout=_BUSY_TIMEOUT_S,
+            isolation_level=None,  # transactions are explicit
+            check_same_thread=False,
+        )
+    db.row_factory = sqlite3.Row
+    return db
+
+
+def _create(path: Path) -> None:
+    db = _connect(path, "rwc")
+    with ledger_errors(path), closing(db):
+        db.execute("PRAGMA journal_mode = WAL")
+        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")

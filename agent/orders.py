@@ -1,0 +1,273 @@
+"""Which slot of which order runs where: the order book, pure and in memory.
+
+No IO, no clock, no randomness but the id mint handed in: the same calls give the same answers.
+A slot is free, leased (a client may start it), running (one open episode) or filled (one counted
+episode). Free slots are leased in the order in which they were posted. A slot whose episode is
+aborted becomes free again; at most one episode counts per slot.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from agent.wire.errors import WireError
+from agent.wire.messages import Order, Outcome, SlotLease
+
+
+class SlotState(Enum):
+    FREE = auto()
+    LEASED = auto()
+    RUNNING = auto()
+    FILLED = auto()
+
+
+@dataclass(slots=True)
+class Slot:
+    """One episode to collect; `place` is its rank in posting order."""
+
+    slot_id: str
+    order: Order
+    index: int
+    place: int
+    state: SlotState = SlotState.FREE
+    client_id: str = ""
+    start_key: str = ""
+    episode_id: str = ""  # of the open episode (RUNNING) or the counted one (FILLED)
+    expires_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """`is_new` is False when a repeated start got the episode that it had already started."""
+
+    episode_id: str
+    order: Order
+    slot_index: int
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """Slots free again, and open episodes that the caller must end with `finish(.., "aborted")`."""
+
+    slot_ids: list[str]
+    episode_ids: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """`counted`: this episode is the one that its slot keeps."""
+
+    slot_id: str
+    counted: bool
+    state: SlotState
+
+
+def slot_id_of(order: Order, index: int) -> str:
+    return f"{order.order_id}#{index}"
+
+
+class OrderBook:
+    """Orders, slots and leases.
+
+    Args:
+        lease_s: seconds of silence after which a lease or an open episode expires.
+        mint: makes a fresh episode id.
+    """
+
+    def __init__(self, lease_s: float, mint: Callable[[], str]) -> None:
+        if not lease_s > 0:
+            raise ValueError(f"lease_s must be > 0, got {lease_s}")
+        self._lease_s = lease_s
+        self._mint = mint
+        self._orders: dict[str, Order] = {}
+        self._slots: dict[str, Slot] = {}
+        self._free: dict[tuple[str, str], list[tuple[int, str]]] = {}  # (suite, version) -> heap
+        self._held: dict[str, Slot] = {}  # slot id -> leased or running slot, oldest lease first
+        self._running: dict[str, Slot] = {}  # episode id -> slot
+        self._filled = 0
+
+    def post(self, orders: Iterable[Order]) -> list[Order]:
+        """Add orders, all or none; returns the new ones.
+
+        Raises WireError("conflict") if an order id is known with other content, ("bad_message")
+        for an order without a slot.
+        """
+        new: dict[str, Order] = {}
+        for order in orders:
+            known = self._orders.get(order.order_id) or new.get(order.order_id)
+            if known is not None and known != order:
+                raise WireError("conflict", f"order {order.order_id!r} exists with other content")
+            if order.slots < 1:
+                raise WireError(
+                    "bad_message", f"order {order.order_id!r}: slots must be >= 1: {order.slots}"
+                )
+            if known is None:
+                new[order.order_id] = order
+        for order in new.values():
+            self._orders[order.order_id] = order
+            for index in range(order.slots):
+                slot = Slot(slot_id_of(order, index), order, index, place=len(self._slots))
+                self._slots[slot.slot_id] = slot
+                self._set_free(slot)
+        return list(new.values())
+
+    def restore(self, orders: Iterable[Order], filled: Mapping[str, str]) -> None:
+        """Rebuild an empty book from the journal: orders as posted, {slot id: episode id}.
+
+        Raises WireError("unknown_slot") for a filled slot that no order has.
+        """
+        self.post(orders)
+        for slot_id, episode_id in filled.items():
+            slot = self._slot(slot_id)
+            slot.state, slot.episode_id = SlotState.FILLED, episode_id
+            self._filled += 1
+        for heap in self._free.values():
+            # Posted in rising order, so the list is sorted, and a sorted list is a heap.
+            heap[:] = [entry for entry in heap if entry[1] not in filled]
+
+    # ---- what clients do ---------------------------------------------------------------------
+
+    def lease(
+        self,
+        client_id: str,
+        suite: str,
+        count: int,
+        now_s: float,
+        versions: Collection[str] | None = None,
+    ) -> list[SlotLease]:
+        """Lease up to `count` free slots of `suite`, in posting order.
+
+        versions: lease only slots pinned to one of these (those the policy can serve now);
+        None means any.
+        """
+        leases: list[SlotLease] = []
+        heaps = [
+            heap
+            for (of_suite, version), heap in self._free.items()
+            if of_suite == suite and (versions is None or version in versions)
+        ]
+        while len(leases) < count and any(heaps):
+            _, slot_id = heapq.heappop(min(filter(None, heaps), key=lambda heap: heap[0]))
+            slot = self._slots[slot_id]
+            slot.state, slot.client_id = SlotState.LEASED, client_id
+            slot.expires_s = now_s + self._lease_s
+            self._held[slot_id] = slot
+            leases.append(self._lease_of(slot))
+        return leases
+
+    def start(self, slot_id: str, client_id: str, start_key: str, now_s: float) -> Started:
+        """Open the episode of a slot leased to this client; a repeated start gets the same one.
+
+        Raises WireError: unknown_slot, lease_lost (expired, or leased to another client),
+        episode_open_elsewhere (running under another start key).
+        """
+        slot = self._slot(slot_id)
+        if slot.client_id != client_id or slot.state not in (SlotState.LEASED, SlotState.RUNNING):
+            raise WireError(
+                "lease_lost",
+                f"slot {slot_id!r} is {slot.state.name.lower()} and not leased to {client_id!r}",
+            )
+        is_new = slot.state is SlotState.LEASED
+        if is_new:
+            slot.state, slot.start_key, slot.episode_id = SlotState.RUNNING, start_key, self._mint()
+            self._running[slot.episode_id] = slot
+        elif slot.start_key != start_key:
+            raise WireError(
+                "episode_open_elsewhere", f"slot {slot_id!r} has open episode {slot.episode_id}"
+            )
+        slot.expires_s = now_s + self._lease_s
+        return Started(slot.episode_id, slot.order, slot.index, is_new)
+
+    def touch_episode(self, episode_id: str, now_s: float) -> None:
+        """A sign of life of one open episode; episodes that run in no slot are ignored."""
+        slot = self._running.get(episode_id)
+        if slot is not None:
+            slot.expires_s = now_s + self._lease_s
+
+    # ---- what ends a lease -------------------------------------------------------------------
+
+    def expire(self, now_s: float) -> Expired:
+        """Free the leases that ran out; name the open episodes that did, in lease order.
+
+        A named episode stays open, and is named again, until the caller finishes it.
+        """
+        silent = [slot for slot in self._held.values() if slot.expires_s <= now_s]
+        leased = [slot for slot in silent if slot.state is SlotState.LEASED]
+        for slot in leased:
+            self._set_free(slot)
+        return Expired(
+            [slot.slot_id for slot in leased],
+            [slot.episode_id for slot in silent if slot.state is SlotState.RUNNING],
+        )
+
+    def finish(self, episode_id: str, outcome: str) -> Finished:
+        """Close an open episode: it counts and fills its slot unless it was aborted.
+
+        Raises WireError: unknown_episode if it is open in no slot, bad_outcome.
+        """
+        if outcome not in set(Outcome):
+            raise WireError("bad_outcome", f"{outcome!r:.40}, expected one of {[*Outcome]}")
+        slot = self._running.get(episode_id)
+        if slot is None:
+            raise WireError("unknown_episode", f"{episode_id!r:.60} is open in no slot")
+        if outcome == Outcome.ABORTED:
+            self._set_free(slot)
+        else:
+            del self._running[episode_id], self._held[slot.slot_id]
+            slot.state, slot.client_id, slot.start_key = SlotState.FILLED, "", ""
+            self._filled += 1
+        return Finished(slot.slot_id, slot.state is SlotState.FILLED, slot.state)
+
+    # ---- figures -----------------------------------------------------------------------------
+
+    def open_slots(self) -> int:
+        """Slots that still need an episode (free, leased or running)."""
+        return len(self._slots) - self._filled
+
+    def free_versions(self) -> list[str]:
+        """The versions that free slots are pinned to, those of the oldest slot first."""
+        oldest: dict[str, int] = {}
+        for (_, version), heap in self._free.items():
+            if heap:
+                oldest[version] = min(heap[0][0], oldest.get(version, heap[0][0]))
+        return sorted(oldest, key=oldest.__getitem__)
+
+    def filled(self) -> dict[str, str]:
+        """{slot id: counted episode id}."""
+        return {s.slot_id: s.episode_id for s in self._slots.values() if s.state.name == "FILLED"}
+
+    def orders(self) -> list[Order]:
+        """All orders, as posted."""
+        return list(self._orders.values())
+
+    def _slot(self, slot_id: str) -> Slot:
+        slot = self._slots.get(slot_id)
+        if slot is None:
+            raise WireError("unknown_slot", f"no order has slot {slot_id!r:.120}")
+        return slot
+
+    def _set_free(self, slot: Slot) -> None:
+        self._held.pop(slot.slot_id, None)
+        self._running.pop(slot.episode_id, None)
+        slot.state, slot.client_id, slot.start_key, slot.episode_id = SlotState.FREE, "", "", ""
+        heap = self._free.setdefault((slot.order.suite, slot.order.version), [])
+        heapq.heappush(heap, (slot.place, slot.slot_id))
+
+    def _lease_of(self, slot: Slot) -> SlotLease:
+        order = slot.order
+        return SlotLease(
+            slot_id=slot.slot_id,
+            suite=order.suite,
+            task=order.task,
+            instruction=order.instruction,
+            split=order.split,
+            init_state=order.init_state,
+            horizon_steps=order.horizon_steps,
+            phase=order.phase,
+            version=order.version,
+            lease_s=self._lease_s,
+        )

@@ -1,0 +1,158 @@
+"""What a crash has left, brought back to a state in which every file has one trusted row.
+
+Run at boot, before anything is written, by the holder of the lock. It may itself be killed at any
+point and run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from agent.durable import storage_errors, sync_folder, write_synced
+from agent.episode import EndRecord, EpisodeMeta, EpisodePrefix, read_prefix
+from agent.episode_writer import EpisodeWriter
+from agent.ledger import EpisodeState, Ledger
+from agent.wire.messages import BASE_VERSION, Order, Outcome
+
+RESTART_REASON = "server restarted"
+QUARANTINE_NAME = "quarantine"
+_REWRITE_PREFIX = ".rewrite-"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What the server starts from.
+
+    orders: as posted. filled: {slot id: counted episode id}. aborted: episodes that were open when
+    the server died, now sealed as aborted. activations: every version made active, in order.
+    quarantined: {episode id or file name: why} of this boot.
+    """
+
+    orders: list[Order]
+    filled: dict[str, str]
+    activations: list[str]
+    aborted: list[str] = field(default_factory=list)
+    quarantined: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def active_version(self) -> str:
+        return self.activations[-1] if self.activations else BASE_VERSION
+
+
+def episode_path(folder: Path, episode_id: str) -> Path:
+    return folder / f"{episode_id}.mcap"
+
+
+def recover_state(folder: Path, ledger: Ledger) -> Recovered:
+    """Bring the episode files in `folder` and the ledger into agreement.
+
+    Raises StorageError, OSError or sqlite3.Error when the disk refuses; run it again then.
+    """
+    for leftover in folder.glob(f"{_REWRITE_PREFIX}*"):
+        leftover.unlink()  # the torn original is still there
+    quarantined = _check_sealed(folder, ledger)
+    aborted = _seal_open(folder, ledger, quarantined)
+    _sweep(folder, ledger, quarantined)
+    for name, reason in quarantined.items():
+        _log.warning("quarantined %s: %s", name, reason)
+    return Recovered(ledger.orders(), ledger.filled(), ledger.activations(), aborted, quarantined)
+
+
+def _check_sealed(folder: Path, ledger: Ledger) -> dict[str, str]:
+    """Quarantine every sealed row whose file is missing or altered."""
+    quarantined = {}
+    for row in ledger.unacked(after_seq=0, limit=-1):
+        path = episode_path(folder, row.episode_id)
+        if not path.exists():
+            quarantined[row.episode_id] = "sealed, but its file is missing"
+            continue
+        with open(path, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 != row.sha256:
+            quarantined[row.episode_id] = f"SHA-256 {sha256}, sealed with {row.sha256}"
+    with ledger.transaction():
+        for episode_id, reason in quarantined.items():
+            ledger.quarantine_episode(episode_id, reason)
+    return quarantined
+
+
+def _seal_open(folder: Path, ledger: Ledger, quarantined: dict[str, str]) -> list[str]:
+    """Seal every open episode as aborted, with what can be read of it; returns their ids."""
+    sealed: dict[str, tuple[EndRecord, str, int]] = {}
+    distrusted: dict[str, str] = {}
+    for meta in ledger.metas(EpisodeState.OPEN):
+        path = episode_path(folder, meta.episode_id)
+        prefix = EpisodePrefix(meta)
+        if path.exists() and path.stat().st_size:
+            prefix = read_prefix(path)
+        if prefix.meta == meta:
+            sealed[meta.episode_id] = _rewrite(path, meta, prefix)
+        elif prefix.meta is None:
+            distrusted[meta.episode_id] = f"torn beyond reading: {prefix.problem}"
+        else:
+            distrusted[meta.episode_id] = "holds another episode than the ledger says"
+    sync_folder(folder)
+    with ledger.transaction():
+        for episode_id, (end, sha256, size_bytes) in sealed.items():
+            ledger.seal_episode(episode_id, end, False, sha256, size_bytes)
+        for episode_id, reason in distrusted.items():
+            ledger.quarantine_episode(episode_id, reason)
+    quarantined |= distrusted
+    return list(sealed)
+
+
+def _rewrite(path: Path, meta: EpisodeMeta, prefix: EpisodePrefix) -> tuple[EndRecord, str, int]:
+    """Put a whole file with the readable chunks and an aborted end in place of the torn one."""
+    chunk_steps = prefix.chunks[0].tokens_KA.shape[0] if prefix.chunks else 0
+    end = EndRecord(
+        outcome=Outcome.ABORTED,
+        steps=0,  # what was executed of the last chunks is not known, so nothing is claimed
+        executed_TK=np.zeros((len(prefix.chunks), chunk_steps), np.uint8),
+        reason=RESTART_REASON,
+        sealed_unix_s=time.time(),
+    )
+    temporary = path.with_name(_REWRITE_PREFIX + path.name)
+    writer = EpisodeWriter(temporary, meta)
+    for chunk in prefix.chunks:
+        writer.append(chunk)
+    sha256, size_bytes = writer.seal(end)
+    os.replace(temporary, path)
+    return end, sha256, size_bytes
+
+
+def _sweep(folder: Path, ledger: Ledger, quarantined: dict[str, str]) -> None:
+    """Remove the files of acknowledged episodes; set aside those that no row vouches for."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            continue
+        row = ledger.episode(path.stem) if path.suffix == ".mcap" else None
+        if row is None:
+            quarantined[path.name] = "no ledger row"
+            set_aside(path, "no ledger row")
+        elif row.state == EpisodeState.QUARANTINED:
+            set_aside(path, row.reason)
+        elif row.state == EpisodeState.ACKED:
+            path.unlink()
+    sync_folder(folder)
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Move a file to the quarantine beside it, with a note that says why. Raises StorageError."""
+    folder = path.parent / QUARANTINE_NAME
+    with storage_errors(path):
+        folder.mkdir(exist_ok=True)
+        target = folder / path.name
+        if target.exists():
+            target = folder / f"{path.stem}.{time.time_ns()}{path.suffix}"
+        write_synced(target.with_name(f"{target.name}.reason"), f"{reason}\n".encode())
+        os.rename(path, target)
+        sync_folder(folder)

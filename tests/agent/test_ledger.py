@@ -1,0 +1,123 @@
+"""The ledger's rules hold in the database itself."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from episode_fixtures import make_end, make_meta, make_order
+
+from agent.durable import StorageError
+from agent.ledger import EpisodeState, Ledger, LedgerReader
+
+
+def seal(ledger: Ledger, slot_id: str = "", counted: bool = True) -> str:
+    meta = make_meta(slot_id=slot_id)
+    with ledger.transaction():
+        ledger.add_episode(meta)
+        ledger.seal_episode(meta.episode_id, make_end(1), counted, "a" * 64, 10)
+    return meta.episode_id
+
+
+def test_at_most_one_counted_episode_per_slot(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "agent.db")
+    first = seal(ledger, "o#0")
+    seal(ledger, "o#0", counted=False)
+    with pytest.raises(sqlite3.IntegrityError):
+        seal(ledger, "o#0")
+    assert ledger.filled() == {"o#0": first}
+    seal(ledger), seal(ledger)  # a robot's own tasks have no slot
+    with ledger.transaction():
+        ledger.quarantine_episode(first, "altered")
+    assert ledger.filled() == {}
+    second = seal(ledger, "o#0")
+    assert ledger.filled() == {"o#0": second}
+
+
+def test_an_episode_is_opened_and_sealed_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "agent.db")
+    meta = make_meta()
+    with ledger.transaction():
+        ledger.add_episode(meta)
+    with pytest.raises(sqlite3.IntegrityError), ledger.transaction():
+        ledger.add_episode(meta)
+    with ledger.transaction():
+        row = ledger.seal_episode(meta.episode_id, make_end(1), True, "a" * 64, 10)
+    with pytest.raises(StorageError, match="not open"), ledger.transaction():
+        ledger.seal_episode(meta.episode_id, make_end(1), True, "b" * 64, 10)
+    assert ledger.episode(meta.episode_id) == row
+    assert row.counted is True
+
+
+def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "agent.db")
+    meta = make_meta()
+
+    def fail_late() -> None:
+        with ledger.transaction():
+            ledger.add_episode(meta)
+            ledger.seal_episode(meta.episode_id, make_end(1), True, "a" * 64, 10)
+            ledger.add_orders([make_order()])
+            ledger.add_activation("v1")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_late()
+    assert (ledger.episodes(), ledger.orders(), ledger.activations()) == ([], [], [])
+    seal(ledger)
+    assert [row.sealed_seq for row in ledger.episodes()] == [1]
+
+
+def test_seal_order_is_monotone_over_restarts(tmp_path: Path) -> None:
+    ids = []
+    for _ in range(3):
+        ledger = Ledger(tmp_path / "agent.db")
+        ids += [seal(ledger), seal(ledger)]
+        with ledger.transaction():
+            ledger.ack({ids[-1]: "a" * 64})
+        ledger.close()
+    rows = LedgerReader(tmp_path / "agent.db").episodes()
+    assert sorted(row.sealed_seq for row in rows) == [1, 2, 3, 4, 5, 6]
+    assert [r.episode_id for r in sorted(rows, key=lambda r: r.sealed_seq)] == ids
+
+
+def test_unacked_pages_in_seal_order(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "agent.db")
+    ids = [seal(ledger) for _ in range(5)]
+    with ledger.transaction():
+        ledger.ack({ids[1]: "a" * 64})
+    reader = LedgerReader(tmp_path / "agent.db")
+    page = reader.unacked(0, 2)
+    assert [row.episode_id for row in page] == [ids[0], ids[2]]
+    assert [row.episode_id for row in reader.unacked(page[-1].sealed_seq, 9)] == ids[3:]
+
+
+def test_ack_refuses_strangers_and_other_hashes(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "agent.db")
+    sealed, other = seal(ledger), seal(ledger)
+    with ledger.transaction():
+        acked, refused = ledger.ack({sealed: "a" * 64, other: "b" * 64, "f" * 32: "a" * 64})
+        assert acked == [sealed]
+        assert refused.keys() == {other, "f" * 32}
+        assert ledger.ack({sealed: "a" * 64}) == ([sealed], {})
+    states = {row.episode_id: row.state for row in ledger.episodes()}
+    assert states == {sealed: EpisodeState.ACKED, other: EpisodeState.SEALED}
+
+
+def test_orders_keep_their_posting_order_and_first_content(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "agent.db")
+    orders = [make_order("b"), make_order("a"), make_order("c", temperature=0.5)]
+    with ledger.transaction():
+        ledger.add_orders(orders[:2])
+        ledger.add_orders([make_order("a", slots=9), *orders])
+    assert LedgerReader(tmp_path / "agent.db").orders() == orders
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a database" * 100])
+def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "agent.db"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StorageError, match=r"agent\.db"):
+        LedgerReader(path)

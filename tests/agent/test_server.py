@@ -1,0 +1,426 @@
+"""The server's promises, against the real thing: sockets, journal, threads and all."""
+
+import hashlib
+import threading
+import time
+
+import numpy as np
+import pytest
+from server_fixtures import (
+    A,
+    CountingPolicy,
+    K,
+    finish,
+    make_order,
+    observe,
+    post,
+    running,
+    start_own,
+    take_slot,
+)
+
+from agent.episode import read_episode
+from agent.policy import slot_hash
+from agent.wire.errors import WireError
+from agent.wire.messages import (
+    AckEpisodes,
+    Activate,
+    Assign,
+    EpisodeStart,
+    FetchEpisodes,
+    Hello,
+    LearnerHello,
+    Outcome,
+    PostOrders,
+    Rollback,
+    Status,
+)
+
+
+@pytest.fixture
+def server(tmp_path):
+    with running(tmp_path) as running_server:
+        yield running_server
+
+
+def code_of(call, *args) -> str:
+    with pytest.raises(WireError) as caught:
+        call(*args)
+    return caught.value.code
+
+
+def test_an_ordered_episode_reaches_the_learner_as_it_was_served(server):
+    operator, client = server.operator(), server.client()
+    order = make_order()
+    post(operator, order)
+    lease, started = take_slot(client)
+    assert (lease.slot_id, lease.version, started.version) == (
+        f"{order.order_id}#0",
+        "base",
+        "base",
+    )
+    chunks = [client.request(observe(started.episode_id, step)) for step in range(3)]
+    sealed = client.request(finish(started.episode_id, chunks=3))
+    assert (sealed.outcome, sealed.counted) == ("success", True)
+
+    (item,) = operator.request(FetchEpisodes(1, 10, 10.0)).items
+    assert (item.slot_id, item.outcome, item.counted) == (lease.slot_id, "success", True)
+    assert hashlib.sha256(item.payload).hexdigest() == item.sha256
+    episode = read_episode(item.payload.tobytes())
+    assert (episode.meta.noise_key, episode.meta.slot_index) == (order.noise_key, 0)
+    assert [record.step_index for record in episode.chunks] == [0, 1, 2]
+    for record, chunk in zip(episode.chunks, chunks, strict=True):
+        np.testing.assert_array_equal(record.actions_KA, chunk.actions)
+        assert (record.images["wrist"] == record.step_index).all()
+    assert episode.end.executed_TK.shape == (3, K)
+    assert (episode.end.executed_TK == 1).all()
+
+    operator.request(AckEpisodes(1, {item.episode_id: item.sha256}))
+    assert operator.request(Status()).episodes_unacked == 0
+    operator.request(LearnerHello("learner", 2))
+    assert operator.request(FetchEpisodes(2, 10, 0.0)).items == []
+
+
+def test_sampling_noise_is_keyed_by_run_seed_slot_and_step(server):
+    operator, client = server.operator(), server.client()
+    post(operator, make_order(run_seed=11, noise_key="the key", temperature=1.6))
+    _, started = take_slot(client)
+    for step in range(2):
+        client.request(observe(started.episode_id, step))
+    requests = [request for batch in server.policy.batches for request in batch]
+    expected = slot_hash("the key", 0)
+    assert [request.noise_key for request in requests] == [(11, expected, 0), (11, expected, 1)]
+    assert {request.temperature for request in requests} == {1.6}
+
+
+def test_a_repeated_observation_gets_the_stored_reply(server):
+    client = server.client()
+    started = start_own(client)
+    first = client.request(observe(started.episode_id, 0))
+    again = client.request(observe(started.episode_id, 0))
+    second = client.request(observe(started.episode_id, 1))
+    late = client.request(observe(started.episode_id, 0))
+    np.testing.assert_array_equal(first.actions, again.actions)
+    np.testing.assert_array_equal(first.actions, late.actions)
+    assert (first.actions != second.actions).all()
+    assert sum(map(len, server.policy.batches)) == 2
+
+
+def test_a_repeat_while_the_policy_thinks_joins_the_first(server):
+    client = server.client()
+    started = start_own(client)
+    server.policy.gate.clear()
+    ids = {client.send(observe(started.episode_id, 0)) for _ in range(3)}
+    time.sleep(0.05)
+    server.policy.gate.set()
+    replies = {}
+    while replies.keys() != ids:
+        replies.update(client.poll(10.0))
+    assert len({reply.actions.tobytes() for reply in replies.values()}) == 1
+    assert sum(map(len, server.policy.batches)) == 1
+
+
+def test_wrong_steps_are_refused_and_change_nothing(server):
+    client = server.client()
+    started = start_own(client)
+    for step in (1, 5, -1):
+        assert code_of(client.request, observe(started.episode_id, step)) == "wrong_step"
+    for step in range(4):
+        client.request(observe(started.episode_id, step))
+    assert code_of(client.request, observe(started.episode_id, 1)) == "wrong_step"
+    assert client.request(observe(started.episode_id, 4)).step_index == 4
+
+
+def test_a_repeated_start_and_end_are_answered_alike(server):
+    operator, client = server.operator(), server.client()
+    post(operator, make_order(slots=1))
+    lease, started = take_slot(client, start_key="key-1")
+    again = client.request(EpisodeStart("robot", "key-1", slot_id=lease.slot_id))
+    assert again == started
+    other = EpisodeStart("robot", "key-2", slot_id=lease.slot_id)
+    assert code_of(client.request, other) == "episode_open_elsewhere"
+    client.request(observe(started.episode_id, 0))
+    ends = [client.request(finish(started.episode_id)) for _ in range(3)]
+    ends.append(client.request(finish(started.episode_id, Outcome.FAILURE)))
+    assert len(set(map(repr, ends))) == 1
+    assert code_of(client.request, observe(started.episode_id, 1)) == "unknown_episode"
+    assert (
+        server.sample("perennial_episodes_total", task="reach", outcome="success", phase="train")
+        == 1
+    )
+
+
+def test_an_aborted_slot_is_leased_again_and_a_filled_one_is_not(server):
+    operator, client = server.operator(), server.client()
+    post(operator, make_order(slots=1))
+    lease, started = take_slot(client)
+    sealed = client.request(finish(started.episode_id, Outcome.ABORTED, chunks=0))
+    assert not sealed.counted
+    again, started = take_slot(client)
+    assert again.slot_id == lease.slot_id
+    client.request(observe(started.episode_id, 0))
+    assert client.request(finish(started.episode_id, Outcome.TIMEOUT)).counted
+    assert client.request(Assign("robot", "toy", 1)).leases == []
+
+
+def test_silence_frees_the_slot_for_another_client(tmp_path):
+    with running(tmp_path, lease_s=0.5) as server:
+        operator, silent, other = server.operator(), server.client(), server.client()
+        post(operator, make_order(slots=1))
+        lease, started = take_slot(silent, "silent")
+        silent.request(observe(started.episode_id, 0))
+        other.request(Hello("other", ""))
+        deadline_s = time.monotonic() + 20
+        leases = []
+        while not leases and time.monotonic() < deadline_s:
+            leases = other.request(Assign("other", "toy", 1)).leases
+        assert [found.slot_id for found in leases] == [lease.slot_id]
+        assert code_of(silent.request, observe(started.episode_id, 1)) == "unknown_episode"
+        end = silent.request(finish(started.episode_id))
+        assert (end.outcome, end.counted) == ("aborted", False)
+
+
+def test_a_restart_aborts_open_episodes_and_keeps_orders_and_ends(tmp_path):
+    with running(tmp_path) as server:
+        operator, client = server.operator(), server.client()
+        post(operator, make_order(slots=2))
+        _, done = take_slot(client)
+        client.request(observe(done.episode_id, 0))
+        client.request(finish(done.episode_id))
+        open_lease, opened = take_slot(client)
+        client.request(observe(opened.episode_id, 0))
+    with running(tmp_path) as server:
+        client = server.client()
+        assert code_of(client.request, Assign("robot", "toy", 1)) == "server_restarted"
+        assert client.request(finish(done.episode_id)).counted
+        assert client.request(finish(opened.episode_id)).outcome == "aborted"
+        lease, _ = take_slot(client)
+        assert lease.slot_id == open_lease.slot_id
+        items = server.operator(epoch=2).request(FetchEpisodes(2, 10, 1.0)).items
+        assert {item.episode_id: item.outcome for item in items} == {
+            done.episode_id: "success",
+            opened.episode_id: "aborted",
+        }
+
+
+def test_a_failing_policy_is_a_fault_and_the_step_can_be_asked_again(server):
+    client, other = server.client(), server.client()
+    started, others = start_own(client), start_own(other, "other")
+    server.policy.fail_next = True
+    assert code_of(client.request, observe(started.episode_id, 0)) == "internal"
+    assert client.request(observe(started.episode_id, 0)).step_index == 0
+    assert other.request(observe(others.episode_id, 0)).step_index == 0
+
+
+def test_requests_whose_client_gave_up_are_dropped(server):
+    client, busy = server.client(), server.client()
+    started, blocker = start_own(client), start_own(busy, "busy")
+    server.policy.gate.clear()
+    busy.send(observe(blocker.episode_id, 0))
+    time.sleep(0.05)
+    client.send(observe(started.episode_id, 0), timeout_s=0.01)
+    time.sleep(0.05)
+    server.policy.gate.set()
+    ((_, fault),) = client.poll(10.0)
+    assert fault.code == "deadline"
+    assert client.request(observe(started.episode_id, 0)).step_index == 0
+
+
+# ---- versions --------------------------------------------------------------------------------
+
+
+def test_a_swap_drops_no_request_and_changes_no_running_episode(server):
+    versions = ["base", *(server.publish(number) for number in (1, 2, 3, 4, 5))]
+    stop, failures, seen = threading.Event(), [], []
+
+    def ask_throughout(client, client_id):
+        try:
+            while not stop.is_set():
+                started = start_own(client, client_id)
+                for step in range(5):
+                    chunk = client.request(observe(started.episode_id, step))
+                    seen.append((started.episode_id, started.version, chunk.version))
+                client.request(finish(started.episode_id, Outcome.ABORTED))
+        except WireError as error:
+            failures.append(error)
+
+    threads = [
+        threading.Thread(target=ask_throughout, args=(server.client(), f"robot-{i}"))
+        for i in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    operator = server.operator()
+    for version in versions[1:]:
+        activated = operator.request(Activate(1, version))
+        assert activated.version == version
+        mark = len(seen)
+        while len({episode for episode, _, _ in seen[mark:]}) < 6 and not failures:
+            time.sleep(0.005)
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+    assert not failures
+    assert {pinned for _, pinned, _ in seen} == set(versions)
+    assert all(pinned == served for _, pinned, served in seen)
+    assert server.sample("perennial_adapter_swaps_total", result="ok") == 5
+    assert server.sample("perennial_adapter_version") == 5
+    assert server.sample("perennial_adapter_swap_pause_seconds_count") == 5
+
+
+def test_versions_mix_in_one_batch(server):
+    operator = server.operator()
+    clients = [server.client() for _ in range(3)]
+    episodes = [start_own(clients[0], "a")]
+    for number, client in enumerate(clients[1:], start=1):
+        operator.request(Activate(1, server.publish(number)))
+        episodes.append(start_own(client, f"c{number}"))
+    blocker, blocked = server.client(), None
+    blocked = start_own(blocker, "blocker")
+    server.policy.gate.clear()
+    blocker.send(observe(blocked.episode_id, 0))
+    time.sleep(0.05)
+    for client, episode in zip(clients, episodes, strict=True):
+        client.send(observe(episode.episode_id, 0))
+    time.sleep(0.2)
+    server.policy.gate.set()
+    for client, episode in zip(clients, episodes, strict=True):
+        ((_, chunk),) = client.poll(10.0)
+        assert chunk.version == episode.version
+    assert len({request.version for request in server.policy.batches[-1]}) == 3
+
+
+def test_activation_is_idempotent_and_rolls_back_across_a_restart(tmp_path):
+    with running(tmp_path) as server:
+        operator = server.operator()
+        v1, v2 = server.publish(1), server.publish(2)
+        assert operator.request(Activate(1, v1)).previous == "base"
+        assert operator.request(Activate(1, v2)).previous == v1
+        again = operator.request(Activate(1, v2))
+        assert (again.version, again.previous, again.hold_s) == (v2, v1, 0.0)
+    with running(tmp_path) as server:
+        operator, client = server.operator(epoch=5), server.client()
+        assert start_own(client).version == v2
+        assert operator.request(Rollback()).version == v1
+        assert start_own(client).version == v1
+        assert operator.request(Rollback()).version == "base"
+        assert code_of(operator.request, Rollback()) == "conflict"
+
+
+def test_a_damaged_or_unknown_adapter_is_never_served(server, tmp_path):
+    operator, client = server.operator(), server.client()
+    version = server.publish(1)
+    weights = tmp_path / "adapters" / version / "weights.bin"
+    weights.write_bytes(b"altered")
+    for name in (version, "v00009-0123456789ab", "../../etc", "v1", ""):
+        assert code_of(operator.request, Activate(1, name)) == "unknown_version"
+        order = make_order(version=name)
+        assert code_of(operator.request, PostOrders(1, [order])) == "unknown_version"
+    assert start_own(client).version == "base"
+    assert operator.request(Status()).open_slots == 0
+
+
+def test_slots_in_use_are_never_evicted(server):
+    operator, client = server.operator(), server.client()
+    *pinned, extra = (server.publish(number) for number in (1, 2, 3, 4))
+    post(operator, *(make_order(f"o/{v}", version=v, slots=1) for v in pinned))
+    assert code_of(operator.request, Activate(1, extra)) == "overloaded"
+    for _ in pinned:
+        lease, started = take_slot(client)
+        assert client.request(observe(started.episode_id, 0)).version == lease.version
+        client.request(finish(started.episode_id))
+    assert operator.request(Activate(1, extra)).version == extra
+    assert extra in operator.request(Status()).resident_versions
+
+
+# ---- orders and epochs -----------------------------------------------------------------------
+
+
+def test_orders_are_idempotent_and_conflicts_are_refused(server):
+    operator = server.operator()
+    post(operator, make_order(slots=3))
+    post(operator, make_order(slots=3))
+    assert operator.request(Status()).open_slots == 3
+    assert code_of(operator.request, PostOrders(1, [make_order(slots=4)])) == "conflict"
+    assert operator.request(Status()).open_slots == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"order_id": "../x"},
+        {"order_id": "a//b"},
+        {"order_id": ""},
+        {"task": "Reach The Goal"},
+        {"suite": ""},
+        {"phase": "test"},
+        {"slots": 0},
+        {"slots": 10**6},
+        {"temperature": -1.0},
+        {"horizon_steps": 0},
+        {"init_state": -1},
+        {"run_seed": -1},
+    ],
+    ids=str,
+)
+def test_bad_orders_are_refused(server, changes):
+    orders = PostOrders(1, [make_order("good"), make_order(**changes)])
+    assert code_of(server.operator().request, orders) in ("bad_message", "conflict")
+    assert server.operator(epoch=0).request(Status()).open_slots == 0
+
+
+def test_a_newer_learner_replaces_the_older_one(server):
+    old = server.operator(epoch=3)
+    waiting = old.send(FetchEpisodes(3, 10, 30.0))
+    new = server.operator(epoch=4)
+    ((reply_id, fault),) = old.poll(10.0)
+    assert (reply_id, fault.code) == (waiting, "stale_epoch")
+    assert code_of(old.request, PostOrders(3, [])) == "stale_epoch"
+    assert code_of(old.request, LearnerHello("old", 3)) == "stale_epoch"
+    assert code_of(new.request, PostOrders(5, [])) == "server_restarted"
+    post(new, make_order(), epoch=4)
+
+
+def test_episodes_come_again_in_a_new_epoch_until_acknowledged(server):
+    operator, client = server.operator(), server.client()
+    post(operator, make_order(slots=2))
+    for _ in range(2):
+        _, started = take_slot(client)
+        client.request(observe(started.episode_id, 0))
+        client.request(finish(started.episode_id))
+    first = operator.request(FetchEpisodes(1, 10, 10.0)).items
+    assert len(first) == 2
+    assert operator.request(FetchEpisodes(1, 10, 0.0)).items == []
+    operator.request(AckEpisodes(1, {first[0].episode_id: first[0].sha256}))
+    wrong = AckEpisodes(1, {first[1].episode_id: "0" * 64})
+    assert code_of(operator.request, wrong) == "conflict"
+    operator.request(LearnerHello("learner", 2))
+    again = operator.request(FetchEpisodes(2, 10, 10.0)).items
+    assert [item.episode_id for item in again] == [first[1].episode_id]
+
+
+def test_a_long_poll_is_answered_when_an_episode_is_sealed(server):
+    operator, client = server.operator(), server.client()
+    post(operator, make_order(slots=1))
+    fetch_id = operator.send(FetchEpisodes(1, 10, 30.0))
+    _, started = take_slot(client)
+    client.request(observe(started.episode_id, 0))
+    client.request(finish(started.episode_id))
+    ((reply_id, reply),) = operator.poll(10.0)
+    assert (reply_id, len(reply.items)) == (fetch_id, 1)
+
+
+def test_evaluation_keeps_pixels_of_a_few_episodes_a_task(tmp_path):
+    with running(tmp_path, CountingPolicy(), keep_eval_images_per_task=1) as server:
+        operator, client = server.operator(), server.client()
+        post(operator, make_order(slots=3, phase="eval", split="eval"))
+        for _ in range(3):
+            _, started = take_slot(client)
+            client.request(observe(started.episode_id, 0))
+            client.request(finish(started.episode_id))
+        items = []
+        while len(items) < 3:
+            items += operator.request(FetchEpisodes(1, 10, 10.0)).items
+        episodes = [read_episode(item.payload.tobytes()) for item in items]
+    assert [bool(episode.chunks[0].images) for episode in episodes] == [True, False, False]
+    assert all(episode.chunks[0].tokens_KA.shape == (K, A) for episode in episodes)
