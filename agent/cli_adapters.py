@@ -1,0 +1,121 @@
+"""`perennial adapters`: what was published, what is served, and switching between versions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent.wire.messages import Activated, ServerStatus
+
+TIMEOUT_S = 10.0
+OPERATOR_EPOCH = 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 the server refused or does not answer, 2 nothing to work on."""
+    arguments = _parser().parse_args(argv)
+
+    from agent.wire.errors import ConfigError, PerennialError  # after the parser: help is instant
+
+    try:
+        if arguments.action == "list":
+            _list(arguments.folder)
+        elif arguments.action == "activate":
+            from agent.wire.messages import Activate
+
+            _print_activated(_ask(arguments.folder, Activate(OPERATOR_EPOCH, arguments.version)))
+        else:
+            from agent.wire.messages import Rollback
+
+            _print_activated(_ask(arguments.folder, Rollback()))
+    except ConfigError as error:
+        print(f"perennial adapters: {error}", file=sys.stderr)
+        return 2
+    except PerennialError as error:
+        print(f"perennial adapters: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _list(folder: Path) -> None:
+    """One line per published version; the server, if it runs, says which are loaded and active."""
+    from agent.adapters import AdapterCorrupt, AdapterStore
+    from agent.wire.errors import ConfigError, PerennialError
+    from agent.wire.messages import Status
+
+    store = AdapterStore(folder / "adapters")
+    versions = store.versions()
+    if not any((folder / name).is_dir() for name in ("adapters", "agent")):
+        raise ConfigError(f"{folder} is no run: it holds neither adapters nor agent")
+    status: ServerStatus | None = None
+    try:
+        status = _ask(folder, Status())
+        note = f"served by {status.policy}, active {status.active_version}"
+    except PerennialError as error:
+        note = f"not served now: {error}"
+    print(f"{len(versions)} versions in {folder / 'adapters'}; {note}")
+    for version in versions:
+        try:
+            manifest = store.manifest(version)
+            what = f"{manifest.method:8} {manifest.task:24} from {manifest.parent}"
+        except AdapterCorrupt as error:
+            what = f"DAMAGED: {error}"
+        print(f"  {version:20} {_mark(version, status):8} {what}")
+
+
+def _mark(version: str, status: ServerStatus | None) -> str:
+    if status is None:
+        return ""
+    if version == status.active_version:
+        return "active"
+    return "loaded" if version in status.resident_versions else ""
+
+
+def _print_activated(reply: Activated) -> None:
+    held_ms = reply.hold_s * 1e3
+    print(f"active: {reply.version} (before: {reply.previous}; inference held {held_ms:.1f} ms)")
+
+
+def _ask(folder: Path, message: object) -> Any:
+    from agent.wire.sockets import DealerClient
+
+    with DealerClient(_operator_endpoint(folder), TIMEOUT_S) as client:
+        return client.request(message)
+
+
+def _operator_endpoint(folder: Path) -> str:
+    from agent.wire.errors import ConfigError
+
+    paths = [folder / "agent" / "endpoints.json", folder / "endpoints.json"]
+    for path in paths:
+        if path.is_file():
+            try:
+                return str(json.loads(path.read_text(encoding="utf-8"))["operator"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(f"{path} is damaged: {error}; restart the server") from error
+    raise ConfigError(f"no server has run in {folder}: there is no {paths[0]}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="perennial adapters", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, summary in (
+        ("list", "published versions, and which of them the server holds"),
+        ("activate", "serve a version to new episodes of robots' own tasks"),
+        ("rollback", "go back to the version that was active before"),
+    ):
+        action = actions.add_parser(name, help=summary, description=summary)
+        action.add_argument("folder", type=Path, help="a run's folder")
+        if name == "activate":
+            action.add_argument("version", help="as `perennial adapters list` shows it, or base")
+    return parser
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may stop reading
+    sys.exit(main())

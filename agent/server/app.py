@@ -1,0 +1,297 @@
+"""The composition root of the policy server: makes the parts, runs them, stops them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from agent.adapters import AdapterStore
+from agent.config import AgentConfig
+from agent.durable import replace_file
+from agent.episode import mint_episode_id
+from agent.http import Health
+from agent.journal import Journal
+from agent.metrics import AgentMetrics
+from agent.orders import OrderBook
+from agent.policy import Policy, UnknownInstruction
+from agent.recovery import Recovered
+from agent.server.activation import Activation
+from agent.server.clients import Clients
+from agent.server.core import Core
+from agent.server.episodes import Episodes
+from agent.server.exchange import Mailbox
+from agent.server.faults import answering
+from agent.server.inference import Inference
+from agent.server.loop import Handlers, Loop
+from agent.server.open_episode import EpisodeRules
+from agent.server.operator import Operator
+from agent.server.residency import Residency
+from agent.server.state import ServerState, Task
+from agent.wire import messages as m
+from agent.wire.codec import Limits
+from agent.wire.errors import ConfigError, WireError
+from agent.wire.sockets import RouterSocket, Wakeup
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25  # housekeeping
+RELOAD_S = 5.0  # between attempts to load the versions that waiting slots need
+RESTORE_LIMIT_S = 120.0  # for loading the active version at start
+DRAIN_LIMIT_S = 5.0  # for answering what is in flight when stopping
+SEAL_LIMIT_S = 10.0  # for sealing what is open when stopping
+ALIVE_LIMIT_S = 30.0  # without a turn of the loop the process counts as stuck
+CLIENT_HEADER_BYTES = 64 << 10
+
+
+class Server:
+    """A policy server; `run` it in one thread, then `close` it there.
+
+    Raises ConfigError, StorageError (StateLocked: another process holds the state directory).
+    """
+
+    def __init__(self, config: AgentConfig, policy: Policy, metrics: AgentMetrics) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._state = ServerState()
+        self._book = OrderBook(config.lease_s, mint_episode_id)
+        self._is_ready = False
+        self._tick_at_s = self._reload_at_s = 0.0
+        self._resources = ExitStack()
+        with self._resources as stack:
+            self._wakeup = Wakeup()
+            stack.callback(self._wakeup.close)
+            self._journal = Journal(Path(config.state_dir), config.journal_flush_interval_s)
+            stack.callback(lambda: self._journal.close(SEAL_LIMIT_S))
+            self._robots, self._operator_socket = self._bind(stack)
+            self._assemble(policy, stack)
+            self._resources = stack.pop_all()
+
+    @property
+    def robots_endpoint(self) -> str:
+        """Where robots and simulators connect."""
+        return self._robots.endpoint
+
+    @property
+    def operator_endpoint(self) -> str:
+        """Where the learner and operators connect."""
+        return self._operator_socket.endpoint
+
+    def health(self) -> Health:
+        """For the HTTP thread."""
+        if self._journal.failure is not None:
+            return Health(True, False, str(self._journal.failure))
+        silence_s = time.monotonic() - self._loop.last_turn_s
+        if silence_s > ALIVE_LIMIT_S:
+            return Health(False, False, f"the loop has not turned for {silence_s:.0f} s")
+        if self._state.is_stopping:
+            return Health(True, False, "stopping")
+        return Health(True, self._is_ready, "" if self._is_ready else "starting")
+
+    def wake(self) -> None:
+        """Makes the loop look at `should_stop` at once; callable from signal handlers."""
+        self._wakeup.set()
+
+    def run(self, should_stop: Callable[[], bool], on_ready: Callable[[], None]) -> None:
+        """Serves until `should_stop`, then answers what is in flight and seals what is open.
+
+        `on_ready` is called when the active version is there and messages are answered from now on.
+        """
+        self._journal.start()
+        self._restore(should_stop)
+        self._is_ready = True
+        on_ready()
+        log.info(
+            "serving robots at %s, operators at %s", self._robots.endpoint, self.operator_endpoint
+        )
+        while not should_stop():
+            self._loop.run_once()
+        self._stop()
+
+    def close(self) -> None:
+        """Lets go of sockets, threads and the state directory."""
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- making ------------------------------------------------------------------------------
+
+    def _bind(self, stack: ExitStack) -> tuple[RouterSocket, RouterSocket]:
+        config = self._config
+        limits = Limits(config.max_message_bytes, max_header_bytes=CLIENT_HEADER_BYTES)
+        robots = RouterSocket(config.robots_endpoint, limits, insecure=config.insecure)
+        stack.callback(robots.close)
+        endpoint = config.operator_endpoint or _private_endpoint(stack)
+        operator = RouterSocket(
+            endpoint, Limits(config.max_message_bytes), insecure=config.insecure
+        )
+        stack.callback(operator.close)
+        return robots, operator
+
+    def _assemble(self, policy: Policy, stack: ExitStack) -> None:
+        config, metrics, state = self._config, self._metrics, self._state
+        recovered = self._journal.recover()
+        metrics.quarantined.inc(len(recovered.quarantined))
+        self._book.restore(recovered.orders, recovered.filled)
+        self._register_tasks(policy, recovered)
+        store = AdapterStore(Path(config.adapters_dir))
+        mailbox = Mailbox(self._wakeup)
+        self._inference = Inference(policy, mailbox, metrics, config.max_batch, config.max_wait_s)
+        stack.callback(self._inference.close)
+        self._residency = Residency(
+            store,
+            policy,
+            self._inference,
+            mailbox,
+            metrics,
+            config.policy.adapter_slots,
+            self._versions_in_use,
+        )
+        stack.callback(self._residency.close)
+        core = Core(
+            state,
+            policy,
+            self._book,
+            self._journal,
+            store,
+            self._inference,
+            self._residency,
+            mailbox,
+            metrics,
+        )
+        self._activation = Activation(core, recovered.activations)
+        self._clients = Clients(core, config.lease_s)
+        rules = EpisodeRules(
+            config.lease_s, config.max_open_episodes, config.keep_eval_images_per_task
+        )
+        self._episodes = Episodes(core, self._clients, rules)
+        self._operator = Operator(
+            core, self._activation, self._episodes, max_reply_bytes=config.max_message_bytes // 2
+        )
+        tables = [
+            (self._robots, self._client_handlers()),
+            (self._operator_socket, self._operator_handlers()),
+        ]
+        self._loop = Loop(tables, mailbox, self._wakeup, state, metrics, self._turn)
+
+    def _register_tasks(self, policy: Policy, recovered: Recovered) -> None:
+        for slug, task in self._config.tasks.items():
+            try:
+                policy.check_instruction(task.instruction)
+            except UnknownInstruction as error:
+                raise ConfigError(f"tasks.{slug}: {error}") from error
+            self._state.tasks[slug] = Task(task.suite, task.instruction)
+        self._state.register(recovered.orders)
+
+    def _client_handlers(self) -> Handlers:
+        return {
+            m.Hello: self._clients.hello,
+            m.Assign: self._clients.assign,
+            m.Telemetry: self._clients.telemetry,
+            m.EpisodeStart: self._episodes.start,
+            m.Act: self._episodes.act,
+            m.EpisodeEnd: self._episodes.end,
+        }
+
+    def _operator_handlers(self) -> Handlers:
+        return {
+            m.LearnerHello: self._operator.learner_hello,
+            m.PostOrders: self._operator.post_orders,
+            m.FetchEpisodes: self._operator.fetch,
+            m.AckEpisodes: self._operator.ack,
+            m.Activate: self._operator.activate,
+            m.Rollback: self._operator.rollback,
+            m.Status: self._operator.status,
+        }
+
+    # ---- running -----------------------------------------------------------------------------
+
+    def _turn(self, now_s: float) -> float | None:
+        """What is done once a turn of the loop, besides answering."""
+        with answering(None, "housekeeping"):
+            if now_s >= self._tick_at_s:
+                self._tick_at_s = now_s + TICK_S
+                self._tick(now_s)
+        return self._inference.pump(now_s, len(self._episodes))
+
+    def _tick(self, now_s: float) -> None:
+        if self._journal.failure is not None:
+            self._episodes.fail_ends(self._journal.failure)
+            return
+        self._clients.tick(now_s)
+        self._episodes.tick(now_s)
+        self._operator.tick(now_s)
+        if now_s >= self._reload_at_s:
+            self._reload_at_s = now_s + RELOAD_S
+            self._load_ordered_versions()
+
+    def _load_ordered_versions(self) -> None:
+        """After a restart, slots wait for versions that nobody asks for any more."""
+        for version in self._book.free_versions():
+
+            def report(result: float | WireError, version: str = version) -> None:
+                if isinstance(result, WireError):
+                    log.warning("slots wait for adapter %s: %s", version, result)
+
+            self._residency.ensure(version, report)
+
+    def _versions_in_use(self) -> set[str]:
+        filled = self._book.filled()
+        ordered = {
+            order.version
+            for order in self._book.orders()
+            if any(f"{order.order_id}#{k}" not in filled for k in range(order.slots))
+        }
+        return ordered | self._episodes.versions() | self._activation.versions()
+
+    def _restore(self, should_stop: Callable[[], bool]) -> None:
+        """Loads the active version before the first message is looked at."""
+        deadline_s = time.monotonic() + RESTORE_LIMIT_S
+        self._activation.restore()
+        while not self._activation.is_restored and not should_stop():
+            if time.monotonic() > deadline_s:
+                raise ConfigError(f"the active adapter did not load within {RESTORE_LIMIT_S:g} s")
+            self._loop.run_actions()
+            time.sleep(0.005)
+
+    def _stop(self) -> None:
+        self._state.is_stopping = True
+        self._run_until(lambda: self._inference.is_idle, DRAIN_LIMIT_S)
+        if self._journal.failure is None:
+            self._episodes.abort_all("the server was stopped")
+            self._run_until(lambda: not len(self._episodes), SEAL_LIMIT_S)
+        log.info("stopped with %d episodes open", len(self._episodes))
+
+    def _run_until(self, condition: Callable[[], bool], limit_s: float) -> None:
+        deadline_s = time.monotonic() + limit_s
+        while not condition() and time.monotonic() < deadline_s:
+            self._loop.run_once()
+
+
+def write_endpoints(state_dir: Path, server: Server, http_url: str) -> None:
+    """endpoints.json tells others where the process listens; there only once it does."""
+    endpoints = {
+        "robots": server.robots_endpoint,
+        "operator": server.operator_endpoint,
+        "http": http_url,
+    }
+    replace_file(state_dir / "endpoints.json", (json.dumps(endpoints, indent=2) + "\n").encode())
+
+
+def _private_endpoint(stack: ExitStack) -> str:
+    """An ipc address in a fresh folder that only this user can enter."""
+    parent = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    folder = tempfile.mkdtemp(prefix="perennial-", dir=parent)
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    return f"ipc://{folder}/operator.sock"

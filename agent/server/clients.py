@@ -1,0 +1,107 @@
+"""The client side of the protocol: hello, assignments and telemetry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.metrics import TELEMETRY_GAUGES
+from agent.server.core import Core
+from agent.server.exchange import Exchange
+from agent.server.validation import check_name, check_protocol_version, check_range
+from agent.wire.errors import WireError
+from agent.wire.messages import (
+    PROTOCOL_VERSION,
+    Assign,
+    Assignments,
+    Hello,
+    Ok,
+    Telemetry,
+    Welcome,
+)
+
+LEASES_MAX = 256  # per Assign
+NAME_MAX_CHARS = 200
+CLIENTS_MAX = 4096
+FORGET_AFTER_S = 600.0
+RETRY_AFTER_S = 0.1  # told to a client that gets no lease
+
+
+@dataclass(slots=True)
+class Client:
+    """A client that said hello to this server."""
+
+    name: str
+    last_seen_s: float
+
+
+class Clients:
+    """Who is there, and who gets which slot."""
+
+    def __init__(self, core: Core, lease_s: float) -> None:
+        self._core = core
+        self._lease_s = lease_s
+        self._clients: dict[str, Client] = {}
+
+    def hello(self, message: Hello, exchange: Exchange) -> None:
+        """Takes a client in; the reply is the contract."""
+        check_protocol_version(message.protocol_version)
+        check_name("client_id", message.client_id)
+        if len(message.client_name) > NAME_MAX_CHARS:
+            raise WireError("bad_message", f"client_name: at most {NAME_MAX_CHARS} characters")
+        if message.client_id not in self._clients and len(self._clients) >= CLIENTS_MAX:
+            raise WireError("overloaded", f"{CLIENTS_MAX} clients are here already")
+        self._clients[message.client_id] = Client(message.client_name, exchange.received_s)
+        exchange.reply(
+            Welcome(
+                protocol_version=PROTOCOL_VERSION,
+                server_id=self._core.state.server_id,
+                policy=self._core.policy.name,
+                active_version=self._core.state.active_version,
+                chunk_steps=self._core.policy.chunk_steps,
+                action_dim=self._core.policy.action_dim,
+                proprio_dim=self._core.policy.proprio_dim,
+                images=self._core.policy.images,
+            )
+        )
+
+    def assign(self, message: Assign, exchange: Exchange) -> None:
+        """Leases slots whose version can be served now."""
+        self.see(message.client_id, exchange.received_s)
+        check_range("count", message.count, 1, LEASES_MAX)
+        leases = []
+        if not self._core.state.is_stopping:
+            leases = self._core.book.lease(
+                message.client_id,
+                message.suite,
+                message.count,
+                exchange.received_s,
+                self._core.residency.versions(),
+            )
+        exchange.reply(Assignments(leases, 0.0 if leases else RETRY_AFTER_S))
+
+    def telemetry(self, message: Telemetry, exchange: Exchange) -> None:
+        """Exports a client's figures."""
+        self.see(message.client_id, exchange.received_s)
+        unknown = sorted(message.gauges.keys() - set(TELEMETRY_GAUGES))
+        if unknown:
+            raise WireError(
+                "bad_message", f"gauges {unknown[:8]} are not among {list(TELEMETRY_GAUGES)}"
+            )
+        for name, value in message.gauges.items():
+            self._core.metrics.client.labels(name).set(value)
+        exchange.reply(Ok())
+
+    def see(self, client_id: str, now_s: float) -> None:
+        """A sign of life. Raises WireError("server_restarted") for a client that must say hello."""
+        client = self._clients.get(client_id)
+        if client is None:
+            raise WireError("server_restarted", "this server does not know you: say hello first")
+        client.last_seen_s = now_s
+
+    def tick(self, now_s: float) -> None:
+        """Forgets clients that were silent for long, and counts the others."""
+        silent = [k for k, c in self._clients.items() if now_s - c.last_seen_s > FORGET_AFTER_S]
+        for client_id in silent:
+            del self._clients[client_id]
+        seen = sum(now_s - c.last_seen_s <= self._lease_s for c in self._clients.values())
+        self._core.metrics.sessions.set(seen)

@@ -1,0 +1,291 @@
+"""Episodes in progress: start, observations, end, and what silence or a failure does to them.
+
+An observation is keyed (episode id, step index): a repeat gets the stored reply, or joins the
+request that is already being answered. An episode's end is answered once its seal is durable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from agent.episode import ChunkRecord, EndRecord, EpisodeMeta, mint_episode_id
+from agent.ledger import SealedRow
+from agent.policy import ActRequest, ActResult
+from agent.server.clients import Clients
+from agent.server.core import Core
+from agent.server.exchange import Exchange
+from agent.server.faults import wire_error_of
+from agent.server.inference import Job
+from agent.server.open_episode import (
+    EpisodeRules,
+    OpenEpisode,
+    PendingAct,
+    join,
+    make_meta,
+    own_task_order,
+)
+from agent.server.past_episodes import PastEpisodes
+from agent.server.validation import check_end, check_name, check_observation
+from agent.wire.errors import PerennialError, WireError
+from agent.wire.messages import (
+    Act,
+    Chunk,
+    EpisodeEnd,
+    EpisodeSealed,
+    EpisodeStart,
+    EpisodeStarted,
+    Outcome,
+    Phase,
+)
+
+
+class Episodes:
+    """All open episodes of the server."""
+
+    def __init__(self, core: Core, clients: Clients, rules: EpisodeRules) -> None:
+        self._core = core
+        self._clients = clients
+        self._rules = rules
+        self._subscribers: list[Callable[[SealedRow], None]] = []
+        self._open: dict[str, OpenEpisode] = {}
+        self._past = PastEpisodes(core.journal)
+        self._eval_kept: Counter[tuple[str, str, float]] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def versions(self) -> set[str]:
+        """The versions that open episodes are pinned to."""
+        return {episode.meta.version for episode in self._open.values()}
+
+    def subscribe(self, on_sealed: Callable[[SealedRow], None]) -> None:
+        """Has `on_sealed` called with every episode whose seal is durable."""
+        self._subscribers.append(on_sealed)
+
+    # ---- requests ----------------------------------------------------------------------------
+
+    def start(self, message: EpisodeStart, exchange: Exchange) -> None:
+        """Opens the episode of a leased slot, or of a robot's own task on the active version."""
+        self._clients.see(message.client_id, exchange.received_s)
+        check_name("start_key", message.start_key)
+        if self._core.state.is_stopping:
+            raise WireError("overloaded", "the server is stopping")
+        if bool(message.slot_id) == bool(message.task):
+            raise WireError("bad_message", "episode start: give slot_id or task, not both or none")
+        open_slot = self._start_slot if message.slot_id else self._start_own
+        episode = open_slot(message, exchange.received_s)
+        exchange.reply(EpisodeStarted(episode.meta.episode_id, episode.meta.version))
+
+    def act(self, message: Act, exchange: Exchange) -> None:
+        """Answers an observation, at once if it was answered before."""
+        episode = self._find(message.episode_id)
+        self._see(episode, exchange.received_s)
+        pending, step = episode.pending, message.step_index
+        if step in episode.replies:
+            exchange.reply(episode.replies[step])
+        elif pending is not None and step == pending.act.step_index:
+            join(pending.waiters, exchange, f"step {step}")
+        elif step != episode.chunks or pending is not None:
+            raise WireError(
+                "wrong_step",
+                f"step_index {step}, expected {episode.chunks} or a repeat of "
+                f"{sorted(episode.replies)}",
+            )
+        else:
+            check_observation(message, self._core.policy)
+            self._infer(episode, PendingAct(message, [exchange]), exchange.received_s)
+
+    def end(self, message: EpisodeEnd, exchange: Exchange) -> None:
+        """Seals an episode; a repeat gets the first end's answer."""
+        episode = self._open.get(message.episode_id)
+        if episode is None:
+            exchange.reply(self._past.end_of(message.episode_id))
+        elif episode.end_waiters is not None:
+            join(episode.end_waiters, exchange, "the end")
+        else:
+            check_end(message, episode.chunks, self._core.policy.chunk_steps)
+            self._seal(episode, message, [exchange])
+
+    # ---- silence, failure, shutdown ----------------------------------------------------------
+
+    def tick(self, now_s: float) -> None:
+        """Gives up episodes that nobody has spoken of, and frees leases that ran out."""
+        silent = self._core.book.expire(now_s).episode_ids
+        silent += [
+            episode_id
+            for episode_id, episode in self._open.items()
+            if not episode.meta.slot_id and now_s - episode.last_seen_s > self._rules.lease_s
+        ]
+        for episode in [self._open[episode_id] for episode_id in silent]:
+            if episode.pending is None:  # else the silence is the server's own
+                self._abort(episode, f"no message for {self._rules.lease_s:g} s")
+        self._core.metrics.open_episodes.set(len(self._open))
+        self._core.metrics.open_slots.set(self._core.book.open_slots())
+
+    def abort_all(self, reason: str) -> None:
+        """Seals what is open as aborted."""
+        for episode in list(self._open.values()):
+            self._abort(episode, reason)
+
+    def fail_ends(self, error: PerennialError) -> None:
+        """Tells everybody who waits for a seal that it will not come."""
+        for episode in self._open.values():
+            for waiter in episode.end_waiters or []:
+                waiter.fail("internal", str(error))
+            if episode.end_waiters:
+                episode.end_waiters.clear()
+
+    # ---- starting ----------------------------------------------------------------------------
+
+    def _start_slot(self, message: EpisodeStart, now_s: float) -> OpenEpisode:
+        self._check_room()
+        book, client_id = self._core.book, message.client_id
+        started = book.start(message.slot_id, client_id, message.start_key, now_s)
+        episode_id, order, index = started.episode_id, started.order, started.slot_index
+        if not started.is_new:
+            return self._open[episode_id]
+        meta = make_meta(order, index, episode_id, client_id, self._core.policy)
+        try:
+            return self._register(meta, message.start_key, now_s)
+        except PerennialError:
+            book.finish(episode_id, Outcome.ABORTED)
+            raise
+
+    def _start_own(self, message: EpisodeStart, now_s: float) -> OpenEpisode:
+        key = (message.client_id, message.start_key)
+        for episode in self._open.values():
+            if (episode.meta.client_id, episode.start_key) == key:
+                return episode
+        self._check_room()
+        task = self._core.state.task(message.task)
+        order = own_task_order(message.task, task, self._core.state.active_version)
+        meta = make_meta(order, 0, mint_episode_id(), message.client_id, self._core.policy)
+        return self._register(meta, message.start_key, now_s)
+
+    def _check_room(self) -> None:
+        if len(self._open) >= self._rules.max_open:
+            raise WireError("overloaded", f"{self._rules.max_open} episodes are open already")
+
+    def _register(self, meta: EpisodeMeta, start_key: str, now_s: float) -> OpenEpisode:
+        self._core.journal.open(meta)
+        keep_images = True
+        if meta.phase == Phase.EVAL:
+            kind = (meta.task, meta.version, meta.temperature)
+            keep_images = self._eval_kept[kind] < self._rules.keep_eval_images_per_task
+            self._eval_kept[kind] += 1
+        episode = OpenEpisode(meta, start_key, keep_images, now_s)
+        self._open[meta.episode_id] = episode
+        self._core.residency.touch(meta.version)
+        return episode
+
+    # ---- observations ------------------------------------------------------------------------
+
+    def _find(self, episode_id: str) -> OpenEpisode:
+        episode = self._open.get(episode_id)
+        if episode is not None and episode.end_waiters is None:
+            return episode
+        raise self._past.why_gone(episode_id)
+
+    def _see(self, episode: OpenEpisode, now_s: float) -> None:
+        episode.last_seen_s = now_s
+        self._core.book.touch_episode(episode.meta.episode_id, now_s)
+
+    def _infer(self, episode: OpenEpisode, pending: PendingAct, now_s: float) -> None:
+        meta, act = episode.meta, pending.act
+        request = ActRequest(
+            images=act.images,
+            proprio=act.proprio,
+            instruction=meta.instruction,
+            version=meta.version,
+            temperature=meta.temperature,
+            noise_key=(meta.run_seed, episode.noise_slot, act.step_index),
+        )
+        episode.pending = pending
+        self._core.inference.submit(
+            Job(
+                request,
+                now_s,
+                pending.is_wanted,
+                lambda result: self._on_result(episode, pending, result),
+            )
+        )
+
+    def _on_result(
+        self, episode: OpenEpisode, pending: PendingAct, result: ActResult | WireError
+    ) -> None:
+        if episode.pending is not pending:
+            return  # the episode has ended meanwhile; whoever waited was told
+        episode.pending = None
+        now_s = time.monotonic()
+        self._see(episode, now_s)
+        answer = (
+            self._record(episode, pending.act, result) if isinstance(result, ActResult) else result
+        )
+        for waiter in pending.waiters:
+            if isinstance(answer, WireError):
+                waiter.fail(answer.code, answer.message)
+            else:
+                waiter.reply(answer)
+        self._core.metrics.duration.labels("total").observe(now_s - pending.waiters[0].received_s)
+
+    def _record(self, episode: OpenEpisode, act: Act, result: ActResult) -> Chunk | WireError:
+        """The reply, once the journal has taken it; a refusal leaves the step to be asked again."""
+        meta = episode.meta
+        record = ChunkRecord(
+            step_index=act.step_index,
+            images=act.images if episode.keep_images else {},
+            proprio=act.proprio,
+            tokens_KA=result.tokens_KA,
+            logprobs_KA=result.logprobs_KA,
+            actions_KA=result.actions_KA,
+            version=meta.version,
+        )
+        try:
+            self._core.journal.append(meta.episode_id, record)
+        except PerennialError as error:
+            return wire_error_of(error, "recording a chunk")
+        chunk = Chunk(meta.episode_id, act.step_index, result.actions_KA, meta.version)
+        episode.remember(chunk, act.executed)
+        return chunk
+
+    # ---- ending ------------------------------------------------------------------------------
+
+    def _abort(self, episode: OpenEpisode, reason: str) -> None:
+        if episode.end_waiters is None:
+            executed = np.zeros(self._core.policy.chunk_steps, np.uint8)
+            end = EpisodeEnd(episode.meta.episode_id, Outcome.ABORTED, 0, executed, reason)
+            self._seal(episode, end, [])
+
+    def _seal(self, episode: OpenEpisode, end: EpisodeEnd, waiters: list[Exchange]) -> None:
+        meta = episode.meta
+        # A slot has one open episode, so the first end that is not an abort fills it.
+        counted = bool(meta.slot_id) and end.outcome != Outcome.ABORTED
+        executed_TK = episode.executed_TK(end.executed, self._core.policy.chunk_steps)
+        record = EndRecord(end.outcome, end.steps, executed_TK, end.reason, time.time())
+        self._core.journal.seal(
+            meta.episode_id,
+            record,
+            counted,
+            lambda row: self._core.mailbox.post(lambda: self._on_durable(row)),
+        )
+        episode.end_waiters = waiters
+        if meta.slot_id:
+            self._core.book.finish(meta.episode_id, end.outcome)
+        if episode.pending is not None:
+            for waiter in episode.pending.waiters:
+                waiter.fail("unknown_episode", f"episode {meta.episode_id} has ended")
+            episode.pending = None
+
+    def _on_durable(self, row: SealedRow) -> None:
+        episode = self._open.pop(row.episode_id)
+        sealed = EpisodeSealed(row.episode_id, row.outcome, row.counted)
+        self._past.remember(sealed)
+        for waiter in episode.end_waiters or []:
+            waiter.reply(sealed)
+        self._core.metrics.observe_episode(row.task, row.phase, row.outcome, row.steps, time.time())
+        for notify in self._subscribers:
+            notify(row)

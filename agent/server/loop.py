@@ -1,0 +1,110 @@
+"""The server's loop: receive, decode, dispatch, answer. One thread, which owns all state."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from agent.metrics import AgentMetrics
+from agent.server.exchange import Exchange, Mailbox
+from agent.server.faults import answering
+from agent.server.state import ServerState
+from agent.wire.codec import decode
+from agent.wire.errors import WireError
+from agent.wire.messages import Fault
+from agent.wire.sockets import Poller, Received, RouterSocket, Wakeup
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Any, Exchange], None]
+Handlers = Mapping[type, Handler]
+
+BURST = 64  # messages of one socket before the others get their turn
+MAX_WAIT_S = 0.25
+
+
+class Loop:
+    """Serves several sockets, each with its own table {message type: handler}.
+
+    Args:
+        turn: called once a turn with the time [s]; returns the seconds until it must be called
+            again, or None for no hurry.
+    """
+
+    def __init__(
+        self,
+        tables: list[tuple[RouterSocket, Handlers]],
+        mailbox: Mailbox,
+        wakeup: Wakeup,
+        state: ServerState,
+        metrics: AgentMetrics,
+        turn: Callable[[float], float | None],
+    ) -> None:
+        self._tables = {id(socket): (socket, handlers) for socket, handlers in tables}
+        self._poller = Poller([socket for socket, _ in tables], wakeup)
+        self._mailbox = mailbox
+        self._state = state
+        self._metrics = metrics
+        self._turn = turn
+        self._wait_s = 0.0
+        self.last_turn_s = time.monotonic()
+
+    def run_once(self) -> None:
+        """One turn; waits at most MAX_WAIT_S for something to do."""
+        for socket in self._poller.wait(self._wait_s):
+            self._receive(socket)
+        self.run_actions()
+        self.last_turn_s = time.monotonic()
+        due_s = self._turn(self.last_turn_s)
+        self._wait_s = MAX_WAIT_S if due_s is None else min(due_s, MAX_WAIT_S)
+
+    def run_actions(self) -> None:
+        """Does what other threads have posted."""
+        for action in self._mailbox.take():
+            with answering(action.exchange, "finishing a request"):
+                action.run()
+
+    def _receive(self, socket: RouterSocket) -> None:
+        _, handlers = self._tables[id(socket)]
+        for _ in range(BURST):
+            received = socket.receive()
+            if received is None:
+                return
+            self._dispatch(socket, handlers, received)
+
+    def _dispatch(self, socket: RouterSocket, handlers: Handlers, received: Received) -> None:
+        now_s = time.monotonic()
+        self._state.requests += 1
+        try:
+            if received.refused is not None:
+                raise received.refused
+            envelope = decode(received.frames, socket.limits)
+        except WireError as error:
+            fault = Fault(error.code, error.message)
+            self._send(socket, received.peer, error.request_id, "unreadable", fault)
+            return
+        self._metrics.duration.labels("decode").observe(time.monotonic() - now_s)
+        name = type(envelope.message).__name__
+        exchange = Exchange(
+            lambda reply: self._send(socket, received.peer, envelope.request_id, name, reply),
+            now_s,
+            None if envelope.deadline_s is None else now_s + envelope.deadline_s,
+        )
+        handler = handlers.get(type(envelope.message))
+        if handler is None:
+            exchange.fail("unknown_type", f"{name} is not answered at {socket.endpoint}")
+            return
+        with answering(exchange, name):
+            handler(envelope.message, exchange)
+
+    def _send(
+        self, socket: RouterSocket, peer: bytes, request_id: int, name: str, reply: object
+    ) -> None:
+        started_s = time.monotonic()
+        code = reply.code if isinstance(reply, Fault) else "ok"
+        self._metrics.requests.labels(name, code).inc()
+        if not socket.send(peer, reply, request_id):
+            self._metrics.dropped.labels("nobody_to_answer").inc()
+        self._metrics.duration.labels("encode").observe(time.monotonic() - started_s)

@@ -1,0 +1,127 @@
+"""What the server holds of one open episode."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from agent.episode import EpisodeMeta
+from agent.policy import Policy, slot_hash
+from agent.server.exchange import Exchange
+from agent.server.state import Task
+from agent.wire.errors import WireError
+from agent.wire.messages import Act, Chunk, Order, Phase
+
+WAITERS_MAX = 8  # repeats of one request that wait together
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRules:
+    """Limits: silence after which an episode is given up, open ones at most, eval pixels kept."""
+
+    lease_s: float
+    max_open: int
+    keep_eval_images_per_task: int
+
+
+@dataclass(slots=True)
+class PendingAct:
+    """The observation being answered, and everybody who asked for it."""
+
+    act: Act
+    waiters: list[Exchange]
+
+    def is_wanted(self, now_s: float) -> bool:
+        """Whether somebody still waits."""
+        return any(not waiter.is_expired(now_s) for waiter in self.waiters)
+
+
+@dataclass(slots=True)
+class OpenEpisode:
+    """An episode between its start and its durable seal.
+
+    executed: u8[K] per answered observation but the last. replies: those of the last two steps.
+    """
+
+    meta: EpisodeMeta
+    start_key: str
+    keep_images: bool
+    last_seen_s: float
+    noise_slot: int = field(init=False)
+    chunks: int = 0  # answered observations
+    executed: list[np.ndarray] = field(default_factory=list)
+    replies: dict[int, Chunk] = field(default_factory=dict)
+    pending: PendingAct | None = None
+    end_waiters: list[Exchange] | None = None  # set once the seal is under way
+
+    def __post_init__(self) -> None:
+        self.noise_slot = slot_hash(self.meta.noise_key, self.meta.slot_index)
+
+    def remember(self, chunk: Chunk, executed: np.ndarray) -> None:
+        """Takes an answer; `executed` is what its observation said of the chunk before."""
+        if self.chunks:
+            self.executed.append(executed.copy())
+        self.chunks += 1
+        self.replies[chunk.step_index] = chunk
+        self.replies.pop(chunk.step_index - 2, None)
+
+    def executed_TK(self, last: np.ndarray, chunk_steps: int) -> np.ndarray:
+        """u8 codes of all chunks; `last` are those of the last one."""
+        if not self.chunks:
+            return np.zeros((0, chunk_steps), np.uint8)
+        return np.stack([*self.executed, last])
+
+
+def own_task_order(slug: str, task: Task, version: str) -> Order:
+    """A robot's own task in the form of an order: greedy, one slot, no id."""
+    return Order(
+        order_id="",
+        suite=task.suite,
+        task=slug,
+        instruction=task.instruction,
+        split="",
+        init_state=0,
+        horizon_steps=0,
+        slots=1,
+        phase=Phase.SERVE,
+        version=version,
+        temperature=0.0,
+        run_seed=0,
+        noise_key="",
+    )
+
+
+def make_meta(
+    order: Order, slot_index: int, episode_id: str, client_id: str, policy: Policy
+) -> EpisodeMeta:
+    """The identity of an episode that starts now."""
+    return EpisodeMeta(
+        episode_id=episode_id,
+        order_id=order.order_id,
+        slot_id=f"{order.order_id}#{slot_index}" if order.order_id else "",
+        suite=order.suite,
+        task=order.task,
+        instruction=order.instruction,
+        split=order.split,
+        init_state=order.init_state,
+        phase=order.phase,
+        version=order.version,
+        horizon_steps=order.horizon_steps,
+        temperature=order.temperature,
+        run_seed=order.run_seed,
+        noise_key=order.noise_key,
+        slot_index=slot_index,
+        policy=policy.name,
+        base_sha256=policy.base_sha256,
+        client_id=client_id,
+        started_unix_s=time.time(),
+    )
+
+
+def join(waiters: list[Exchange], exchange: Exchange, what: str) -> None:
+    """Adds a repeat to those that wait. Raises WireError("overloaded") beyond WAITERS_MAX."""
+    if len(waiters) >= WAITERS_MAX:
+        raise WireError("overloaded", f"{what} was asked {WAITERS_MAX} times already")
+    waiters.append(exchange)
