@@ -1,0 +1,31 @@
+"""`python -m sim_bridge.probe`: a client that asks at a steady rate and logs every reply."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from sim_bridge.config import ProbeConfig
+from sim_bridge.startup import StopFlag, run_process
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the probe until SIGTERM; returns the exit status."""
+    purpose = "Asks the agent for actions at a steady rate and logs every reply, until SIGTERM."
+    return run_process("sim_bridge.probe", purpose, ProbeConfig, _work, argv)
+
+
+def _work(config: ProbeConfig, stop: StopFlag) -> None:
+    from agent.wire.sockets import DealerClient
+    from sim_bridge.client import RequestTable
+    from sim_bridge.probe_client import Probe, ProbeLog
+
+    log = ProbeLog(Path(config.log_path))
+    with DealerClient(config.endpoint, config.request_timeout_s) as dealer:
+        requests = RequestTable(dealer, config.request_timeout_s)
+        Probe(requests, log, config.client_id, config.task, config.rate_hz).run(stop)
+    log.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

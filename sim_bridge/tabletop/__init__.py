@@ -1,0 +1,1 @@
+"""The embedded MuJoCo tabletop suite: scene, tasks, scripted expert, demonstrations."""
