@@ -1,0 +1,32 @@
+"""`python -m learner`: the composition root of the learning process; nothing else wires it."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from agent.process import run_process
+
+if TYPE_CHECKING:
+    from learner.config import LearnerConfig
+
+PURPOSE = "Learns a sequence of tasks from the episodes that a running agent collects."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse arguments, learn until done or stopped, return the exit status."""
+    return run_process("perennial learn", PURPOSE, _schema, _work, argv)
+
+
+def _schema() -> "type[LearnerConfig]":
+    from learner.config import LearnerConfig
+
+    return LearnerConfig
+
+
+def _work(config: "LearnerConfig") -> None:
+    from learner.process import learn
+
+    learn(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

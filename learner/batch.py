@@ -1,0 +1,152 @@
+"""Episodes to flat chunk samples, and samples to batches of a fixed shape. Numpy only.
+
+Axes: B chunk samples, N images of one observation, K actions of a chunk, A action dimensions,
+P proprio dimensions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.episode import Episode
+from agent.wire.errors import PerennialError
+from agent.wire.messages import Executed
+from learner.randomness import keyed_rng
+
+TRAINED_CODES = (Executed.RUN, Executed.LIMITED)
+
+
+class BatchError(PerennialError):
+    """An episode cannot be trained on; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One episode with its advantage; `index` is its place among all collected trajectories."""
+
+    index: int
+    episode: Episode
+    advantage: float
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The chunk samples of one iteration's usable groups.
+
+    A policy version stays with each trajectory, so that stale ones can be told apart.
+    """
+
+    images_BNHWC: np.ndarray  # u8
+    proprio_BP: np.ndarray  # f32, robot units
+    tokens_BKA: np.ndarray  # i64, action bins
+    logprobs_BKA: np.ndarray  # f32, recorded when sampled [nats]
+    mask_BK: np.ndarray  # f32, 1 where the action was executed as the policy's own
+    advantages_B: np.ndarray  # f32
+    weights_B: np.ndarray  # f32, 1 / (L A); the number of trajectories is divided out later
+    temperatures_B: np.ndarray  # f32
+    trajectory_B: np.ndarray  # i64, index among all collected trajectories
+    step_index_B: np.ndarray  # i64
+    instruction_B: np.ndarray  # str
+    version_B: np.ndarray  # str
+    episode_id_B: np.ndarray  # str
+
+    def __len__(self) -> int:
+        return len(self.trajectory_B)
+
+
+def build_samples(trajectories: Sequence[Trajectory], cameras: Sequence[str]) -> Samples | None:
+    """Flatten trajectories, in the order given; None when there is not one chunk to train on.
+
+    L counts a trajectory's unmasked actions. Environments stop at done, so what was executed is
+    what came up to and including the first done.
+
+    Raises:
+        BatchError: images were not kept, executed codes do not fit the chunks, or a chunk was
+            made by another version than the one the episode is pinned to.
+    """
+    parts = [part for trajectory in trajectories if (part := _flatten(trajectory, cameras))]
+    if not parts:
+        return None
+    columns = {name: [part[name] for part in parts] for name in parts[0]}
+    return Samples(**{name: np.concatenate(values) for name, values in columns.items()})
+
+
+def split_trajectories(count: int, parts: int, seed: int, update_id: int) -> list[np.ndarray]:
+    """All trajectory indices 0..count-1 in `parts` minibatches, a pure function of the key.
+
+    Those of degenerate groups are dealt out too: they keep their share of the denominator.
+    """
+    order = keyed_rng(seed, "minibatches", update_id).permutation(count)
+    return np.array_split(order, parts)
+
+
+def micro_batches(
+    samples: Samples, rows: np.ndarray, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows in batches of exactly `size`: (row indices i64[size], fill f32[size]).
+
+    A short batch repeats its last row with fill 0, so that every kernel sees one shape and a
+    row's result does not depend on its company. One batch holds one instruction: prompts of
+    different lengths never meet.
+    """
+    instructions = samples.instruction_B[rows]
+    for instruction in dict.fromkeys(instructions):
+        same = rows[instructions == instruction]
+        for start in range(0, len(same), size):
+            part = same[start : start + size]
+            padded = np.concatenate([part, np.repeat(part[-1:], size - len(part))])
+            yield padded, (np.arange(size) < len(part)).astype(np.float32)
+
+
+def _flatten(trajectory: Trajectory, cameras: Sequence[str]) -> dict | None:
+    episode, meta = trajectory.episode, trajectory.episode.meta
+    chunks = episode.chunks
+    if not chunks:
+        return None
+    _check(episode, cameras)
+    mask_BK = np.isin(episode.end.executed_TK, TRAINED_CODES).astype(np.float32)
+    length, count, dims = mask_BK.sum(), len(chunks), chunks[0].tokens_KA.shape[1]
+    if length == 0:
+        return None
+
+    def full(value: float) -> np.ndarray:
+        return np.full(count, value, dtype=np.float32)
+
+    images = [np.stack([chunk.images[name] for name in cameras]) for chunk in chunks]
+    return {
+        "images_BNHWC": np.stack(images),
+        "proprio_BP": np.stack([chunk.proprio for chunk in chunks]).astype(np.float32),
+        "tokens_BKA": np.stack([chunk.tokens_KA for chunk in chunks]).astype(np.int64),
+        "logprobs_BKA": np.stack([chunk.logprobs_KA for chunk in chunks]).astype(np.float32),
+        "mask_BK": mask_BK,
+        "advantages_B": full(trajectory.advantage),
+        "weights_B": full(1.0 / (length * dims)),
+        "temperatures_B": full(meta.temperature),
+        "trajectory_B": np.full(count, trajectory.index, dtype=np.int64),
+        "step_index_B": np.array([chunk.step_index for chunk in chunks], dtype=np.int64),
+        "instruction_B": np.array([meta.instruction] * count),
+        "version_B": np.array([chunk.version for chunk in chunks]),
+        "episode_id_B": np.array([meta.episode_id] * count),
+    }
+
+
+def _check(episode: Episode, cameras: Sequence[str]) -> None:
+    name = f"episode {episode.meta.episode_id}"
+    shape = (len(episode.chunks), episode.chunks[0].tokens_KA.shape[0])
+    if episode.end.executed_TK.shape != shape:
+        raise BatchError(
+            f"{name}: executed codes have shape {episode.end.executed_TK.shape}, its chunks {shape}"
+        )
+    for chunk in episode.chunks:
+        missing = [camera for camera in cameras if camera not in chunk.images]
+        if missing:
+            raise BatchError(
+                f"{name}, step {chunk.step_index}: cameras {missing} were not recorded, it has "
+                f"{sorted(chunk.images)}"
+            )
+        if chunk.version != episode.meta.version:
+            raise BatchError(
+                f"{name}, step {chunk.step_index}: made by {chunk.version}, but the episode is "
+                f"pinned to {episode.meta.version}"
+            )

@@ -1,0 +1,177 @@
+"""Everything a learner needs to go on: adapter, optimiser, RNG and its place in the sequence.
+
+A checkpoint is a folder of two safetensors files and one JSON file. It is written under another
+name, synced and renamed; its SHA-256 is committed by the store afterwards, and a folder the store
+does not name is discarded at the next start.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from agent.durable import storage_errors, sync_folder, write_synced
+from agent.wire.errors import PerennialError
+
+SCHEMA_VERSION = 1
+ADAPTER_FILE = "adapter.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+RNG_KEY = "torch_rng_state"
+
+
+class CheckpointError(PerennialError):
+    """A checkpoint cannot be used; the message names the file, what was expected and what is."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the sequence of tasks a learner is.
+
+    `iteration` counts finished iterations of task `task_index`; `groups_used` and `episodes` count
+    within that task, `update_id` over the whole run.
+    """
+
+    update_id: int = 0
+    task_index: int = 0
+    iteration: int = 0
+    groups_used: int = 0
+    episodes: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Adapter and optimiser tensors by name, torch's RNG state u8[N], place, and the settings.
+
+    `settings` are the configuration values that must not change on resume.
+    """
+
+    place: Place
+    adapter: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    torch_rng: Tensor
+    settings: dict[str, Any]
+
+
+class CheckpointFolder:
+    """The checkpoints of one learner under `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+
+    def save(self, checkpoint: Checkpoint) -> tuple[str, str]:
+        """Write durably; returns the folder's name and the SHA-256 of its content.
+
+        An uncommitted folder of the same name is replaced.
+        """
+        name = f"update-{checkpoint.place.update_id:05d}"
+        state = {
+            "schema": SCHEMA_VERSION,
+            "place": asdict(checkpoint.place),
+            "settings": checkpoint.settings,
+        }
+        optimizer = {**checkpoint.optimizer, RNG_KEY: checkpoint.torch_rng}
+        files = {
+            ADAPTER_FILE: save_tensors(_contiguous(checkpoint.adapter)),
+            OPTIMIZER_FILE: save_tensors(_contiguous(optimizer)),
+            STATE_FILE: json.dumps(state, indent=1, sort_keys=True).encode(),
+        }
+        partial, final = self.root / f".{name}.partial", self.root / name
+        with storage_errors(final):
+            for stale in (partial, final):
+                if stale.exists():
+                    shutil.rmtree(stale)
+            partial.mkdir()
+            for file, content in files.items():
+                write_synced(partial / file, content)
+            sync_folder(partial)
+            partial.rename(final)
+            sync_folder(self.root)
+        return name, content_hash(files)
+
+    def load(self, name: str, sha256: str) -> Checkpoint:
+        """Read the checkpoint that the store committed under this hash.
+
+        Raises:
+            CheckpointError: a file is missing, altered, or of another schema.
+        """
+        folder = self.root / name
+        try:
+            files = {
+                file: (folder / file).read_bytes()
+                for file in (ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE)
+            }
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint {folder} is committed but unreadable: {error}"
+            ) from error
+        if content_hash(files) != sha256:
+            raise CheckpointError(
+                f"checkpoint {folder} was altered: expected sha256 {sha256[:12]}, got "
+                f"{content_hash(files)[:12]}; restore it from a backup or start a new run"
+            )
+        state = json.loads(files[STATE_FILE])
+        if state["schema"] != SCHEMA_VERSION:
+            raise CheckpointError(
+                f"checkpoint {folder} has schema {state['schema']}, expected {SCHEMA_VERSION}"
+            )
+        optimizer = load_tensors(files[OPTIMIZER_FILE])
+        rng = optimizer.pop(RNG_KEY)
+        adapter = load_tensors(files[ADAPTER_FILE])
+        return Checkpoint(Place(**state["place"]), adapter, optimizer, rng, state["settings"])
+
+    def keep_only(self, name: str | None) -> list[str]:
+        """Delete every other checkpoint, half-written ones too; returns what was deleted."""
+        discarded = sorted(path.name for path in self.root.iterdir() if path.name != name)
+        for stale in discarded:
+            shutil.rmtree(self.root / stale)
+        return discarded
+
+
+def content_hash(files: Mapping[str, bytes]) -> str:
+    """SHA-256 over the sorted (name, SHA-256 of content) list of a folder."""
+    whole = hashlib.sha256()
+    for name in sorted(files):
+        whole.update(f"{name} {hashlib.sha256(files[name]).hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The optimiser's state as f"{parameter name}/{state name}" -> tensor."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Put the tensors of `optimizer_tensors` back.
+
+    Raises:
+        CheckpointError: a tensor belongs to no parameter.
+    """
+    for key, value in tensors.items():
+        name, _, state_name = key.rpartition("/")
+        if name not in parameters:
+            raise CheckpointError(f"optimiser state {key} belongs to no trained parameter")
+        optimizer.state[parameters[name]][state_name] = value.clone()
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}

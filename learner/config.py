@@ -1,0 +1,163 @@
+"""The learner's configuration: a dataclass schema, checked before anything heavy is imported."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from agent.config import require_choice, require_range
+from agent.wire.errors import ConfigError
+
+METHODS = ("grpo", "sft")
+GROUPINGS = ("init_state", "task")
+ADVANTAGE_CONTROLS = ("none", "permute_within_group")
+
+
+@dataclass
+class TaskConfig:
+    """One task of the suite. `horizon_steps` counts control steps."""
+
+    slug: str = ""
+    instruction: str = ""
+    horizon_steps: int = 0
+
+
+@dataclass
+class SuiteConfig:
+    """Columns of the success matrix, what is trained in which order, and the init states."""
+
+    name: str = "tabletop"
+    tasks: list[TaskConfig] = field(default_factory=list)
+    train_tasks: list[str] = field(default_factory=list)
+    held_out_tasks: list[str] = field(default_factory=list)
+    train_init_states: int = 50
+    eval_init_states: int = 50
+
+
+@dataclass
+class AlgorithmConfig:
+    """How the policy learns. The nano values; the 7B recipe's are in its own file."""
+
+    method: str = "grpo"  # or sft: supervised fine-tuning on the task's demonstrations
+    group_size: int = 8
+    groups_per_iteration: int = 8
+    iterations_per_task: int = 10  # 0: measure the base and train nothing
+    max_episodes_per_task: int = 0  # no new iteration beyond this many; 0: no such limit
+    resample_degenerate: int = 0  # most extra groups an iteration, in place of degenerate ones
+    grouping: str = "init_state"  # or task: leave-one-out over the whole iteration, for robots
+    optimizer_steps_per_iteration: int = 4
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    clip_norm: float = 1.0
+    lora_rank: int = 8
+    lora_alpha: float = 8.0
+    fresh_optimizer_per_task: bool = True
+    advantage_control: str = "none"  # or permute_within_group: outcomes shuffled, a control
+
+    def __post_init__(self) -> None:
+        require_choice("algorithm.method", self.method, METHODS)
+        require_choice("algorithm.grouping", self.grouping, GROUPINGS)
+        require_choice("algorithm.advantage_control", self.advantage_control, ADVANTAGE_CONTROLS)
+        for name, low in (
+            ("group_size", 2),
+            ("groups_per_iteration", 1),
+            ("iterations_per_task", 0),
+            ("optimizer_steps_per_iteration", 1),
+            ("lora_rank", 1),
+            ("max_episodes_per_task", 0),
+            ("resample_degenerate", 0),
+            ("learning_rate", 0),
+            ("weight_decay", 0),
+        ):
+            require_range(f"algorithm.{name}", getattr(self, name), low, 1_000_000)
+        for name in ("clip_low", "clip_high", "clip_norm", "lora_alpha"):
+            _require(getattr(self, name) > 0, f"algorithm.{name} must be > 0")
+
+
+@dataclass
+class EvalConfig:
+    """Trials per cell are eval_init_states * slots; greedy repeats nothing, so one slot."""
+
+    slots_per_state: int = 2
+    held_out_slots_per_state: int = 1
+    greedy: bool = True  # base and final rows, trained tasks
+    full_matrix: bool = False  # every task after every task, not only what a figure needs
+
+
+@dataclass
+class SftConfig:
+    """Supervised fine-tuning on demonstration shards."""
+
+    demonstrations: list[str] = field(default_factory=list)  # folders
+    steps_per_iteration: int = 20
+    batch_size: int = 64
+
+
+@dataclass
+class LearnerConfig:
+    """Everything `python -m learner` needs. Paths are used as they are."""
+
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    temperature: float = 1.0  # of rollouts and of the rollout evaluation
+    seed: int = 0
+    model_dir: str = ""  # an OpenVLA-OFT folder; "": the nano model that comes along
+    unnorm_key: str = ""  # "": the only one of the model folder
+    cameras: list[str] = field(default_factory=lambda: ["agentview", "wrist"])
+    micro_batch: int = 32
+    logprob_tolerance: float = 1e-4
+    threads: int = 1  # of numerical libraries
+    state_dir: str = "run/learner"
+    adapters_dir: str = "run/adapters"
+    operator_endpoint: str = "ipc:///tmp/perennial/operator.sock"
+    request_timeout_s: float = 10.0
+    http_port: int = 0  # 0: any free one
+    die_with_parent: bool = False
+
+    def __post_init__(self) -> None:
+        _check_suite(self.suite)
+        _require(self.temperature > 0, "temperature must be > 0: greedy rollouts teach nothing")
+        _require(self.micro_batch >= 1, "micro_batch must be at least 1")
+        _require(self.threads >= 1, "threads must be at least 1")
+        _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        _require(self.cameras, "cameras is empty; name the policy's, e.g. [agentview, wrist]")
+        _require(
+            self.algorithm.method != "sft" or self.sft.demonstrations,
+            "algorithm.method=sft needs sft.demonstrations: folders of demonstration shards",
+        )
+
+    def task(self, slug: str) -> TaskConfig:
+        """The suite's task of that name."""
+        return next(task for task in self.suite.tasks if task.slug == slug)
+
+    def resume_settings(self) -> dict[str, Any]:
+        """The values that must be the same when a run is resumed."""
+        keys = ("suite", "algorithm", "evaluation", "sft", "temperature", "seed", "unnorm_key",
+                "cameras", "micro_batch")  # fmt: skip
+        return {key: value for key, value in asdict(self).items() if key in keys}
+
+
+def _check_suite(suite: SuiteConfig) -> None:
+    slugs = [task.slug for task in suite.tasks]
+    _require(slugs, "suite.tasks is empty; choose a suite, e.g. suite=tabletop")
+    _require(len(set(slugs)) == len(slugs), f"suite.tasks repeats a slug: {slugs}")
+    _require(suite.train_tasks, "suite.train_tasks is empty; name at least one task to train")
+    for name in ("train_tasks", "held_out_tasks"):
+        chosen = getattr(suite, name)
+        unknown = [slug for slug in chosen if slug not in slugs]
+        _require(not unknown, f"suite.{name} {unknown} are not tasks of {suite.name}: {slugs}")
+        _require(len(set(chosen)) == len(chosen), f"suite.{name} repeats a task: {chosen}")
+    both = sorted({*suite.train_tasks} & {*suite.held_out_tasks})
+    _require(not both, f"tasks {both} are both trained and held out")
+    for task in suite.tasks:
+        _require(task.horizon_steps > 0, f"suite task {task.slug} needs horizon_steps > 0")
+        _require(task.instruction, f"suite task {task.slug} needs an instruction")
+    for name in ("train_init_states", "eval_init_states"):
+        _require(getattr(suite, name) >= 1, f"suite.{name} must be at least 1")
+
+
+def _require(condition: object, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)

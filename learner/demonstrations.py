@@ -1,0 +1,124 @@
+"""Demonstration shards (.npz) as arrays, and the statistics a policy is normalised with.
+
+A shard holds, for N frames: agentview, wrist u8[N, H, W, 3]; proprio f32[N, P]; task i16[N];
+actions f32[N, K, A] (the expert's next K actions from that frame, environment convention);
+state f32[N, S] and target f32[N, 6] (privileged, for auxiliary losses only); episode i32[N].
+`meta.json` beside the shards names the tasks and their instructions.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+FRAME_ARRAYS = ("agentview", "wrist", "proprio", "task", "actions", "state", "target")
+
+
+class DemonstrationError(ValueError):
+    """A shard folder that cannot be trained on; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """All frames of one or more shard folders, in file order."""
+
+    agentview: np.ndarray  # u8[N, H, W, 3]
+    wrist: np.ndarray  # u8[N, H, W, 3]
+    proprio: np.ndarray  # f32[N, P]
+    task: np.ndarray  # i16[N], index into `slugs`
+    actions: np.ndarray  # f32[N, K, A]
+    state: np.ndarray  # f32[N, S]
+    target: np.ndarray  # f32[N, 6]
+    slugs: tuple[str, ...]
+    instructions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+
+def load_demonstrations(
+    folders: list[Path], max_frames: int | None = None, task: str | None = None
+) -> Demonstrations:
+    """Read every shard of `folders`, optionally one task's frames only.
+
+    Raises DemonstrationError when a folder has no shard, its tasks differ from the others', or
+    an array is missing, mis-shaped or not finite.
+    """
+    metas = [_read_meta(folder) for folder in folders]
+    if any(meta["tasks"] != metas[0]["tasks"] for meta in metas):
+        raise DemonstrationError(f"the task lists of {[str(f) for f in folders]} differ")
+    slugs = tuple(entry["slug"] for entry in metas[0]["tasks"])
+    if task is not None and task not in slugs:
+        raise DemonstrationError(f"no task {task!r} in {folders[0]}; it has {', '.join(slugs)}")
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in FRAME_ARRAYS}
+    frames = 0
+    for path in (path for folder in folders for path in sorted(folder.glob("*.npz"))):
+        shard = _read_shard(path)
+        keep = slice(None) if task is None else shard["task"] == slugs.index(task)
+        for name in FRAME_ARRAYS:
+            columns[name].append(shard[name][keep])
+        frames += len(columns["task"][-1])
+        if max_frames is not None and frames >= max_frames:
+            break
+    if frames == 0:
+        raise DemonstrationError(f"no frames in {[str(f) for f in folders]}")
+    joined = {name: np.concatenate(parts)[:max_frames] for name, parts in columns.items()}
+    instructions = tuple(entry["instruction"] for entry in metas[0]["tasks"])
+    return Demonstrations(**joined, slugs=slugs, instructions=instructions)
+
+
+def normalisation_statistics(demos: Demonstrations, dataset: str) -> dict[str, dict]:
+    """`dataset_statistics.json` content (published layout) for the unnorm key `dataset`.
+
+    The gripper is stored as the published data sets store it: 0 closed, 1 open, not normalised
+    (mask False); the environment's sign convention is -1 open, +1 close.
+    """
+    actions = demos.actions[:, 0].astype(np.float64)
+    actions[:, -1] = (1 - np.sign(actions[:, -1])) / 2
+    mask = [True] * (actions.shape[1] - 1) + [False]
+    return {
+        dataset: {
+            "action": {**_moments(actions), "mask": mask},
+            "proprio": _moments(demos.proprio.astype(np.float64)),
+            "num_transitions": len(demos),
+            "num_trajectories": 0,
+        }
+    }
+
+
+def _moments(values: np.ndarray) -> dict[str, list[float]]:
+    return {
+        "mean": values.mean(0).tolist(),
+        "std": values.std(0).tolist(),
+        "min": values.min(0).tolist(),
+        "max": values.max(0).tolist(),
+        "q01": np.quantile(values, 0.01, axis=0).tolist(),
+        "q99": np.quantile(values, 0.99, axis=0).tolist(),
+    }
+
+
+def _read_meta(folder: Path) -> dict:
+    path = folder / "meta.json"
+    if not path.is_file():
+        raise DemonstrationError(f"{path} is missing: is {folder} a demonstration folder?")
+    return json.loads(path.read_text())
+
+
+def _read_shard(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as archive:
+        missing = [name for name in FRAME_ARRAYS if name not in archive.files]
+        if missing:
+            raise DemonstrationError(
+                f"{path}: arrays {missing} are missing; it has {archive.files}"
+            )
+        shard = {name: archive[name] for name in FRAME_ARRAYS}
+    frames = len(shard["task"])
+    for name, array in shard.items():
+        if len(array) != frames:
+            raise DemonstrationError(f"{path}: {name} has {len(array)} frames, expected {frames}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DemonstrationError(f"{path}: {name} holds values that are not finite")
+    return shard

@@ -1,0 +1,85 @@
+"""Evaluation rows of the success matrix: what to order, and the counts that came back.
+
+Init states come from the evaluation split, which training never sees, and the noise of a trial
+depends on mode, task, init state and slot alone: rows are compared on the same trials.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agent.wire.messages import Order, Phase
+from learner.config import LearnerConfig
+from learner.matrix import SuccessMatrix
+from learner.store import EpisodeRow
+
+ROLLOUT, GREEDY = "rollout", "greedy"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell to measure: its orders cover every evaluation init state."""
+
+    row: int
+    mode: str
+    task: str
+    orders: tuple[Order, ...]
+
+
+def plan_row(config: LearnerConfig, row: int, version: str) -> list[Cell]:
+    """The cells of row `row` that a figure needs, pinned to `version`.
+
+    Row 0 and the last row measure every task, rows between them the task that was just trained
+    (NBT needs S(j, j) and S(T, j)); greedy covers the trained tasks in the first and last row.
+    """
+    suite, evaluation = config.suite, config.evaluation
+    last = len(suite.train_tasks)
+    whole = row in (0, last) or evaluation.full_matrix
+    tasks = [*suite.train_tasks, *suite.held_out_tasks] if whole else [suite.train_tasks[row - 1]]
+    wanted = [(ROLLOUT, task) for task in tasks]
+    if evaluation.greedy and row in (0, last):
+        wanted += [(GREEDY, task) for task in suite.train_tasks]
+    return [
+        Cell(row, mode, task, _orders(config, row, mode, task, version)) for mode, task in wanted
+    ]
+
+
+def count_cell(cell: Cell, episodes: Mapping[str, EpisodeRow]) -> tuple[int, int]:
+    """(successes, trials) of a cell from the counted episodes by slot id."""
+    slots = [f"{order.order_id}#{k}" for order in cell.orders for k in range(order.slots)]
+    return sum(episodes[slot].success for slot in slots), len(slots)
+
+
+def empty_matrices(config: LearnerConfig) -> dict[str, SuccessMatrix]:
+    """A matrix for each mode; its columns are the trained tasks, then the held-out ones."""
+    suite = config.suite
+    columns = [*suite.train_tasks, *suite.held_out_tasks]
+    return {
+        mode: SuccessMatrix(columns, list(suite.train_tasks), list(suite.held_out_tasks))
+        for mode in (ROLLOUT, GREEDY)
+    }
+
+
+def _orders(
+    config: LearnerConfig, row: int, mode: str, slug: str, version: str
+) -> tuple[Order, ...]:
+    task, evaluation = config.task(slug), config.evaluation
+    held_out = slug in config.suite.held_out_tasks
+    slots = evaluation.held_out_slots_per_state if held_out else evaluation.slots_per_state
+    return tuple(
+        Order(
+            order_id=f"eval/{row}/{mode}/{slug}/{state}",
+            suite=config.suite.name,
+            task=slug,
+            instruction=task.instruction,
+            split="eval",
+            init_state=state,
+            horizon_steps=task.horizon_steps,
+            slots=1 if mode == GREEDY else slots,
+            phase=Phase.EVAL,
+            version=version,
+            temperature=0.0 if mode == GREEDY else config.temperature,
+            run_seed=config.seed,
+            noise_key=f"eval/{mode}/{slug}/{state}",
+        )
+        for state in range(config.suite.eval_init_states)
+    )

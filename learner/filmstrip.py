@@ -1,0 +1,33 @@
+"""A contact sheet of one episode: what the policy saw, from first to last observation."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from agent.episode import Episode
+
+FRAMES = 8
+FRAME_PIXELS = 160
+GAP_PIXELS = 4
+
+
+def save_filmstrip(episode: Episode, cameras: list[str], path: Path) -> bool:
+    """Write a PNG with one row a camera and up to 8 evenly spaced frames.
+
+    Returns False, and writes nothing, when the episode was kept without images.
+    """
+    chunks = [chunk for chunk in episode.chunks if all(name in chunk.images for name in cameras)]
+    if not chunks:
+        return False
+    picks = np.unique(np.linspace(0, len(chunks) - 1, FRAMES).round().astype(int))
+    cell = FRAME_PIXELS + GAP_PIXELS
+    sheet = Image.new("RGB", (cell * len(picks), cell * len(cameras)), "white")
+    for row, camera in enumerate(cameras):
+        for column, pick in enumerate(picks):
+            frame = Image.fromarray(np.ascontiguousarray(chunks[pick].images[camera]))
+            frame = frame.resize((FRAME_PIXELS, FRAME_PIXELS), Image.Resampling.LANCZOS)
+            sheet.paste(frame, (column * cell, row * cell))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+    return True

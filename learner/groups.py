@@ -1,0 +1,122 @@
+"""Which episodes to order, and complete groups with advantages once they are there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.wire.messages import Order, Phase
+from learner.advantages import is_degenerate, leave_one_out, normalise_group
+from learner.checkpoint import Place
+from learner.config import LearnerConfig
+from learner.randomness import keyed_rng
+from learner.store import EpisodeRow
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """The orders whose slots, in order, make one group."""
+
+    index: int  # within the iteration
+    orders: tuple[Order, ...]
+
+    @property
+    def slot_ids(self) -> list[str]:
+        """Slot ids in the order in which the group is consumed."""
+        return [f"{order.order_id}#{k}" for order in self.orders for k in range(order.slots)]
+
+
+@dataclass(frozen=True)
+class Group:
+    """G episodes of one task that are compared with one another."""
+
+    index: int
+    episodes: tuple[EpisodeRow, ...]  # in slot order
+    advantages_G: np.ndarray
+    degenerate: bool
+
+
+class Collection:
+    """The groups of one iteration: what to order, and when it is enough.
+
+    `groups_per_iteration` groups first; then, as long as the allowance of extra groups lasts, one
+    more for each degenerate group of the previous attempt. Everything follows from the place and
+    the outcomes, so a resumed learner orders the same again.
+    """
+
+    def __init__(self, config: LearnerConfig, place: Place, version: str) -> None:
+        self._config, self._place, self._version = config, place, version
+        self._attempt = 0
+        self._allowance = config.algorithm.resample_degenerate
+        self.groups: list[Group] = []
+
+    def first_plans(self) -> list[GroupPlan]:
+        """The iteration's regular groups."""
+        algorithm = self._config.algorithm
+        if algorithm.grouping == "init_state":
+            return self._plans(algorithm.groups_per_iteration)
+        orders = tuple(
+            self._order(index, slots=1)
+            for index in range(algorithm.groups_per_iteration * algorithm.group_size)
+        )
+        return [GroupPlan(0, orders)]
+
+    def complete(
+        self, plans: Sequence[GroupPlan], episodes: Mapping[str, EpisodeRow]
+    ) -> list[GroupPlan]:
+        """Take the plans' episodes by slot id; returns what to order in addition, if anything."""
+        formed = [self._form(plan, [episodes[slot] for slot in plan.slot_ids]) for plan in plans]
+        self.groups += formed
+        if self._config.algorithm.grouping == "task":
+            return []
+        again = min(self._allowance, sum(group.degenerate for group in formed))
+        self._allowance -= again
+        self._attempt += 1
+        return self._plans(again)
+
+    @property
+    def states_used(self) -> int:
+        """Init states consumed by this iteration: one an order."""
+        return len({e.order_id for group in self.groups for e in group.episodes})
+
+    def _plans(self, count: int) -> list[GroupPlan]:
+        first, size = len(self.groups), self._config.algorithm.group_size
+        return [GroupPlan(i, (self._order(i, size),)) for i in range(first, first + count)]
+
+    def _order(self, index: int, slots: int) -> Order:
+        config, place = self._config, self._place
+        task = config.task(config.suite.train_tasks[place.task_index])
+        cursor = place.groups_used + index
+        order_id = f"train/{place.task_index}/{place.update_id + 1}/{self._attempt}/{index}"
+        return Order(
+            order_id=order_id,
+            suite=config.suite.name,
+            task=task.slug,
+            instruction=task.instruction,
+            split="train",
+            init_state=init_state_at(
+                config.seed, place.task_index, cursor, config.suite.train_init_states
+            ),
+            horizon_steps=task.horizon_steps,
+            slots=slots,
+            phase=Phase.TRAIN,
+            version=self._version,
+            temperature=config.temperature,
+            run_seed=config.seed,
+            noise_key=order_id,
+        )
+
+    def _form(self, plan: GroupPlan, episodes: list[EpisodeRow]) -> Group:
+        algorithm = self._config.algorithm
+        rewards_G = np.array([float(episode.success) for episode in episodes])
+        if algorithm.advantage_control == "permute_within_group":
+            stream = f"permute/{self._place.update_id}/{self._attempt}"
+            rewards_G = keyed_rng(self._config.seed, stream, plan.index).permutation(rewards_G)
+        advantages = leave_one_out if algorithm.grouping == "task" else normalise_group
+        return Group(plan.index, tuple(episodes), advantages(rewards_G), is_degenerate(rewards_G))
+
+
+def init_state_at(seed: int, task_index: int, cursor: int, count: int) -> int:
+    """The cursor-th training init state: seeded shuffles of all `count`, one after another."""
+    lap, position = divmod(cursor, count)
+    return int(keyed_rng(seed, f"init_states/{task_index}", lap).permutation(count)[position])

@@ -1,0 +1,67 @@
+"""GRPO as a teaching method: collect groups of episodes, learn from them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from agent.episode import read_episode
+from learner.batch import Trajectory, build_samples
+from learner.checkpoint import Place
+from learner.config import LearnerConfig
+from learner.groups import Collection, Group
+from learner.link import AgentLink
+from learner.loss import Clip
+from learner.policy import LoraPolicy
+from learner.receiver import Inbox
+from learner.update import Updater, UpdateReport, UpdateSettings
+
+
+class GrpoTeacher:
+    """Synchronous and on-policy: the groups of an iteration come from one pinned version."""
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        policy: LoraPolicy,
+        inbox: Inbox,
+        link: AgentLink,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._config, self._policy = config, policy
+        self._inbox, self._link, self._should_stop = inbox, link, should_stop
+        algorithm = config.algorithm
+        self._settings = UpdateSettings(
+            optimizer_steps=algorithm.optimizer_steps_per_iteration,
+            micro_batch=config.micro_batch,
+            clip=Clip(algorithm.clip_low, algorithm.clip_high),
+            clip_norm=algorithm.clip_norm,
+            logprob_tolerance=config.logprob_tolerance,
+            seed=config.seed,
+        )
+
+    def collect(self, place: Place, version: str) -> list[Group]:
+        """Order the iteration's groups and wait until every slot has its counted episode."""
+        collection = Collection(self._config, place, version)
+        plans = collection.first_plans()
+        while plans:
+            orders = [order for plan in plans for order in plan.orders]
+            self._link.post_orders(orders)
+            episodes = self._inbox.wait_for(orders, self._should_stop)
+            plans = collection.complete(plans, episodes)
+        return collection.groups
+
+    def learn(
+        self, optimizer: torch.optim.Optimizer, groups: list[Group], place: Place
+    ) -> UpdateReport:
+        """Take the iteration's optimiser steps; degenerate groups are not even read."""
+        usable, count = [], 0
+        for group in groups:
+            for row, advantage in zip(group.episodes, group.advantages_G, strict=True):
+                if not group.degenerate:
+                    episode = read_episode(Path(self._inbox.folder, row.file))
+                    usable.append(Trajectory(count, episode, float(advantage)))
+                count += 1
+        updater = Updater(self._policy, optimizer, self._settings, self._should_stop)
+        samples = build_samples(usable, self._config.cameras)
+        return updater.run(samples, count, place.update_id + 1)

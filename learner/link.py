@@ -1,0 +1,130 @@
+"""The learner's side of the operator connection: epochs, retries, one method a request."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from agent.wire.errors import ConfigError, PerennialError, RequestTimeout, WireError
+from agent.wire.messages import (
+    AckEpisodes,
+    Activate,
+    Activated,
+    Episodes,
+    FetchEpisodes,
+    LearnerHello,
+    LearnerWelcome,
+    Order,
+    PostOrders,
+    SealedEpisode,
+)
+from agent.wire.sockets import DealerClient
+from learner.stopping import Stopped
+from learner.store import LearnerStore
+
+log = logging.getLogger(__name__)
+
+ORDERS_PER_MESSAGE = 200
+TRANSIENT_CODES = ("timeout", "overloaded", "deadline", "server_restarted")
+RETRY_PAUSE_S = 0.5
+LOG_EVERY_S = 10.0
+
+
+class LearnerSuperseded(PerennialError):
+    """Another learner has said hello to the agent with a newer epoch; this one must not go on."""
+
+
+class Session:
+    """The learner epoch that all threads of this process share.
+
+    A new epoch is opened at start, and whenever a reply may have been lost: episodes the agent
+    has sent in an epoch are not sent again in that epoch, so a lost reply needs a new one.
+    """
+
+    def __init__(self, store: LearnerStore, learner_id: str, base_sha256: str) -> None:
+        self._store, self._learner_id, self._base_sha256 = store, learner_id, base_sha256
+        self._lock = threading.Lock()
+        self._epoch = 0
+
+    def epoch(self, client: DealerClient, lost: int | None = None) -> int:
+        """The epoch to use; opens one if there is none or `lost` is still the current one.
+
+        Raises:
+            WireError: the agent did not take the hello.
+            ConfigError: the agent serves another base model.
+        """
+        with self._lock:
+            if self._epoch == 0 or self._epoch == lost:
+                epoch = self._store.next_epoch()
+                welcome: LearnerWelcome = client.request(LearnerHello(self._learner_id, epoch))
+                if welcome.base_sha256 != self._base_sha256:
+                    raise ConfigError(
+                        f"the agent serves base model {welcome.base_sha256[:12]}, the learner has "
+                        f"{self._base_sha256[:12]}: give both the same model folder"
+                    )
+                self._epoch = epoch
+                log.info("epoch %d opened with agent %s", epoch, welcome.server_id)
+            return self._epoch
+
+
+class AgentLink:
+    """Requests to the agent that survive its restarts. One instance a thread.
+
+    Every request is repeated until it is answered, the process is asked to stop, or the agent
+    refuses it for a reason that time does not mend (WireError). All of them are idempotent.
+    """
+
+    def __init__(self, session: Session, client: DealerClient, stop: threading.Event) -> None:
+        self._session, self._client, self._stop = session, client, stop
+
+    def post_orders(self, orders: Sequence[Order]) -> None:
+        """Post orders; returns when the agent holds them durably."""
+        for start in range(0, len(orders), ORDERS_PER_MESSAGE):
+            part = list(orders[start : start + ORDERS_PER_MESSAGE])
+            self._request(partial(PostOrders, orders=part))
+
+    def fetch(self, limit: int, wait_s: float) -> list[SealedEpisode]:
+        """Sealed episodes not yet sent in this epoch; empty after `wait_s` without one."""
+        reply: Episodes = self._request(
+            lambda epoch: FetchEpisodes(epoch, limit, wait_s), extra_s=wait_s
+        )
+        return reply.items
+
+    def acknowledge(self, sha256_by_id: dict[str, str]) -> None:
+        """Tell the agent that these episodes are durable here."""
+        self._request(lambda epoch: AckEpisodes(epoch, sha256_by_id))
+
+    def activate(self, version: str) -> Activated:
+        """Have the agent serve a published version to unpinned episodes."""
+        reply: Activated = self._request(lambda epoch: Activate(epoch, version))
+        return reply
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _request(self, build: Callable[[int], object], extra_s: float = 0.0) -> Any:
+        lost: int | None = None
+        started_s = logged_s = time.monotonic()
+        while not self._stop.is_set():
+            used = lost
+            try:
+                used = self._session.epoch(self._client, lost)
+                return self._client.request(build(used), self._client.timeout_s + extra_s)
+            except WireError as error:
+                if error.code == "stale_epoch":
+                    # Another thread of ours may have opened the newer epoch.
+                    if used in (None, self._session.epoch(self._client)):
+                        raise LearnerSuperseded(error.message) from error
+                    continue
+                if error.code not in TRANSIENT_CODES:
+                    raise
+                if isinstance(error, RequestTimeout) or error.code == "server_restarted":
+                    lost = used
+                if time.monotonic() - logged_s > LOG_EVERY_S or logged_s == started_s:
+                    logged_s = time.monotonic()
+                    log.warning("waiting for the agent, %.0f s: %s", logged_s - started_s, error)
+            self._stop.wait(RETRY_PAUSE_S)
+        raise Stopped

@@ -1,0 +1,225 @@
+"""Sequential learning of a suite's tasks on one adapter: the whole algorithm on one page.
+
+    evaluate the base
+    for each task:
+        until its budget is spent:
+            collect groups of episodes from the version served
+            learn from them: a fixed number of optimiser steps
+            checkpoint, commit, publish, activate
+        evaluate
+
+No reference model, KL penalty, entropy bonus, critic or replay. Every step can be killed and
+repeated: orders, commits, publishes and activations are idempotent, and what is ordered and
+computed next is a function of the last committed checkpoint and of the episodes alone.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from agent.episode import read_episode
+from agent.wire.messages import BASE_VERSION
+from learner.checkpoint import Place
+from learner.config import LearnerConfig, TaskConfig
+from learner.evaluation import ROLLOUT, Cell, count_cell, empty_matrices, plan_row
+from learner.filmstrip import save_filmstrip
+from learner.groups import Group
+from learner.matrix import SuccessMatrix
+from learner.metrics import LearnerMetrics
+from learner.progress import ProgressLog
+from learner.publication import Publication
+from learner.receiver import Inbox
+from learner.store import EpisodeRow
+from learner.update import UpdateReport, build_optimizer
+
+
+class Teacher(Protocol):
+    """A method of learning: GRPO, or the supervised control."""
+
+    def collect(self, place: Place, version: str) -> list[Group]:
+        """The groups of one iteration from `version`, complete; none for a supervised method."""
+
+    def learn(
+        self, optimizer: torch.optim.Optimizer, groups: list[Group], place: Place
+    ) -> UpdateReport:
+        """Change the policy's adapter by one iteration."""
+
+
+@dataclass(frozen=True)
+class Watchers:
+    """Where a run shows itself: metrics, JSON lines and contact sheets."""
+
+    metrics: LearnerMetrics
+    progress: ProgressLog
+    filmstrips: Path
+
+
+class Loop:
+    """One run from wherever it was left to its end."""
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        teacher: Teacher,
+        publication: Publication,
+        inbox: Inbox,
+        watchers: Watchers,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.config, self.teacher, self.publication = config, teacher, publication
+        self.inbox, self.watchers, self.should_stop = inbox, watchers, should_stop
+        self.link = publication.link
+        self.matrices = empty_matrices(config)
+        self.optimizer = self._new_optimizer()
+        self.place = Place()
+
+    def run(self) -> dict[str, SuccessMatrix]:
+        """Learn all tasks; returns the success matrices by evaluation mode.
+
+        Raises:
+            Stopped: asked to stop; running again resumes.
+        """
+        self.place = self.publication.resume(self.optimizer)
+        self.watchers.progress.write(
+            "start", version=self.publication.version, **asdict(self.place)
+        )
+        self.evaluate(row=0)
+        if self.config.algorithm.iterations_per_task == 0:
+            return self.matrices
+        for index, slug in enumerate(self.config.suite.train_tasks):
+            task = self.config.task(slug)
+            while not self._finished(index):
+                self.iterate(index, task)
+            self.evaluate(row=index + 1)
+            self.watchers.progress.write("task_done", task_index=index, task=slug, row=index + 1)
+        return self.matrices
+
+    def iterate(self, task_index: int, task: TaskConfig) -> None:
+        """One iteration: collect, learn, commit, publish, activate."""
+        if task_index > self.place.task_index:
+            self.place = Place(update_id=self.place.update_id, task_index=task_index)
+        if self.place.iteration == 0 and self.config.algorithm.fresh_optimizer_per_task:
+            self.optimizer = self._new_optimizer()
+        laps_s = [time.monotonic()]
+        groups = self.teacher.collect(self.place, self.publication.version)
+        laps_s.append(time.monotonic())
+        report = self.teacher.learn(self.optimizer, groups, self.place)
+        laps_s.append(time.monotonic())
+        episodes = [episode for group in groups for episode in group.episodes]
+        self.place = replace(
+            self.place,
+            update_id=self.place.update_id + 1,
+            iteration=self.place.iteration + 1,
+            groups_used=self.place.groups_used + len({e.order_id for e in episodes}),
+            episodes=self.place.episodes + len(episodes),
+        )
+        dispositions = {
+            episode.episode_id: "filtered" if group.degenerate else "trained"
+            for group in groups
+            for episode in group.episodes
+        }
+        figures = _figures(report)
+        self.publication.commit(self.place, self.optimizer, dispositions, figures)
+        laps_s.append(time.monotonic())
+        times_s = dict(zip(("wait", "learn", "publish"), np.diff(laps_s).tolist(), strict=True))
+        self._show_iteration(task, groups, figures, times_s)
+
+    def evaluate(self, row: int) -> None:
+        """Measure row `row` of the success matrices at the version after `row` tasks.
+
+        A row that is already complete is only counted; its line in the log is then a repeat.
+        """
+        version = BASE_VERSION if row == 0 else self.inbox.store.version_after(row - 1)
+        assert version is not None, f"row {row} is evaluated after its task has been trained"
+        cells = plan_row(self.config, row, version)
+        started_s = time.monotonic()
+        episodes = self.measure(cells)
+        for cell in cells:
+            successes, trials = count_cell(cell, episodes)
+            self.matrices[cell.mode].record(row, cell.task, successes, trials)
+            labels = (str(row), cell.mode, cell.task)
+            self.watchers.metrics.success.labels(*labels).set(successes / trials)
+            self.watchers.progress.write(
+                "eval", row=row, mode=cell.mode, task=cell.task, version=version,
+                temperature=cell.orders[0].temperature, successes=successes, trials=trials,
+                time_s={"wait": time.monotonic() - started_s},
+            )  # fmt: skip
+            if row in (0, len(self.config.suite.train_tasks)):
+                self._save_filmstrip(cell, episodes)
+
+    def measure(self, cells: list[Cell]) -> dict[str, EpisodeRow]:
+        """Order the trials of all cells at once; returns their episodes by slot id."""
+        orders = [order for cell in cells for order in cell.orders]
+        self.link.post_orders(orders)
+        return self.inbox.wait_for(orders, self.should_stop)
+
+    def _finished(self, task_index: int) -> bool:
+        place, algorithm = self.place, self.config.algorithm
+        if place.task_index != task_index:
+            return place.task_index > task_index
+        limit = algorithm.max_episodes_per_task or float("inf")
+        return place.iteration >= algorithm.iterations_per_task or place.episodes >= limit
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        algorithm = self.config.algorithm
+        return build_optimizer(
+            self.publication.policy.parameters, algorithm.learning_rate, algorithm.weight_decay
+        )
+
+    def _show_iteration(
+        self,
+        task: TaskConfig,
+        groups: list[Group],
+        figures: dict[str, float],
+        times_s: dict[str, float],
+    ) -> None:
+        episodes = [episode for group in groups for episode in group.episodes]
+        successes = sum(episode.success for episode in episodes)
+        degenerate = sum(group.degenerate for group in groups)
+        reward_std = [
+            float(np.std([e.success for e in group.episodes], ddof=1)) for group in groups
+        ]
+        self.watchers.metrics.observe_iteration(
+            self.place.task_index, len(groups), degenerate, reward_std, figures, times_s
+        )
+        self.watchers.progress.write(
+            "iteration",
+            task_index=self.place.task_index,
+            task=task.slug,
+            update=self.place.update_id,
+            iteration=self.place.iteration,
+            version=self.publication.version,
+            episodes_collected=self.place.episodes,
+            successes=successes,
+            trials=len(episodes),
+            per_task={task.slug: [successes, len(episodes)]},
+            groups=len(groups),
+            degenerate_groups=degenerate,
+            time_s=times_s,
+            **figures,
+        )
+
+    def _save_filmstrip(self, cell: Cell, episodes: dict[str, EpisodeRow]) -> None:
+        path = self.watchers.filmstrips / f"{cell.row}_{cell.task}.png"
+        slots = [f"{order.order_id}#{k}" for order in cell.orders for k in range(order.slots)]
+        if cell.mode != ROLLOUT or path.exists():
+            return
+        for slot in slots:
+            episode = read_episode(self.inbox.folder / episodes[slot].file)
+            if save_filmstrip(episode, self.config.cameras, path):
+                return
+
+
+def _figures(report: UpdateReport) -> dict[str, float]:
+    return {
+        **report.means,
+        "first_clip_fraction": report.first_clip_fraction,
+        "grad_norm": report.grad_norm,
+        "lp_diff_max": report.logprob_difference_max,
+        "samples": float(report.samples),
+    }

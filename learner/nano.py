@@ -1,0 +1,95 @@
+"""`python -m learner.nano demos=[DIR] out=DIR work=DIR`: the nano policy, from demonstrations.
+
+Composition root of the pretraining; `learner/pretrain.py` holds the algorithm.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class NanoConfig:
+    """What to build from where; overrides are `key=value` on the command line."""
+
+    demos: list[str] = field(default_factory=list)
+    out: str = ""
+    work: str = ""
+    unnorm_key: str = "tabletop"
+    init_from: str = ""
+    max_frames: int | None = None
+    patch_size: int = 16
+    chunk_size: int = 5
+    torch_threads: int = 2
+    pretrain: dict[str, Any] = field(default_factory=dict)
+
+
+def main(arguments: list[str]) -> None:
+    """Compose the config, set thread counts before torch loads, build and save the model."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from omegaconf import OmegaConf
+
+    merged = OmegaConf.merge(OmegaConf.structured(NanoConfig), OmegaConf.from_cli(arguments))
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, NanoConfig)
+    if not (config.demos and config.out and config.work):
+        sys.exit("learner.nano: expected demos=[DIR,...] out=DIR work=DIR")
+    build(config)
+
+
+def build(config: NanoConfig) -> None:
+    """Pretrain (resuming what `work` holds) and save the model folder `out`."""
+    import torch
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from agent.model.checkpoint import load_model, save_model
+    from agent.model.nano import build_nano_config, build_nano_tokenizer, init_nano
+    from agent.model.processing import PromptEncoder
+    from learner.demonstrations import load_demonstrations, normalisation_statistics
+    from learner.pretrain import FrameSampler, PretrainConfig, act_stage, see_stage
+
+    torch.set_num_threads(config.torch_threads)
+    demos = load_demonstrations([Path(d) for d in config.demos], config.max_frames)
+    settings = PretrainConfig(**config.pretrain)
+    work, out = Path(config.work), Path(config.out)
+    work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    tokenizer = build_nano_tokenizer(list(demos.instructions))
+    tokenizer.save(str(work / "tokenizer.json"))
+    if config.init_from:
+        model = load_model(Path(config.init_from)).train()
+    else:
+        stats = normalisation_statistics(demos, config.unnorm_key)
+        geometry = build_nano_config(
+            tokenizer,
+            stats,
+            image_size=demos.agentview.shape[1],
+            patch_size=config.patch_size,
+            chunk_size=config.chunk_size,
+        )
+        model = init_nano(geometry, settings.seed)
+    prompts = PromptEncoder(work, model.config)
+    sampler = FrameSampler(demos, prompts, model, config.unnorm_key, settings)
+    log = (work / "pretrain.jsonl").open("a", buffering=1)
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress, log:
+        for name, make in (("see", see_stage), ("act", act_stage)):
+            stage = make(model, sampler, settings)
+            bar = progress.add_task(name, total=stage.steps)
+
+            def report(step: int, figures: dict[str, float], bar=bar, name=name) -> None:
+                progress.update(bar, completed=step, description=f"{name} {figures['loss']:.3f}")
+                if step % 50 == 0:
+                    log.write(json.dumps({"stage": name, "step": step, **figures}) + "\n")
+
+            stage.run(sampler, work / f"{name}.pt", report)
+            stage.load_average()
+    save_model(model.eval(), out, settings.act_steps)
+    tokenizer.save(str(out / "tokenizer.json"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

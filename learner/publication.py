@@ -1,0 +1,138 @@
+"""Making an update last: checkpoint, commit, publish, activate, in this order, and resuming it.
+
+Killed before the commit, the update never happened: its checkpoint is discarded at the next start
+and its episodes are still unused. Killed after it, publish and activation are done again.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from agent.adapters import AdapterStore, version_name
+from agent.wire.messages import BASE_VERSION
+from learner.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointFolder,
+    Place,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
+from learner.link import AgentLink
+from learner.policy import LoraPolicy
+from learner.store import LearnerStore, UpdateRow
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What every publish of this run says about itself."""
+
+    base_sha256: str
+    method: str
+    train_tasks: list[str]
+    settings: dict[str, Any]  # must not change on resume
+
+
+class Publication:
+    """The committed state of a run: the newest version and everything needed to go on from it."""
+
+    def __init__(
+        self,
+        policy: LoraPolicy,
+        store: LearnerStore,
+        checkpoints: CheckpointFolder,
+        adapters: AdapterStore,
+        link: AgentLink,
+        identity: Identity,
+    ) -> None:
+        self.policy, self.store, self.checkpoints = policy, store, checkpoints
+        self.adapters, self.link, self.identity = adapters, link, identity
+        self.version = BASE_VERSION
+
+    def resume(self, optimizer: torch.optim.Optimizer) -> Place:
+        """Restore policy, optimiser and torch's RNG to the last commit; finish its publish.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or the run was started with other settings.
+        """
+        last = self.store.last_update()
+        discarded = self.checkpoints.keep_only(last.checkpoint if last else None)
+        if discarded:
+            log.info("discarded uncommitted checkpoints: %s", ", ".join(discarded))
+        if last is None:
+            return Place()
+        checkpoint = self.checkpoints.load(last.checkpoint, last.checkpoint_sha256)
+        self._check_settings(checkpoint.settings)
+        self.policy.load_adapter(checkpoint.adapter)
+        load_optimizer_tensors(optimizer, self.policy.parameters, checkpoint.optimizer)
+        torch.set_rng_state(checkpoint.torch_rng)
+        self._finish(last)
+        log.info("resumed after update %d, version %s", last.update_id, last.version)
+        return checkpoint.place
+
+    def commit(
+        self,
+        place: Place,
+        optimizer: torch.optim.Optimizer,
+        dispositions: dict[str, str],
+        metrics: dict[str, float],
+    ) -> float:
+        """Make the policy's present weights the version after `place.update_id`.
+
+        Returns how long the agent held its inference loop to activate it [s].
+        """
+        files = self.policy.adapter_files()
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        version = version_name(place.update_id, hashes)
+        checkpoint, sha256 = self.checkpoints.save(
+            Checkpoint(
+                place,
+                self.policy.adapter_tensors(),
+                optimizer_tensors(optimizer, self.policy.parameters),
+                torch.get_rng_state(),
+                self.identity.settings,
+            )
+        )
+        update = UpdateRow(
+            place.update_id, place.task_index, place.iteration, checkpoint, sha256, version,
+            self.version, metrics,
+        )  # fmt: skip
+        self.store.commit_update(update, dispositions)
+        self.checkpoints.keep_only(checkpoint)
+        return self._finish(update)
+
+    def _finish(self, update: UpdateRow) -> float:
+        manifest = self.adapters.publish(
+            update.update_id,
+            self.policy.adapter_files(),
+            parent=update.parent,
+            task=self.identity.train_tasks[update.task_index],
+            base_sha256=self.identity.base_sha256,
+            method=self.identity.method,
+            metrics=update.metrics,
+        )
+        if manifest.version != update.version:
+            raise CheckpointError(
+                f"update {update.update_id} was committed as {update.version}, its checkpoint "
+                f"makes {manifest.version}"
+            )
+        hold_s = 0.0
+        if not update.activated:
+            hold_s = self.link.activate(update.version).hold_s
+            self.store.mark_activated(update.update_id)
+        self.version = update.version
+        return hold_s
+
+    def _check_settings(self, saved: dict[str, Any]) -> None:
+        wanted = self.identity.settings
+        changed = sorted(key for key in {*saved, *wanted} if saved.get(key) != wanted.get(key))
+        if changed:
+            raise CheckpointError(
+                f"this run was started with other settings of {changed}: use the same ones to "
+                "resume it, or another state_dir to start afresh"
+            )

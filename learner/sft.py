@@ -1,0 +1,125 @@
+"""Supervised fine-tuning of the adapter on one task's demonstrations: the control beside GRPO."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from agent.model.actions import env_actions_to_tokens
+from learner.checkpoint import Place
+from learner.config import LearnerConfig
+from learner.demonstrations import Demonstrations, load_demonstrations
+from learner.groups import Group
+from learner.policy import LoraPolicy
+from learner.randomness import keyed_rng
+from learner.stopping import Stopped
+from learner.update import UpdateReport
+
+
+@dataclass(frozen=True)
+class SftSettings:
+    """One iteration is `steps` AdamW steps on batches of `batch_size` frames."""
+
+    steps: int
+    batch_size: int
+    clip_norm: float
+    seed: int
+
+
+class SupervisedUpdater:
+    """Cross-entropy over the action bins on the expert's chunks, same adapter, same optimiser.
+
+    Args:
+        demos: frames of one task.
+        cameras: in the policy's order; the shards' arrays bear their names.
+    """
+
+    def __init__(
+        self,
+        policy: LoraPolicy,
+        optimizer: torch.optim.Optimizer,
+        demos: Demonstrations,
+        cameras: list[str],
+        settings: SftSettings,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.policy, self.optimizer, self.settings = policy, optimizer, settings
+        self.demos, self.cameras, self.should_stop = demos, cameras, should_stop
+        config = policy.network.config
+        self._tokens = env_actions_to_tokens(
+            demos.actions[:, : config.chunk_size], policy.action_quantiles, config.n_action_bins
+        )
+
+    def run(self, update_id: int) -> UpdateReport:
+        """One iteration; its batches are a pure function of (seed, update, step).
+
+        Raises:
+            Stopped: asked to stop; resume from the last checkpoint.
+        """
+        settings = self.settings
+        losses: list[float] = []
+        norms: list[float] = []
+        parameters = list(self.policy.parameters.values())
+        for step in range(settings.steps):
+            if self.should_stop():
+                raise Stopped
+            rng = keyed_rng(settings.seed, f"sft/{update_id}", step)
+            loss = self._loss(rng.integers(len(self.demos), size=settings.batch_size))
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)))
+            self.optimizer.step()
+            losses.append(loss.item())
+        frames = settings.steps * settings.batch_size
+        return UpdateReport(
+            {"loss": float(np.mean(losses))}, 0.0, float(np.mean(norms)), 0.0, frames
+        )
+
+    def _loss(self, rows: np.ndarray) -> torch.Tensor:
+        images = np.stack([getattr(self.demos, camera)[rows] for camera in self.cameras], axis=1)
+        instructions = [self.demos.instructions[task] for task in self.demos.task[rows]]
+        logits_BKAV = self.policy.logits(images, self.demos.proprio[rows], instructions)
+        tokens_BKA = torch.from_numpy(self._tokens[rows]).to(logits_BKAV.device)
+        return F.cross_entropy(logits_BKAV.flatten(0, 2), tokens_BKA.flatten())
+
+
+class SftTeacher:
+    """The supervised method in a loop: no episodes are collected, each task brings its shards."""
+
+    def __init__(
+        self, config: LearnerConfig, policy: LoraPolicy, should_stop: Callable[[], bool]
+    ) -> None:
+        self._config, self._policy, self._should_stop = config, policy, should_stop
+        self._demos: dict[int, Demonstrations] = {}
+
+    def collect(self, place: Place, version: str) -> list[Group]:
+        """Nothing to collect."""
+        return []
+
+    def learn(
+        self, optimizer: torch.optim.Optimizer, groups: list[Group], place: Place
+    ) -> UpdateReport:
+        """One iteration on the demonstrations of the task at `place`."""
+        config = self._config
+        if place.task_index not in self._demos:
+            folders = [Path(folder) for folder in config.sft.demonstrations]
+            task = config.suite.train_tasks[place.task_index]
+            self._demos = {place.task_index: load_demonstrations(folders, task=task)}
+        settings = SftSettings(
+            config.sft.steps_per_iteration,
+            config.sft.batch_size,
+            config.algorithm.clip_norm,
+            config.seed,
+        )
+        updater = SupervisedUpdater(
+            self._policy,
+            optimizer,
+            self._demos[place.task_index],
+            config.cameras,
+            settings,
+            self._should_stop,
+        )
+        return updater.run(place.update_id + 1)

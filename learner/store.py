@@ -1,0 +1,273 @@
+"""The learner's database: which episodes it holds, what became of each, and every update.
+
+One transaction commits an update (checkpoint hash, version, every episode's disposition). It comes
+after the checkpoint's fsync and rename and before the idempotent publish, so that a process killed
+at any point resumes without losing an episode or training on one twice.
+"""
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.wire.errors import PerennialError
+from agent.wire.messages import Outcome, Phase, SealedEpisode
+
+DISPOSITIONS = ("trained", "filtered", "surplus", "eval", "demonstration", "aborted")
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS updates (
+    update_id INTEGER PRIMARY KEY, task_index INTEGER NOT NULL, iteration INTEGER NOT NULL,
+    checkpoint TEXT NOT NULL, checkpoint_sha256 TEXT NOT NULL, version TEXT NOT NULL,
+    parent TEXT NOT NULL, metrics TEXT NOT NULL, activated INTEGER NOT NULL DEFAULT 0,
+    committed_unix_s REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS episodes (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, episode_id TEXT NOT NULL UNIQUE, sha256 TEXT NOT NULL,
+    order_id TEXT NOT NULL, slot_id TEXT NOT NULL, suite TEXT NOT NULL, task TEXT NOT NULL,
+    split TEXT NOT NULL, init_state INTEGER NOT NULL, phase TEXT NOT NULL, version TEXT NOT NULL,
+    outcome TEXT NOT NULL, steps INTEGER NOT NULL, counted INTEGER NOT NULL, file TEXT NOT NULL,
+    disposition TEXT, update_id INTEGER REFERENCES updates(update_id));
+CREATE UNIQUE INDEX IF NOT EXISTS one_counted_per_slot
+    ON episodes(slot_id) WHERE counted = 1 AND slot_id <> '';
+CREATE INDEX IF NOT EXISTS episodes_by_order ON episodes(order_id);
+CREATE TABLE IF NOT EXISTS quarantined (
+    episode_id TEXT NOT NULL, sha256 TEXT NOT NULL, reason TEXT NOT NULL, unix_s REAL NOT NULL,
+    PRIMARY KEY (episode_id, sha256));
+"""
+
+
+class StoreError(PerennialError):
+    """The database refuses something that would break its invariants; nothing was changed."""
+
+
+class EpisodeConflict(StoreError):
+    """An episode contradicts what the store holds: same id, other bytes, or a slot taken twice."""
+
+
+@dataclass(frozen=True)
+class EpisodeRow:
+    """One received episode; `disposition` is None until an update has used it."""
+
+    episode_id: str
+    order_id: str
+    slot_id: str
+    task: str
+    phase: str
+    version: str
+    outcome: str
+    steps: int
+    counted: bool
+    file: str
+    disposition: str | None
+
+    @property
+    def success(self) -> bool:
+        """Whether the episode counts as a success; every other counted outcome is a failure."""
+        return self.outcome == Outcome.SUCCESS
+
+
+@dataclass(frozen=True)
+class UpdateRow:
+    """One committed update: iteration `iteration` of task `task_index`, published as `version`."""
+
+    update_id: int
+    task_index: int
+    iteration: int
+    checkpoint: str  # folder name
+    checkpoint_sha256: str
+    version: str
+    parent: str  # the version it was trained from
+    metrics: dict[str, Any]
+    activated: bool = False
+
+
+_EPISODE_COLUMNS = ", ".join(EpisodeRow.__dataclass_fields__)
+
+
+class LearnerStore:
+    """SQLite, WAL, `synchronous=FULL`; safe to share between the receiver and the main thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
+        self._db.isolation_level = None  # transactions are explicit
+        self._lock = threading.RLock()
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute("PRAGMA foreign_keys=ON")
+        self._db.executescript(SCHEMA)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+    def next_epoch(self) -> int:
+        """A learner epoch never used before, durably."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO counters VALUES ('epoch', 1)"
+                " ON CONFLICT (name) DO UPDATE SET value = value + 1"
+            )
+            return int(self._one("SELECT value FROM counters WHERE name = 'epoch'")[0])
+
+    def known_sha256(self, episode_id: str) -> str | None:
+        """The hash under which an episode is held, None if it is not."""
+        with self._lock:
+            row = self._one("SELECT sha256 FROM episodes WHERE episode_id = ?", episode_id)
+        return None if row is None else str(row[0])
+
+    def add_episode(self, episode: SealedEpisode, file: str) -> None:
+        """Record an episode whose file is already durable; a repeat changes nothing.
+
+        Evaluation, surplus and aborted episodes get their disposition at once; an episode to
+        train on gets it from the update that uses it.
+
+        Raises:
+            EpisodeConflict: the id is held with another hash, or its slot has a counted episode.
+        """
+        with self._transaction():
+            known = self.known_sha256(episode.episode_id)
+            if known == episode.sha256:
+                return
+            if known is not None:
+                raise EpisodeConflict(
+                    f"episode {episode.episode_id} is held with sha256 {known[:12]}, got "
+                    f"{episode.sha256[:12]}"
+                )
+            try:
+                self._db.execute(
+                    "INSERT INTO episodes (episode_id, sha256, order_id, slot_id, suite, task,"
+                    " split, init_state, phase, version, outcome, steps, counted, file,"
+                    " disposition) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                    (
+                        episode.episode_id, episode.sha256, episode.order_id, episode.slot_id,
+                        episode.suite, episode.task, episode.split, episode.init_state,
+                        str(episode.phase), episode.version, str(episode.outcome), episode.steps,
+                        int(episode.counted), file, immediate_disposition(episode),
+                    ),
+                )  # fmt: skip
+            except sqlite3.IntegrityError as error:
+                raise EpisodeConflict(
+                    f"slot {episode.slot_id} already has a counted episode; "
+                    f"{episode.episode_id} cannot count too"
+                ) from error
+
+    def quarantine(self, episode_id: str, sha256: str, reason: str) -> None:
+        """Record content that was refused; the episode held under this id, if any, stays."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR IGNORE INTO quarantined VALUES (?,?,?,?)",
+                (episode_id, sha256, reason, time.time()),
+            )
+
+    def counted_episodes(self, order_ids: Iterable[str]) -> dict[str, EpisodeRow]:
+        """Counted episodes of the orders, by slot id."""
+        found: dict[str, EpisodeRow] = {}
+        with self._lock:
+            for order_id in order_ids:
+                rows = self._db.execute(
+                    f"SELECT {_EPISODE_COLUMNS} FROM episodes WHERE order_id = ? AND counted = 1",
+                    (order_id,),
+                )
+                found |= {row.slot_id: row for row in map(_episode_row, rows)}
+        return found
+
+    def commit_update(self, update: UpdateRow, dispositions: dict[str, str]) -> None:
+        """Commit an update and what it did with each episode, all or nothing.
+
+        Raises:
+            StoreError: an episode is unknown or already used, the update exists, or a
+                disposition is not one of DISPOSITIONS.
+        """
+        unknown = sorted(set(dispositions.values()) - set(DISPOSITIONS))
+        if unknown:
+            raise StoreError(f"dispositions {unknown} are not among {DISPOSITIONS}")
+        with self._transaction():
+            values = (
+                update.update_id, update.task_index, update.iteration, update.checkpoint,
+                update.checkpoint_sha256, update.version, update.parent,
+                json.dumps(update.metrics), time.time(),
+            )  # fmt: skip
+            try:
+                self._db.execute("INSERT INTO updates VALUES (?,?,?,?,?,?,?,?,0,?)", values)
+            except sqlite3.IntegrityError as error:
+                raise StoreError(f"update {update.update_id} is already committed") from error
+            for episode_id, disposition in dispositions.items():
+                cursor = self._db.execute(
+                    "UPDATE episodes SET disposition = ?, update_id = ?"
+                    " WHERE episode_id = ? AND disposition IS NULL",
+                    (disposition, update.update_id, episode_id),
+                )
+                if cursor.rowcount != 1:
+                    raise StoreError(
+                        f"update {update.update_id}: episode {episode_id} is unknown or already "
+                        "has a disposition; nothing was committed"
+                    )
+
+    def mark_activated(self, update_id: int) -> None:
+        """Record that the agent serves this update's version (or served it once)."""
+        with self._transaction():
+            self._db.execute("UPDATE updates SET activated = 1 WHERE update_id = ?", (update_id,))
+
+    def last_update(self) -> UpdateRow | None:
+        """The newest committed update."""
+        names = list(UpdateRow.__dataclass_fields__)
+        with self._lock:
+            row = self._one(
+                f"SELECT {', '.join(names)} FROM updates ORDER BY update_id DESC LIMIT 1"
+            )
+        if row is None:
+            return None
+        values = dict(zip(names, row, strict=True))
+        values |= {"metrics": json.loads(values["metrics"]), "activated": bool(values["activated"])}
+        return UpdateRow(**values)
+
+    def version_after(self, task_index: int) -> str | None:
+        """The last version trained on the task with this index."""
+        with self._lock:
+            row = self._one(
+                "SELECT version FROM updates WHERE task_index = ? ORDER BY update_id DESC LIMIT 1",
+                task_index,
+            )
+        return None if row is None else str(row[0])
+
+    def counts(self) -> dict[str, int]:
+        """Episodes held (`collected`), by disposition, waiting for one, and quarantined."""
+        with self._lock:
+            rows = self._db.execute("SELECT disposition, COUNT(*) FROM episodes GROUP BY 1")
+            by_disposition = {name or "pending": int(count) for name, count in rows}
+            quarantined = self._one("SELECT COUNT(*) FROM quarantined")[0]
+        counts = {name: by_disposition.get(name, 0) for name in (*DISPOSITIONS, "pending")}
+        return {"collected": sum(counts.values()), **counts, "quarantined": int(quarantined)}
+
+    def _one(self, sql: str, *parameters: object) -> Any:
+        return self._db.execute(sql, parameters).fetchone()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+
+def immediate_disposition(episode: SealedEpisode) -> str | None:
+    """The disposition an episode has on arrival, None if an update decides it."""
+    if episode.outcome == Outcome.ABORTED:
+        return "aborted"
+    if not episode.counted:
+        return "surplus"
+    return "eval" if episode.phase == Phase.EVAL else None
+
+
+def _episode_row(values: tuple[Any, ...]) -> EpisodeRow:
+    row = EpisodeRow(*values)
+    return EpisodeRow(**{**row.__dict__, "counted": bool(row.counted)})

@@ -1,0 +1,72 @@
+"""An agent in memory: plays posted orders with a policy and keeps what it has not been acked."""
+
+import dataclasses
+import hashlib
+import threading
+
+import numpy as np
+from micro_fixtures import play
+
+from agent.episode_writer import EpisodeWriter
+from agent.wire.messages import Activated, SealedEpisode
+
+
+class FakeAgent:
+    """Stands where an AgentLink does. Outcomes follow from the slot, so a replay repeats them."""
+
+    def __init__(self, folder, policy_of):
+        self.folder, self.policy_of = folder, policy_of
+        self.orders, self.unacked, self.acked, self.active = {}, {}, {}, []
+        self.lock = threading.Lock()
+
+    def post_orders(self, orders):
+        for order in orders:
+            assert self.orders.setdefault(order.order_id, order) == order
+            with self.lock:
+                known = {e.slot_id for e in [*self.unacked.values(), *self.acked.values()]}
+            for k in range(order.slots):
+                if f"{order.order_id}#{k}" not in known:
+                    episode = self.run_slot(order, k)
+                    with self.lock:
+                        self.unacked[episode.episode_id] = episode
+
+    def run_slot(self, order, k):
+        slot_id = f"{order.order_id}#{k}"
+        draw = int.from_bytes(hashlib.sha256(slot_id.encode()).digest()[:4], "big")
+        changes = {"version": order.version, "instruction": order.instruction}
+        episode = play(self.policy_of(order.version), draw, 2, success=draw % 2 == 0, **changes)
+        meta = dataclasses.replace(
+            episode.meta, order_id=order.order_id, slot_id=slot_id, task=order.task,
+            phase=str(order.phase), temperature=order.temperature, split=order.split,
+        )  # fmt: skip
+        path = self.folder / f"{meta.episode_id}.mcap"
+        path.unlink(missing_ok=True)
+        writer = EpisodeWriter(path, meta)
+        for chunk in episode.chunks:
+            writer.append(chunk)
+        sha256, _ = writer.seal(episode.end)
+        return SealedEpisode(
+            meta.episode_id, sha256, order.order_id, slot_id, order.suite, order.task,
+            order.split, order.init_state, str(order.phase), order.version, episode.end.outcome,
+            episode.end.steps, True, np.frombuffer(path.read_bytes(), dtype=np.uint8),
+        )  # fmt: skip
+
+    def fetch(self, limit, wait_s):
+        with self.lock:
+            items = list(self.unacked.values())[:limit]
+        if not items:
+            threading.Event().wait(0.005)
+        return items
+
+    def acknowledge(self, sha256_by_id):
+        with self.lock:
+            for episode_id in sha256_by_id:
+                self.acked[episode_id] = self.unacked.pop(episode_id)
+
+    def activate(self, version):
+        previous = self.active[-1] if self.active else "base"
+        self.active.append(version)
+        return Activated(version, previous, 0.001)
+
+    def close(self):
+        pass

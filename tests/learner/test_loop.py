@@ -1,0 +1,215 @@
+import json
+import threading
+
+import pytest
+from fake_agent import FakeAgent
+from micro_fixtures import CAMERAS, INSTRUCTIONS, micro_policy
+from safetensors.torch import load_file
+
+from agent.adapters import AdapterStore
+from learner.checkpoint import CheckpointError, CheckpointFolder
+from learner.config import AlgorithmConfig, EvalConfig, LearnerConfig, SuiteConfig, TaskConfig
+from learner.grpo import GrpoTeacher
+from learner.loop import Loop, Watchers
+from learner.metrics import LearnerMetrics
+from learner.process import results
+from learner.progress import ProgressLog
+from learner.publication import Identity, Publication
+from learner.receiver import Inbox, Receiver
+from learner.stopping import Stopped
+from learner.store import LearnerStore
+
+
+def make_config(**algorithm):
+    settings = {"group_size": 3, "groups_per_iteration": 2, "iterations_per_task": 1,
+                "optimizer_steps_per_iteration": 2, "lora_rank": 2, "lora_alpha": 2.0,
+                "learning_rate": 5e-3, "resample_degenerate": 2}  # fmt: skip
+    return LearnerConfig(
+        suite=SuiteConfig(
+            "toy",
+            [TaskConfig(slug, INSTRUCTIONS[i % 2], 50) for i, slug in enumerate("abh")],
+            ["a", "b"], ["h"], train_init_states=4, eval_init_states=2,
+        ),
+        algorithm=AlgorithmConfig(**{**settings, **algorithm}),
+        evaluation=EvalConfig(slots_per_state=1),
+        cameras=list(CAMERAS), temperature=1.6, micro_batch=4, unnorm_key="micro",
+    )  # fmt: skip
+
+
+class Crash(Exception):
+    """A process that ends here."""
+
+
+class Run:
+    """One learning process on `folder`; several may follow one another."""
+
+    def __init__(self, folder, config, agent=None, crash_at=None):
+        for name in ("state", "agent", "model"):
+            (folder / name).mkdir(exist_ok=True)
+        self.folder, self.config = folder, config
+        self.policy = micro_policy(folder / "model")
+        self.serving = micro_policy(folder / "model")
+        self.base, self.served = self.policy.adapter_tensors(), ""
+        self.adapters = AdapterStore(folder / "adapters")
+        self.store = LearnerStore(folder / "state" / "learner.db")
+        self.agent = agent or FakeAgent(folder / "agent", self.serve)
+        self.agent.policy_of = self.serve
+        self.inbox = Inbox(folder / "state" / "episodes", self.store)
+        self.stop = threading.Event()
+        publication = Publication(
+            self.policy, self.store, CheckpointFolder(folder / "state" / "checkpoints"),
+            self.adapters, self.agent,
+            Identity("0" * 64, "grpo", ["a", "b"], config.resume_settings()),
+        )  # fmt: skip
+        if crash_at:
+            self.plant(publication, *crash_at)
+        watchers = Watchers(
+            LearnerMetrics(),
+            ProgressLog(folder / "state" / "progress.jsonl"),
+            folder / "state" / "filmstrips",
+        )
+        teacher = GrpoTeacher(config, self.policy, self.inbox, self.agent, self.stop.is_set)
+        self.loop = Loop(config, teacher, publication, self.inbox, watchers, self.stop.is_set)
+
+    def serve(self, version):
+        if version != self.served:
+            tensors = self.base
+            if version != "base":
+                tensors = load_file(self.adapters.verify(version) / "adapter_model.safetensors")
+            self.serving.load_adapter(tensors)
+            self.served = version
+        return self.serving
+
+    def plant(self, publication, update_id, moment):
+        """Crash at a moment of an update's publication."""
+        target, name = {
+            "before_commit": (self.store, "commit_update"),
+            "before_publish": (self.adapters, "publish"),
+            "before_activate": (self.agent, "activate"),
+        }[moment]
+        original, calls = getattr(target, name), []
+
+        def crash(*args, **kwargs):
+            calls.append(name)
+            if len(calls) == update_id:
+                raise Crash
+            return original(*args, **kwargs)
+
+        setattr(target, name, crash)
+        self.restore = lambda: setattr(target, name, original)
+
+    def go(self):
+        receiver = Receiver(self.agent, self.inbox, self.stop)
+        receiver.start()
+        try:
+            return self.loop.run()
+        finally:
+            self.stop.set()
+            receiver.join(5)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp("uninterrupted"), make_config())
+    run.matrices = run.go()
+    return run
+
+
+def test_a_whole_run_learns_publishes_and_measures_what_the_figures_need(uninterrupted):
+    run, matrices = uninterrupted, uninterrupted.matrices
+    versions = run.adapters.versions()
+    assert [v[:6] for v in versions] == ["v00001", "v00002"]
+    assert len({v[7:] for v in versions}) == 2
+    assert run.agent.active == versions
+    trials = matrices["rollout"].trials
+    assert trials.tolist() == [[2, 2, 2], [2, 0, 0], [2, 2, 2]]
+    assert matrices["greedy"].trials.tolist() == [[2, 2, 0], [0, 0, 0], [2, 2, 0]]
+    figures = results(run.config, matrices, run.store)
+    assert figures["metrics"]["nbt"] is not None
+    counts = run.store.counts()
+    assert counts["eval"] == matrices["rollout"].trials.sum() + matrices["greedy"].trials.sum()
+    assert counts["pending"] == counts["quarantined"] == 0
+    assert counts["trained"] > 0
+    assert counts["trained"] + counts["filtered"] >= 2 * 2 * 3
+    strips = sorted(path.name for path in (run.folder / "state/filmstrips").iterdir())
+    assert strips == [f"{row}_{task}.png" for row in (0, 2) for task in "abh"]
+
+
+def test_progress_has_a_line_for_every_event(uninterrupted):
+    text = (uninterrupted.folder / "state/progress.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    iterations = [line for line in lines if line["event"] == "iteration"]
+    assert [line["update"] for line in iterations] == [1, 2]
+    assert all(line["first_clip_fraction"] == 0.0 for line in iterations)
+    assert all(line["lp_diff_max"] <= 1e-4 for line in iterations)
+    assert sum(line["event"] == "task_done" for line in lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("update_id", "moment"),
+    [(1, "before_commit"), (2, "before_commit"), (1, "before_publish"), (2, "before_activate")],
+)
+def test_a_crash_anywhere_in_a_publication_changes_no_adapter(
+    tmp_path, uninterrupted, moment, update_id
+):
+    first = Run(tmp_path, make_config(), crash_at=(update_id, moment))
+    with pytest.raises(Crash):
+        first.go()
+    first.restore()
+    first.store.close()
+    second = Run(tmp_path, make_config(), agent=first.agent)
+    second.go()
+    assert second.adapters.versions() == uninterrupted.adapters.versions()
+    assert second.store.counts() == uninterrupted.store.counts()
+    assert second.agent.active == second.adapters.versions()
+
+
+def test_stopping_while_waiting_resumes_without_a_trace(tmp_path, uninterrupted):
+    config = make_config()
+    run = Run(tmp_path, config)
+    run.agent.fetch = lambda limit, wait_s: run.stop.set() or []
+    with pytest.raises(Stopped):
+        run.go()
+    del run.agent.fetch
+    run.store.close()
+    second = Run(tmp_path, config, agent=run.agent)
+    second.go()
+    assert second.adapters.versions() == uninterrupted.adapters.versions()
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path):
+    run = Run(tmp_path, make_config())
+    run.go()
+    run.store.close()
+    other = Run(tmp_path, make_config(learning_rate=0.5), agent=run.agent)
+    with pytest.raises(CheckpointError, match=r"algorithm.*another state_dir"):
+        other.go()
+
+
+def test_learning_rate_zero_publishes_the_same_weights(tmp_path):
+    run = Run(tmp_path, make_config(learning_rate=0.0))
+    run.go()
+    assert len({version[7:] for version in run.adapters.versions()}) == 1
+
+
+@pytest.mark.parametrize(
+    "choice", [{"grouping": "task"}, {"advantage_control": "permute_within_group"}]
+)
+def test_other_groupings_and_the_control_run(tmp_path, choice):
+    run = Run(tmp_path, make_config(**choice))
+    run.go()
+    assert run.store.counts()["trained"] > 0
+
+
+def test_an_episode_budget_ends_a_task_early(tmp_path):
+    run = Run(tmp_path, make_config(max_episodes_per_task=1, iterations_per_task=9))
+    run.go()
+    assert len(run.adapters.versions()) == 2
+
+
+def test_no_iterations_means_measuring_the_base_only(tmp_path):
+    run = Run(tmp_path, make_config(iterations_per_task=0))
+    matrices = run.go()
+    assert run.adapters.versions() == []
+    assert matrices["rollout"].trials[1:].sum() == 0
+    assert results(run.config, matrices, run.store)["metrics"]["final_avg"] is None

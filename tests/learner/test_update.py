@@ -1,0 +1,184 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from micro_fixtures import CAMERAS, INSTRUCTIONS, micro_policy, play
+
+from learner.advantages import normalise_group
+from learner.batch import Trajectory, build_samples
+from learner.checkpoint import load_optimizer_tensors, optimizer_tensors
+from learner.loss import Clip
+from learner.stopping import Stopped
+from learner.update import ServedTrainedMismatch, Updater, UpdateSettings, build_optimizer
+
+SETTINGS = UpdateSettings(
+    optimizer_steps=2,
+    micro_batch=4,
+    clip=Clip(0.2, 0.28),
+    clip_norm=1.0,
+    logprob_tolerance=1e-4,
+    seed=0,
+)
+
+
+@pytest.fixture
+def policy(tmp_path):
+    return micro_policy(tmp_path)
+
+
+def group_of(policy, outcomes, first=0, **changes):
+    advantages = normalise_group(np.array(outcomes, dtype=float))
+    episodes = [
+        play(policy, first + i, chunks=2 + i % 3, success=bool(o), **changes)
+        for i, o in enumerate(outcomes)
+    ]
+    return [
+        Trajectory(first + i, episode, float(a))
+        for i, (episode, a) in enumerate(zip(episodes, advantages, strict=True))
+    ]
+
+
+def updater_for(policy, settings=SETTINGS, learning_rate=1e-2, **changes):
+    optimizer = build_optimizer(policy.parameters, learning_rate, 0.0)
+    return Updater(policy, optimizer, settings, **changes)
+
+
+def gradient(policy):
+    return torch.cat([p.grad.flatten() for p in policy.parameters.values()])
+
+
+def adapter_bytes(policy):
+    return policy.adapter_files()["adapter_model.safetensors"]
+
+
+def test_dropped_and_masked_degenerate_groups_give_the_same_gradient(policy):
+    mixed = group_of(policy, [1, 0, 0, 1])
+    degenerate = group_of(policy, [1, 1, 1], first=4)
+    everyone = np.arange(7)
+    updater = updater_for(policy)
+    updater.accumulate_gradient(build_samples(mixed, CAMERAS), everyone, verify=False)
+    dropped = gradient(policy).clone()
+    updater.accumulate_gradient(build_samples(mixed + degenerate, CAMERAS), everyone, verify=False)
+    masked = gradient(policy)
+    assert dropped.norm() > 1e-3
+    assert (dropped - masked).abs().max() < 1e-6
+
+
+def test_the_denominator_counts_every_collected_trajectory(policy):
+    samples = build_samples(group_of(policy, [1, 0, 0, 1]), CAMERAS)
+    updater = updater_for(policy)
+    updater.accumulate_gradient(samples, np.arange(4), verify=False)
+    four = gradient(policy).clone()
+    updater.accumulate_gradient(samples, np.arange(8), verify=False)
+    torch.testing.assert_close(gradient(policy) * 2, four)
+
+
+def test_gradient_does_not_depend_on_the_micro_batch_size(policy):
+    samples = build_samples(group_of(policy, [1, 0, 0, 1]), CAMERAS)
+    updater_for(policy).accumulate_gradient(samples, np.arange(4), verify=False)
+    by_four = gradient(policy).clone()
+    seven = dataclasses.replace(SETTINGS, micro_batch=7)
+    updater_for(policy, seven).accumulate_gradient(samples, np.arange(4), verify=False)
+    torch.testing.assert_close(gradient(policy), by_four, atol=1e-6, rtol=1e-4)
+
+
+def test_policy_gradient_equals_a_finite_difference_through_the_model(policy):
+    samples = build_samples(group_of(policy, [1, 0, 0]), CAMERAS)
+    updater = updater_for(policy)
+    updater.accumulate_gradient(samples, np.arange(3), verify=False)
+    direction = {
+        name: torch.sign(p.grad) * (p.grad.abs() > 0) for name, p in policy.parameters.items()
+    }
+    slope = sum((policy.parameters[n].grad * d).sum().item() for n, d in direction.items())
+
+    def loss_at(step):
+        with torch.no_grad():
+            for name, p in policy.parameters.items():
+                p.add_(direction[name] * step)
+        sums, _ = updater.accumulate_gradient(samples, np.arange(3), verify=False)
+        with torch.no_grad():
+            for name, p in policy.parameters.items():
+                p.sub_(direction[name] * step)
+        return sums.loss
+
+    step = 2e-5
+    assert (loss_at(step) - loss_at(-step)) / (2 * step) == pytest.approx(slope, rel=0.02)
+
+
+def test_an_update_makes_rewarded_actions_more_likely(policy):
+    trajectories = group_of(policy, [1, 0, 0, 1])
+    samples = build_samples(trajectories, CAMERAS)
+    report = updater_for(policy, learning_rate=1e-3).run(samples, 4, update_id=1)
+    assert report.first_clip_fraction == 0.0
+    assert report.logprob_difference_max <= 1e-4
+    assert report.grad_norm > 0
+    with torch.no_grad():
+        change = policy.score(samples, np.arange(len(samples))).logprobs_BKA.numpy()
+    change_B = ((change - samples.logprobs_BKA).sum(axis=2) * samples.mask_BK).sum(axis=1)
+    assert (change_B * samples.weights_B * samples.advantages_B).sum() > 0
+
+
+def test_learning_rate_zero_changes_nothing(policy):
+    before = adapter_bytes(policy)
+    samples = build_samples(group_of(policy, [1, 0]), CAMERAS)
+    updater_for(policy, learning_rate=0.0).run(samples, 2, update_id=1)
+    assert adapter_bytes(policy) == before
+
+
+def test_all_groups_degenerate_still_takes_the_fixed_number_of_steps(policy):
+    updater = updater_for(policy)
+    report = updater.run(None, 8, update_id=1)
+    assert report.samples == 0
+    state = updater.optimizer.state[next(iter(policy.parameters.values()))]
+    assert state["step"].item() == SETTINGS.optimizer_steps
+
+
+@pytest.mark.parametrize("what", ["pixels", "version"])
+def test_samples_that_are_not_the_served_ones_are_refused_untouched(policy, tmp_path, what):
+    if what == "pixels":
+        trajectories = group_of(policy, [1, 0, 0, 1])
+        chunk = trajectories[2].episode.chunks[0]
+        for record in trajectories[2].episode.chunks:
+            record.images["wrist"][:] = 255 - record.images["wrist"]
+        assert chunk.images["wrist"].dtype == np.uint8
+    else:
+        (tmp_path / "other").mkdir()
+        trajectories = group_of(micro_policy(tmp_path / "other", seed=5), [1, 0, 0, 1])
+    before = adapter_bytes(policy)
+    with pytest.raises(ServedTrainedMismatch, match=r"episode \w+, step \d.*v00001-aaaaaaaaaaaa"):
+        updater_for(policy).run(build_samples(trajectories, CAMERAS), 4, update_id=1)
+    assert adapter_bytes(policy) == before
+
+
+def test_samples_of_two_instructions_never_share_a_batch_and_still_verify(policy):
+    mixed = group_of(policy, [1, 0]) + group_of(
+        policy, [1, 0], first=2, instruction=INSTRUCTIONS[1]
+    )
+    report = updater_for(policy).run(build_samples(mixed, CAMERAS), 4, update_id=1)
+    assert report.logprob_difference_max <= 1e-4
+
+
+def test_stop_is_honoured_between_micro_batches(policy):
+    samples = build_samples(group_of(policy, [1, 0]), CAMERAS)
+    with pytest.raises(Stopped):
+        updater_for(policy, should_stop=lambda: True).run(samples, 2, update_id=1)
+
+
+def test_a_resumed_optimiser_and_adapter_go_on_byte_for_byte(policy, tmp_path):
+    first = build_samples(group_of(policy, [1, 0, 1]), CAMERAS)
+    straight = updater_for(policy)
+    straight.run(first, 3, update_id=1)
+    saved_adapter = policy.adapter_tensors()
+    saved = {k: v.clone() for k, v in
+             optimizer_tensors(straight.optimizer, policy.parameters).items()}  # fmt: skip
+    second = build_samples(group_of(policy, [0, 1, 1]), CAMERAS)
+    straight.run(second, 3, update_id=2)
+
+    (tmp_path / "resumed").mkdir()
+    fresh = micro_policy(tmp_path / "resumed")
+    fresh.load_adapter(saved_adapter)
+    resumed = updater_for(fresh)
+    load_optimizer_tensors(resumed.optimizer, fresh.parameters, saved)
+    resumed.run(second, 3, update_id=2)
+    assert adapter_bytes(fresh) == adapter_bytes(policy)
