@@ -1,0 +1,84 @@
+# Everything a newcomer or CI runs. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+GL_STAMP := $(VENV)/.gl
+RUN ?= runs/demo
+
+# Torch and BLAS threads that spin while they wait cost a small machine a factor of 5 to 12.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: help venv gl demo test test-unit test-slow check format nano bench wheel clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+venv: $(STAMP) ## make .venv with the pinned versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "perennial needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "Python's venv module is missing; install it and try again:"; \
+	    echo "  sudo apt-get install -y python3-venv"; exit 1; }
+	@echo "Installing into $(VENV) (about 2 GB, once; a few minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check \
+	  -c constraints.txt -e '.[all,dev]' | awk -F'[ <>=!~;(]' \
+	  '/^Collecting/ {printf "%s ", $$2; fflush()} /^Installing/ {printf "\nUnpacking ..."; fflush()} END {print ""}'
+	@echo "Installed."
+	@touch $@
+
+gl: $(GL_STAMP) ## find an OpenGL backend that renders off screen
+
+PROBE_GL = $(BIN)/python -c 'from sim_bridge.tabletop.gl import select_backend; print(select_backend())'
+
+$(GL_STAMP): $(STAMP)
+	@if backend=$$($(PROBE_GL) 2>/dev/null); then echo "MuJoCo renders with $$backend."; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Installing libosmesa6 for off-screen rendering ..."; \
+	  { apt-get install -y -q libosmesa6 || \
+	    { apt-get update -q && apt-get install -y -q libosmesa6; }; } >$(VENV)/apt.log 2>&1 || \
+	    { tail -n 5 $(VENV)/apt.log; exit 1; }; \
+	  echo "MuJoCo renders with $$($(PROBE_GL))." || exit 1; \
+	else echo "MuJoCo cannot render off screen here; install this and try again:"; \
+	  echo "  sudo apt-get install -y libosmesa6"; exit 1; fi
+	@touch $@
+
+demo: $(STAMP) $(GL_STAMP) ## train three tasks in sequence, evaluate five, show the summary
+	@$(BIN)/perennial run run_dir=$(RUN)
+
+test: test-unit test-slow ## all tests
+
+test-unit: $(STAMP) $(GL_STAMP) ## the fast tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP) $(GL_STAMP) ## the tests that start processes
+	$(BIN)/python -m pytest -m slow
+
+check: $(STAMP) ## lint, format, types, import arrows, configs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_imports.py tests/test_configs.py
+
+format: $(STAMP) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+nano: $(STAMP) $(GL_STAMP) ## rebuild the nano policy from nothing (hours on a CPU; resumable)
+	$(BIN)/python -m learner.pretrain
+
+bench: $(STAMP) $(GL_STAMP) ## serving latency and throughput, and where an iteration's time goes
+	$(BIN)/python -m benchmarks.serving
+
+wheel: $(STAMP) ## build dist/*.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove .venv, caches and builds; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,70 @@
+"""The `perennial` command: one word, then the arguments of the program that does the work.
+
+Nothing but argparse is imported here, and each program answers `--help` before it imports
+anything heavy, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+
+from deploy.local.processes import module_command, module_environment
+
+
+@dataclass(frozen=True)
+class Command:
+    """`module` is run with `fixed` and then the user's own arguments."""
+
+    module: str
+    summary: str
+    fixed: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "run": Command("deploy.local.run", "the whole loop on this machine: serve, act, learn, report"),
+    "serve": Command("agent", "the policy server"),
+    "learn": Command("learner", "the learner, for a running server"),
+    "sim": Command("sim_bridge", "a simulator worker, for a running server"),
+    "eval": Command("deploy.local.run", "measure the base policy, train nothing", ("budget=eval",)),
+    "plan": Command("learner.plan", "expected usable groups, episodes and hours of a training"),
+    "adapters": Command("agent.cli_adapters", "list, activate and roll back adapter versions"),
+    "episodes": Command("agent.cli_episodes", "list and inspect recorded episodes"),
+    "report": Command("deploy.local.report", "summary, plots and recount of a finished run"),
+}
+_EPILOG = """\
+examples:
+  perennial run                                        the demo: three tabletop tasks in sequence
+  perennial run suite=tabletop task_order=[0,1,2] seed=3
+  perennial report runs/demo --recount
+
+`perennial COMMAND --help` shows a command's settings.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {c.summary}" for name, c in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="perennial",
+        usage="perennial [-h] COMMAND [key=value ...]",
+        description=f"Keeps a robot's policy learning on the job.\n\ncommands:\n{commands}",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Replaces this process by the chosen program; returns only through SystemExit."""
+    chosen = _parser().parse_args(argv)
+    command = COMMANDS[chosen.command]
+    words = module_command(command.module, [*command.fixed, *chosen.arguments])
+    os.execve(words[0], words, module_environment())
+
+
+if __name__ == "__main__":
+    main()

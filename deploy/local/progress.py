@@ -1,0 +1,176 @@
+"""What a run has done so far, from the lines its processes append; no drawing here.
+
+Episodes come from the clients' logs (live), updates and versions from the learner's. Slot ids say
+what an episode was for: `eval/ROW/MODE/TASK/STATE#k` or `train/TASK_INDEX/UPDATE/...#k`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from deploy.local.statistics import Rate
+
+ROLLOUT = "rollout"
+RECENT_EPISODES = 64
+IDLE_LIMIT_S = 60.0  # a longer pause between two episodes is no work: the run was stopped
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much a run will collect, from its configuration."""
+
+    train_tasks: list[str]
+    held_out_tasks: list[str]
+    iterations_per_task: int
+    episodes_per_iteration: int
+    eval_episodes: int
+
+    @classmethod
+    def from_learner(cls, learner: dict[str, Any]) -> Plan:
+        """From the learner's resolved settings."""
+        suite, algorithm, evaluation = (
+            learner[key] for key in ("suite", "algorithm", "evaluation")
+        )
+        states, slots = suite["eval_init_states"], evaluation["slots_per_state"]
+        trained, held_out = suite["train_tasks"], suite["held_out_tasks"]
+        whole = states * (
+            len(trained) * slots + len(held_out) * evaluation["held_out_slots_per_state"]
+        )
+        between = whole if evaluation["full_matrix"] else states * slots
+        greedy = 2 * states * len(trained) if evaluation["greedy"] else 0
+        return cls(
+            train_tasks=list(trained),
+            held_out_tasks=list(held_out),
+            iterations_per_task=algorithm["iterations_per_task"],
+            episodes_per_iteration=algorithm["group_size"] * algorithm["groups_per_iteration"],
+            eval_episodes=2 * whole + (len(trained) - 1) * between + greedy,
+        )
+
+    @property
+    def train_episodes(self) -> int:
+        """Of the whole run, without resampled groups."""
+        return len(self.train_tasks) * self.iterations_per_task * self.episodes_per_iteration
+
+
+@dataclass
+class TaskView:
+    """One task's successes: by evaluation row, and the latest of its training episodes."""
+
+    eval_rates: dict[int, Rate] = field(default_factory=dict)
+    recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT_EPISODES))
+    update_rates: dict[int, Rate] = field(default_factory=dict)
+
+    @property
+    def latest(self) -> tuple[int, Rate] | None:
+        """The newest evaluation after the base, as (row, rate)."""
+        rows = [row for row in self.eval_rates if row > 0]
+        return (max(rows), self.eval_rates[max(rows)]) if rows else None
+
+
+class Progress:
+    """Everything the live view shows. Feed it lines; it never reads a file itself."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.tasks = {slug: TaskView() for slug in [*plan.train_tasks, *plan.held_out_tasks]}
+        self.episodes: Counter[str] = Counter()  # counted, by phase
+        self.aborted = 0
+        self.version = "base"
+        self.updates = 0
+        self.is_done = False
+        self.latest_slot = ""
+        self._busy_s: dict[str, float] = defaultdict(float)  # by phase
+        self._last_unix_s = 0.0
+
+    def add_ends(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Lines of the clients' logs."""
+        for line in lines:
+            if line["outcome"] == "aborted":
+                self.aborted += 1
+            if line["counted"]:
+                self._add_end(line)
+
+    def add_events(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Lines of the learner's progress.jsonl."""
+        for line in lines:
+            event = line["event"]
+            if event in ("start", "iteration"):
+                self.version = line["version"]
+            if event == "iteration":
+                self.updates = line["update"]
+            self.is_done = event == "done"
+
+    def _add_end(self, line: dict[str, Any]) -> None:
+        phase, view = line["phase"], self.tasks.get(line["task"])
+        pause_s = line["unix_s"] - self._last_unix_s
+        if 0 < pause_s < IDLE_LIMIT_S:
+            self._busy_s[phase] += pause_s
+        self._last_unix_s = max(self._last_unix_s, line["unix_s"])
+        self.episodes[phase] += 1
+        self.latest_slot = line["slot_id"]
+        is_success = line["outcome"] == "success"
+        parts = line["slot_id"].split("/")
+        if view is None:
+            return
+        if parts[0] == "eval" and parts[2] == ROLLOUT:
+            _count(view.eval_rates, int(parts[1]), is_success)
+        elif parts[0] == "train":
+            view.recent.append(is_success)
+            _count(view.update_rates, int(parts[2]), is_success)
+
+    def left_s(self) -> float | None:
+        """Expected remaining time; None until there is something to go by.
+
+        Until training has begun, an episode of it is taken to cost twice one of the evaluation,
+        which learns nothing.
+        """
+        eval_done, train_done = self.episodes["eval"], self.episodes["train"]
+        if eval_done < RECENT_EPISODES:
+            return None
+        eval_s = self._busy_s["eval"] / eval_done
+        is_training_known = train_done >= self.plan.episodes_per_iteration
+        train_s = self._busy_s["train"] / train_done if is_training_known else 2 * eval_s
+        return (
+            max(0, self.plan.eval_episodes - eval_done) * eval_s
+            + max(0, self.plan.train_episodes - train_done) * train_s
+        )
+
+    def share_done(self) -> float:
+        """Between 0 and 1, in episodes."""
+        planned = self.plan.train_episodes + self.plan.eval_episodes
+        done = self.episodes["eval"] + self.episodes["train"]
+        return 1.0 if self.is_done else min(1.0, done / planned)
+
+    def stage(self) -> str:
+        """What is being done now, in words."""
+        if self.is_done:
+            return "Done"
+        parts = self.latest_slot.split("/")
+        if parts[0] == "eval":
+            row = int(parts[1])
+            after = f"after {self.plan.train_tasks[row - 1]}" if row else "the base policy"
+            return f"Evaluating {after}"
+        if parts[0] == "train":
+            return self._training_stage(int(parts[1]))
+        return "Starting"
+
+    def _training_stage(self, index: int) -> str:
+        task = self.plan.train_tasks[index]
+        rates = self.tasks[task].update_rates
+        update = len(rates)
+        collected = rates[max(rates)].trials
+        learning = collected >= self.plan.episodes_per_iteration
+        doing = "learning" if learning else f"{collected} of {self.plan.episodes_per_iteration}"
+        return (
+            f"Training {task} (task {index + 1} of {len(self.plan.train_tasks)}), "
+            f"update {update} of {self.plan.iterations_per_task}: "
+            + (doing if learning else f"{doing} episodes")
+        )
+
+
+def _count(rates: dict[int, Rate], key: int, is_success: bool) -> None:
+    old = rates.get(key, Rate(0, 0))
+    rates[key] = Rate(old.successes + is_success, old.trials + 1)

@@ -1,0 +1,134 @@
+"""Reads what a run left behind: the two ledgers, the clients' logs, the learner's lines.
+
+Every file is opened read-only; a missing one is an error that names it and says what would write
+it. Ledgers may be read while their owners run.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deploy.local.tail import JsonTail
+
+BUSY_LIMIT_S = 10.0
+
+
+class RecordError(Exception):
+    """A record of the run is missing or unreadable; one line."""
+
+
+@dataclass(frozen=True)
+class EpisodeRow:
+    """One episode as a ledger has it; `disposition` is the learner's, None elsewhere."""
+
+    episode_id: str
+    slot_id: str
+    task: str
+    phase: str
+    version: str
+    outcome: str
+    counted: bool
+    state: str = ""
+    disposition: str | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """One committed update of the learner."""
+
+    update_id: int
+    task_index: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Records:
+    """Everything a report is made of. Episode rows cover ordered episodes only, by id."""
+
+    run_dir: Path
+    config: dict[str, Any]
+    state: dict[str, Any]
+    results: dict[str, Any]
+    events: list[dict[str, Any]]
+    ends: list[dict[str, Any]]
+    probe: list[dict[str, Any]]
+    agent_rows: dict[str, EpisodeRow]
+    learner_rows: dict[str, EpisodeRow]
+    updates: list[Update]
+    activations: list[str]
+
+
+def read_records(run_dir: Path) -> Records:
+    """Raises RecordError unless `run_dir` holds a run that has come to its end."""
+    from omegaconf import OmegaConf
+
+    if not (run_dir / "config" / "run.yaml").is_file():
+        raise RecordError(f"{run_dir} is no run folder: it has no config/run.yaml")
+    results_path = run_dir / "learner" / "results.json"
+    if not results_path.is_file():
+        raise RecordError(f"{run_dir} is not finished; start it again to go on from where it is")
+    config = OmegaConf.to_container(OmegaConf.load(run_dir / "config" / "run.yaml"))
+    assert isinstance(config, dict)
+    client_logs = sorted(run_dir.glob("sim-*/client.jsonl"))
+    agent_db, learner_db = run_dir / "agent" / "agent.db", run_dir / "learner" / "learner.db"
+    return Records(
+        run_dir=run_dir,
+        config={str(key): value for key, value in config.items()},
+        state=_read_json(run_dir / "state.json"),
+        results=_read_json(results_path),
+        events=JsonTail(run_dir / "learner" / "progress.jsonl").read(),
+        ends=[line for path in client_logs for line in JsonTail(path).read()],
+        probe=JsonTail(run_dir / "probe.jsonl").read(),
+        agent_rows=_read_rows(agent_db, "state"),
+        learner_rows=_read_rows(learner_db, "disposition"),
+        updates=[
+            Update(*row)
+            for row in _query(
+                learner_db, "SELECT update_id, task_index, version FROM updates ORDER BY update_id"
+            )
+        ],
+        activations=[
+            row[0] for row in _query(agent_db, "SELECT version FROM activations ORDER BY seq")
+        ],
+    )
+
+
+def _read_rows(path: Path, column: str) -> dict[str, EpisodeRow]:
+    """Ordered episodes of a ledger with its own `column` (state or disposition), by id."""
+    rows = _query(
+        path,
+        "SELECT episode_id, slot_id, task, phase, version, outcome, counted, "
+        f"{column} FROM episodes WHERE slot_id <> ''",
+    )
+    found = {}
+    for episode_id, slot_id, task, phase, version, outcome, counted, value in rows:
+        row = EpisodeRow(episode_id, slot_id, task, phase, version, outcome, bool(counted))
+        found[episode_id] = replace(row, **{column: value})
+    return found
+
+
+def _query(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    if not path.is_file():
+        raise RecordError(f"{path} is missing: the run folder is not complete")
+    try:
+        connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_LIMIT_S)
+        try:
+            return connection.execute(sql).fetchall()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise RecordError(f"{path} cannot be read: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise RecordError(f"{path}: expected one JSON object")
+    return values

@@ -1,0 +1,102 @@
+"""`perennial report RUN`: summary.json, plots, and the summary as a table; or a recount."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deploy.local.checker import Recount
+    from deploy.local.records import Records
+
+BAD_INPUT = 2
+DIFFERENT = 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 all agrees, 1 a recount differs, 2 bad input."""
+    parser = argparse.ArgumentParser(prog="perennial report", description=__doc__)
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--recount",
+        action="store_true",
+        help="derive every figure again from ledgers and client logs, and compare",
+    )
+    arguments = parser.parse_args(argv)
+
+    from rich.console import Console
+
+    from deploy.local.checker import recount
+    from deploy.local.records import RecordError, read_records
+
+    console = Console()
+    try:
+        records = read_records(arguments.run_dir.resolve())
+        recounted = recount(records)
+        if arguments.recount:
+            return _recount(console, records, recounted)
+        return _report(console, records, recounted)
+    except (RecordError, OSError) as error:
+        print(f"perennial report: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _report(console: Console, records: Records, recounted: Recount) -> int:
+    from deploy.local.summary import build_summary
+    from deploy.local.table import draw_summary
+
+    summary = build_summary(records, recounted)
+    path = records.run_dir / "summary.json"
+    path.write_text(json.dumps(summary, indent=1) + "\n")
+    console.print(draw_summary(summary))
+    _print_problems(console, recounted.problems)
+    plots = _plot(console, records, summary)
+    console.print(f"\nSummary  {path}", highlight=False)
+    for plot in plots:
+        console.print(f"Plot     {plot}", highlight=False)
+    return DIFFERENT if recounted.problems else 0
+
+
+def _plot(console: Console, records: Records, summary: dict[str, Any]) -> list[Path]:
+    try:
+        from deploy.local.plots import draw_plots
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        console.print("No plots: install them with pip install 'perennial-vla[report]'")
+        return []
+    return draw_plots(records, summary)
+
+
+def _recount(console: Console, records: Records, recounted: Recount) -> int:
+    from deploy.local.records import RecordError
+    from deploy.local.summary import compare
+
+    path = records.run_dir / "summary.json"
+    if not path.is_file():
+        raise RecordError(f"{path} is missing; make it with perennial report {records.run_dir}")
+    summary = json.loads(path.read_text())
+    problems = recounted.problems + compare(summary, records, recounted)
+    _print_problems(console, problems)
+    if problems:
+        return DIFFERENT
+    note = f", {len(recounted.unseen)} of them unseen by their client" if recounted.unseen else ""
+    console.print(
+        f"Recounted {len(records.ends)} logged episode ends{note} and {len(records.agent_rows)} "
+        "ledger rows: every figure agrees."
+    )
+    return 0
+
+
+def _print_problems(console: Console, problems: list[str]) -> None:
+    for problem in problems:
+        console.print(f"[red]differs[/red]  {problem}", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

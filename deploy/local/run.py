@@ -1,0 +1,119 @@
+"""`perennial run`: agent, learner and simulators as processes, with live progress and a summary."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from deploy.local.processes import BAD_INPUT, ProcessFailed, module_command, module_environment
+
+FAILED = 1
+INTERRUPTED = 130  # as a shell reports Ctrl-C
+_PACKAGES = ("perennial-vla", "torch", "transformers", "peft", "numpy", "mujoco", "pyzmq")
+_EPILOG = """\
+settings (Hydra overrides; configs/run.yaml has all of them):
+  suite=tabletop|toy         which tasks
+  task_order=[0,1,2]         which of the suite's train_tasks, in which order
+  seed=0                     everything random derives from it
+  run_dir=runs/NAME          where the run lives; the same folder again resumes it
+  budget=demo|smoke|eval     how long to train and how much to evaluate
+  model=nano-tabletop        the policy to start from; model.model_dir=FOLDER for your own
+  learner.algorithm.learning_rate=0.001   any setting of a process, by section
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 finished, 2 bad input, 1 failed, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="perennial run",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    arguments = parser.parse_args(argv)
+
+    from deploy.local.settings import BadSetting
+    from deploy.local.supervisor import Interrupted
+
+    try:
+        return _run(arguments.overrides)
+    except BadSetting as error:
+        print(f"perennial run: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except ProcessFailed as error:
+        print(f"perennial run: {error}", file=sys.stderr)
+        return FAILED
+    except Interrupted:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(overrides: list[str]) -> int:
+    from rich.console import Console
+
+    from deploy.local.live import LiveView
+    from deploy.local.progress import Plan, Progress
+    from deploy.local.runfolder import RunFolder
+    from deploy.local.settings import compose_run, make_socket_folder, socket_folder
+    from deploy.local.supervisor import StopSignal, Supervisor
+    from deploy.local.tail import JsonTail
+
+    stop = StopSignal()
+    config = compose_run(overrides)
+    console = Console()
+    folder = RunFolder(config.settings.run_dir)
+    with folder.lock():
+        if folder.is_finished():
+            console.print(
+                f"This run is finished. For its summary: perennial report {folder.path}\n"
+                f"To start afresh: rm -r {folder.path}, or choose another run_dir=FOLDER"
+            )
+            return 0
+        resumes = folder.prepare(config, _versions())
+        make_socket_folder(socket_folder(folder.path))
+        progress = Progress(Plan.from_learner(config.processes["learner"]))
+        events = JsonTail(folder.path / "learner" / "progress.jsonl")
+        ends = [JsonTail(path) for path in folder.client_logs(config.settings.workers)]
+        title = f"{config.tree['suite']['name']}, seed {config.settings.seed}, {folder.path}"
+        console.print("Resuming." if resumes else "Starting: loading the policy.", style="dim")
+        with Supervisor(config, stop) as supervisor:
+            supervisor.start()
+            with LiveView(console, title, progress) as view:
+
+                def tick() -> None:
+                    progress.add_events(events.read())
+                    for tail in ends:
+                        progress.add_ends(tail.read())
+                    view.refresh(supervisor.describe())
+                    folder.keep(supervisor.restarts())
+
+                supervisor.run(tick)
+                tick()
+            folder.keep(supervisor.restarts(), finished=True)
+    return _report(folder.path) if config.settings.report else 0
+
+
+def _report(run_dir: Path) -> int:
+    """Runs `perennial report` in its own process: plotting needs the memory only now."""
+    words = module_command("deploy.local.report", [str(run_dir)])
+    return subprocess.run(words, env=module_environment(), check=False).returncode
+
+
+def _versions() -> dict[str, str]:
+    """What the run ran on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

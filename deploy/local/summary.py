@@ -1,0 +1,140 @@
+"""summary.json: what a run was, what came of it, and what it cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from deploy.local.checker import Recount
+from deploy.local.records import Records
+from deploy.local.statistics import Figure, Matrix, Rate
+
+SETTING_SECTIONS = ("algorithm", "evaluation", "temperature", "micro_batch")
+FIGURE_TOLERANCE = 1e-9
+
+
+def reported_matrix(records: Records, name: str = "matrix") -> Matrix:
+    """The learner's own matrix; `name` is "matrix" (rollout) or "greedy"."""
+    results = records.results
+    cells = [
+        [Rate(s, n) for s, n in zip(successes, trials, strict=True)]
+        for successes, trials in zip(
+            results[name]["successes"], results[name]["trials"], strict=True
+        )
+    ]
+    return Matrix(results["tasks"], results["train_tasks"], results["held_out_tasks"], cells)
+
+
+def build_summary(records: Records, recounted: Recount) -> dict[str, Any]:
+    """The whole of summary.json. Success figures are at the rollout temperature."""
+    results, config = records.results, records.config
+    rollout, greedy = reported_matrix(records), reported_matrix(records, "greedy")
+    return {
+        "suite": results["suite"],
+        "seed": results["seed"],
+        "settings": {name: config["learner"][name] for name in SETTING_SECTIONS}
+        | {"model": config["model"]["name"], "versions": records.state["versions"]},
+        "tasks": results["tasks"],
+        "train_tasks": results["train_tasks"],
+        "held_out_tasks": results["held_out_tasks"],
+        "matrix": results["matrix"],
+        **figures(rollout),
+        "greedy": {"matrix": results["greedy"]}
+        | {k: v for k, v in figures(greedy).items() if k.startswith(("base_avg", "final_avg"))}
+        | {k: v for k, v in figures(greedy).items() if k.startswith("gain")},
+        "episodes": count_episodes(records)
+        | {"lost": len(recounted.lost), "duplicated": len(recounted.duplicated)},
+        "swaps": measure_swaps(records),
+        "restarts": _sum_restarts(records),
+        "wall_s": round(
+            sum(s["ended_unix_s"] - s["began_unix_s"] for s in records.state["sessions"]), 1
+        ),
+    }
+
+
+def figures(matrix: Matrix) -> dict[str, float | None]:
+    """Every figure and its standard error, None where it was not measured."""
+    values: dict[str, float | None] = {}
+    for name, figure in matrix.figures().items():
+        values |= _split(name, figure)
+    return values
+
+
+def _split(name: str, figure: Figure) -> dict[str, float | None]:
+    value, error = figure if figure else (None, None)
+    return {name: value, f"{name}_se": error}
+
+
+def count_episodes(records: Records) -> dict[str, int]:
+    """Ordered episodes that ended, and what became of them."""
+    ended = [row for row in records.agent_rows.values() if row.state in ("sealed", "acked")]
+    used = Counter(row.disposition for row in records.learner_rows.values())
+    return {
+        "collected": len(ended),
+        "trained": used["trained"],
+        "filtered": used["filtered"],
+        "surplus": used["surplus"],
+        "eval": used["eval"],
+        "aborted": sum(row.outcome == "aborted" for row in ended),
+    }
+
+
+def measure_swaps(records: Records) -> dict[str, Any]:
+    """What activations cost: time the inference loop was held, and what the probe noticed."""
+    holds_s = [event["hold_s"] for event in records.events if event.get("hold_s")]
+    answered_s = sorted(line["unix_s"] for line in records.probe if not line["error"])
+    sessions = records.state["sessions"]
+    gaps_s = [
+        after - before
+        for before, after in pairwise(answered_s)
+        if not any(before < s["began_unix_s"] <= after for s in sessions)  # the run was stopped
+    ]
+    return {
+        "count": len(records.updates),
+        "hold_p50_s": median(holds_s) if holds_s else None,
+        "hold_max_s": max(holds_s, default=None),
+        "probe_gap_max_s": max(gaps_s, default=None),
+        "dropped_requests": sum(bool(line["error"]) for line in records.probe),
+    }
+
+
+def _sum_restarts(records: Records) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for session in records.state["sessions"]:
+        total.update(session["restarts"])
+    return dict(total)
+
+
+def compare(summary: dict[str, Any], records: Records, recounted: Recount) -> list[str]:
+    """Where `summary` differs from the figures that the logs alone give; empty if nowhere."""
+    problems = []
+    for name, value in figures(recounted.matrices["rollout"]).items():
+        problems += _difference(name, summary.get(name), value)
+    for name, value in figures(recounted.matrices["greedy"]).items():
+        if name in summary["greedy"]:
+            problems += _difference(f"greedy {name}", summary["greedy"][name], value)
+    counted = count_episodes(records) | {
+        "lost": len(recounted.lost),
+        "duplicated": len(recounted.duplicated),
+    }
+    for name, count in counted.items():
+        problems += _difference(f"episodes.{name}", summary["episodes"].get(name), count)
+    rows = [row for row in records.agent_rows.values() if row.counted]
+    for what, phase, names in (
+        ("training", "train", ("trained", "filtered")),
+        ("evaluation", "eval", ("eval",)),
+    ):
+        ledger = sum(row.phase == phase for row in rows)
+        used = sum(summary["episodes"][name] for name in names)
+        problems += _difference(f"{what} episodes ({' + '.join(names)})", used, ledger)
+    return problems
+
+
+def _difference(name: str, reported: float | None, counted: float | None) -> list[str]:
+    if reported is None or counted is None:
+        is_same = reported is counted
+    else:
+        is_same = abs(reported - counted) <= FIGURE_TOLERANCE
+    return [] if is_same else [f"{name}: summary says {reported}, recount says {counted}"]

@@ -1,0 +1,138 @@
+"""Starts a run's processes, keeps them alive, and stops them all, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from deploy.local.processes import Child, ProcessFailed, ProcessSpec
+from deploy.local.settings import RunConfig
+
+MODULES = {"agent": "agent", "learner": "learner", "probe": "sim_bridge.probe", "sim": "sim_bridge"}
+POLL_S = 0.25
+HTTP_LIMIT_S = 2.0
+
+
+class Interrupted(Exception):
+    """The user or the system asked the run to stop."""
+
+
+class StopSignal:
+    """Turns SIGINT, SIGTERM and SIGHUP into a flag; a second one changes nothing."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    def check(self) -> None:
+        """Raises Interrupted once a signal came."""
+        if self._received is not None:
+            raise Interrupted(signal.Signals(self._received).name)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self._received = number
+
+
+class Supervisor:
+    """The processes of one run: the agent first, the others once it is ready.
+
+    A context manager: leaving it stops every process. Must be used from the main thread.
+    """
+
+    def __init__(self, config: RunConfig, stop: StopSignal) -> None:
+        self._settings = config.settings
+        self._stop = stop
+        run_dir = config.settings.run_dir
+        self.children = {name: self._make_child(name, run_dir) for name in config.processes}
+        self._endpoints_path = run_dir / "agent" / "endpoints.json"
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts everything. Raises ProcessFailed when the agent does not become ready."""
+        self._endpoints_path.unlink(missing_ok=True)
+        self.children["agent"].start()
+        self._wait_for_agent()
+        for name, child in self.children.items():
+            if name != "agent":
+                child.start()
+
+    def run(self, on_tick: Callable[[], None]) -> None:
+        """Until the learner has finished; restarts what crashes.
+
+        Raises ProcessFailed when a process gives up, Interrupted when asked to stop.
+        """
+        while True:
+            self._stop.check()
+            for name, child in self.children.items():
+                if child.watch() == 0:
+                    if name == "learner":
+                        return
+                    raise ProcessFailed(
+                        f"{name} ended before the learner did: {child.last_line()} "
+                        f"(log: {child.spec.log_path})"
+                    )
+            on_tick()
+            time.sleep(POLL_S)
+
+    def stop(self) -> list[str]:
+        """Stops clients, then learner, then agent; returns the names of those that were killed."""
+        order = sorted(self.children, key=lambda name: (name == "agent", name == "learner"))
+        limit_s = self._settings.stop_limit_s
+        return [name for name in order if not self.children[name].stop(limit_s)]
+
+    def restarts(self) -> dict[str, int]:
+        """How often each process was started again."""
+        return {name: child.restarts for name, child in self.children.items()}
+
+    def describe(self) -> str:
+        """One line on how the processes are."""
+        words = []
+        for name, child in self.children.items():
+            state = "●" if child.is_running else "restarting"
+            words.append(f"{name} {state}" + (f" ({child.restarts}×)" if child.restarts else ""))
+        return "  ".join(words)
+
+    def _make_child(self, name: str, run_dir: Path) -> Child:
+        kind = name.partition("-")[0]
+        threads = self._settings.threads
+        spec = ProcessSpec(
+            name=name,
+            module=MODULES[kind],
+            config_path=run_dir / "config" / f"{name}.yaml",
+            log_path=run_dir / "logs" / f"{name}.log",
+            threads=getattr(threads, kind, 1),
+        )
+        return Child(spec, self._settings.restart_limit, self._settings.restart_backoff_s)
+
+    def _wait_for_agent(self) -> None:
+        agent = self.children["agent"]
+        deadline_s = time.monotonic() + self._settings.ready_limit_s
+        while not self._agent_is_ready():
+            self._stop.check()
+            if agent.watch() == 0:
+                raise ProcessFailed(f"agent ended while starting: {agent.last_line()}")
+            if time.monotonic() > deadline_s:
+                raise ProcessFailed(
+                    f"agent was not ready after {self._settings.ready_limit_s:.0f} s: "
+                    f"{agent.last_line()} (log: {agent.spec.log_path})"
+                )
+            time.sleep(POLL_S)
+
+    def _agent_is_ready(self) -> bool:
+        try:
+            endpoints = json.loads(self._endpoints_path.read_text())
+            with urllib.request.urlopen(f"{endpoints['http']}/readyz", timeout=HTTP_LIMIT_S):
+                return True
+        except (FileNotFoundError, json.JSONDecodeError, urllib.error.URLError, OSError):
+            return False  # not there yet, half written, or 503 until the model is loaded

@@ -1,0 +1,105 @@
+"""Children that crash, refuse, finish or will not stop, as real processes."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.local.processes import Child, ProcessFailed, ProcessSpec
+
+MakeChild = Callable[..., Child]
+LIMIT_S = 20.0
+
+
+@pytest.fixture
+def make_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeChild]:
+    """Makes a child that runs the given code; whatever still runs at the end is stopped."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    children: list[Child] = []
+
+    def make(code: str, restart_limit: int = 2) -> Child:
+        (tmp_path / "a_child.py").write_text(code)
+        spec = ProcessSpec("child", "a_child", tmp_path / "c.yaml", tmp_path / "child.log", 1)
+        child = Child(spec, restart_limit, backoff_s=0.01)
+        children.append(child)
+        return child
+
+    yield make
+    for child in children:
+        child.stop(limit_s=0.1)
+
+
+def watch_until_end(child: Child) -> int | None:
+    """The child's verdict; raises what it raises."""
+    deadline_s = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline_s:
+        if (status := child.watch()) is not None:
+            return status
+        time.sleep(0.01)
+    raise AssertionError(f"still running after {LIMIT_S} s")
+
+
+def wait_for_text(path: Path, text: str) -> None:
+    deadline_s = time.monotonic() + LIMIT_S
+    while text not in path.read_text():
+        assert time.monotonic() < deadline_s, f"no {text!r} in {path}"
+        time.sleep(0.01)
+
+
+def test_a_crashed_child_is_started_again_and_counted(
+    make_child: MakeChild, tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    child = make_child(
+        f"import os, pathlib\nmark = pathlib.Path({str(mark)!r})\n"
+        "if not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), 9)\n"
+    )
+    child.start()
+    assert watch_until_end(child) == 0
+    assert child.restarts == 1
+
+
+def test_a_child_that_keeps_crashing_is_given_up_with_its_reason(make_child: MakeChild) -> None:
+    child = make_child("raise SystemExit('the disk is full')", restart_limit=2)
+    child.start()
+    with pytest.raises(ProcessFailed, match=r"3 times in a row .*the disk is full.*log:"):
+        watch_until_end(child)
+    assert child.restarts == 2
+
+
+def test_refused_settings_are_not_tried_again(make_child: MakeChild) -> None:
+    child = make_child("import sys; print('port 1 is in use'); sys.exit(2)")
+    child.start()
+    with pytest.raises(ProcessFailed, match="child: port 1 is in use"):
+        watch_until_end(child)
+    assert child.restarts == 0
+
+
+def test_a_deaf_child_is_killed(make_child: MakeChild) -> None:
+    child = make_child(
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('deaf')\ntime.sleep(60)\n"
+    )
+    child.start()
+    wait_for_text(child.spec.log_path, "deaf")
+    assert not child.stop(limit_s=0.2)
+    assert not child.is_running
+
+
+def test_a_child_stops_on_sigterm(make_child: MakeChild) -> None:
+    child = make_child("import time\nprint('up')\ntime.sleep(60)\n")
+    child.start()
+    wait_for_text(child.spec.log_path, "up")
+    assert child.stop(limit_s=10.0)
+
+
+def test_a_child_gets_its_share_of_threads_and_a_group_of_its_own(make_child: MakeChild) -> None:
+    child = make_child(
+        "import os\nprint(os.environ['OMP_NUM_THREADS'], os.environ['OMP_WAIT_POLICY'],"
+        " os.getpgid(0) == os.getpid(), os.getsid(0))\n"
+    )
+    child.start()
+    assert watch_until_end(child) == 0
+    assert child.last_line() == f"1 PASSIVE True {os.getsid(0)}"

@@ -1,0 +1,117 @@
+"""The live view's numbers, from lines as the processes write them."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from deploy.local.live import LiveView
+from deploy.local.progress import Plan, Progress
+from deploy.local.statistics import Rate
+from deploy.local.tail import JsonTail
+
+
+@pytest.fixture
+def progress() -> Progress:
+    return Progress(Plan(["push", "pick"], ["stack"], 2, 4, 100))
+
+
+def end(slot_id: str, outcome: str = "success", unix_s: float = 0.0) -> dict[str, Any]:
+    parts = slot_id.split("/")
+    task = parts[3] if parts[0] == "eval" else ("push", "pick")[int(parts[1])]
+    return {
+        "slot_id": slot_id,
+        "task": task,
+        "phase": parts[0],
+        "outcome": outcome,
+        "counted": outcome != "aborted",
+        "unix_s": unix_s,
+    }
+
+
+def test_a_plan_counts_what_the_learner_will_order() -> None:
+    plan = Plan.from_learner(
+        {
+            "suite": {"train_tasks": ["a", "b"], "held_out_tasks": ["z"], "eval_init_states": 50},
+            "algorithm": {"group_size": 8, "groups_per_iteration": 4, "iterations_per_task": 3},
+            "evaluation": {
+                "slots_per_state": 2,
+                "held_out_slots_per_state": 1,
+                "full_matrix": False,
+                "greedy": True,
+            },
+        }
+    )
+    assert plan.train_episodes == 2 * 3 * 32
+    # Base and final rows: two trained tasks at 100, one held out at 50; own row of the first task;
+    # greedy on the trained tasks, before and after.
+    assert plan.eval_episodes == 2 * 250 + 100 + 2 * 100
+
+
+def test_successes_are_kept_by_task_and_purpose(progress: Progress) -> None:
+    progress.add_ends(
+        [
+            end("eval/0/rollout/push/0#0"),
+            end("eval/0/rollout/push/1#0", "timeout"),
+            end("eval/0/greedy/push/0#0"),
+            end("train/0/1/0/0#0"),
+            end("train/0/1/0/0#1", "aborted"),
+            end("train/0/2/0/0#0", "timeout"),
+        ]
+    )
+    push = progress.tasks["push"]
+    assert push.eval_rates == {0: Rate(1, 2)}
+    assert push.update_rates == {1: Rate(1, 1), 2: Rate(0, 1)}
+    assert progress.aborted == 1
+    assert progress.episodes == {"eval": 3, "train": 2}
+
+
+def test_the_stage_follows_the_latest_episode(progress: Progress) -> None:
+    assert progress.stage() == "Starting"
+    progress.add_ends([end("eval/0/rollout/stack/0#0")])
+    assert progress.stage() == "Evaluating the base policy"
+    progress.add_ends([end(f"train/1/3/0/0#{k}") for k in range(3)])
+    assert progress.stage() == "Training pick (task 2 of 2), update 1 of 2: 3 of 4 episodes"
+    progress.add_ends([end("train/1/3/0/0#3")])
+    assert progress.stage().endswith("update 1 of 2: learning")
+    progress.add_ends([end("eval/2/rollout/pick/0#0")])
+    assert progress.stage() == "Evaluating after pick"
+    progress.add_events([{"event": "done"}])
+    assert progress.stage() == "Done"
+    assert progress.share_done() == 1.0
+
+
+def test_the_time_left_leaves_out_pauses(progress: Progress) -> None:
+    slots = [f"eval/0/rollout/push/{i}#0" for i in range(80)]
+    half = len(slots) // 2
+    progress.add_ends(end(slot, unix_s=1000.0 + i) for i, slot in enumerate(slots[:half]))
+    progress.add_ends(end(slot, unix_s=90_000.0 + i) for i, slot in enumerate(slots[half:]))
+    # 20 evaluation episodes are left, and 16 of training at twice the price.
+    assert progress.left_s() == pytest.approx(20 + 2 * 16, rel=0.05)
+
+
+def test_a_terminal_shows_every_task_and_a_file_only_changes(progress: Progress) -> None:
+    progress.add_ends([end("eval/0/rollout/push/0#0"), end("eval/0/rollout/push/1#0", "timeout")])
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with LiveView(terminal, "toy", progress) as view:
+        view.refresh("agent up")
+    drawn = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert all(word in drawn for word in ("push", "pick", "stack", "50%", "agent up"))
+    plain = Console(file=io.StringIO(), width=120)
+    with LiveView(plain, "toy", progress) as view:
+        for _ in range(3):
+            view.refresh("agent up")
+    assert plain.file.getvalue().count("Evaluating the base policy") == 1  # type: ignore[attr-defined]
+
+
+def test_a_tail_reads_whole_lines_once(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    tail = JsonTail(path)
+    assert tail.read() == []
+    path.write_text('{"a": 1}\n{"a": ')
+    assert tail.read() == [{"a": 1}]
+    with path.open("a") as file:
+        file.write('2}\n{"torn\n{"a": 3}\n')
+    assert tail.read() == [{"a": 2}, {"a": 3}]

@@ -1,0 +1,145 @@
+"""The report of a finished run, and a recount that notices every kind of tampering."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from finished_run import FinishedRun, change_ledger, write_lines
+
+from deploy.local import report
+
+REQUIRED = {
+    "suite", "seed", "settings", "tasks", "train_tasks", "held_out_tasks", "matrix", "base_avg",
+    "base_avg_se", "final_avg", "final_avg_se", "nbt", "nbt_se", "base_zero_shot",
+    "base_zero_shot_se", "final_zero_shot", "final_zero_shot_se", "episodes", "swaps", "wall_s",
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> FinishedRun:
+    """A consistent run, reported."""
+    run = FinishedRun(tmp_path / "run")
+    run.add_everything()
+    run.write()
+    assert report.main([str(run.run_dir)]) == 0
+    return run
+
+
+def test_the_summary_has_every_figure(run: FinishedRun) -> None:
+    summary = json.loads((run.run_dir / "summary.json").read_text())
+    assert set(summary) >= REQUIRED
+    assert summary["base_avg"] == pytest.approx((1 + 2) / 8)
+    assert summary["final_avg"] == pytest.approx((2 + 4) / 8)
+    assert summary["nbt"] == pytest.approx((3 - 2) / 4)
+    assert summary["episodes"] == {
+        "collected": len(run.ends),
+        "trained": 8,
+        "filtered": 0,
+        "surplus": 0,
+        "eval": len(run.ends) - 9,
+        "aborted": 1,
+        "lost": 0,
+        "duplicated": 0,
+    }
+    assert summary["swaps"]["hold_p50_s"] == pytest.approx(0.002)
+    assert summary["swaps"]["probe_gap_max_s"] == pytest.approx(1.0)
+    assert summary["wall_s"] == pytest.approx(100.0)
+
+
+def test_plots_are_made(run: FinishedRun) -> None:
+    assert {path.name for path in (run.run_dir / "plots").iterdir()} == {
+        "success.png",
+        "matrix.png",
+    }
+
+
+def test_a_recount_of_an_untouched_run_agrees(run: FinishedRun) -> None:
+    assert report.main([str(run.run_dir), "--recount"]) == 0
+
+
+def test_an_end_that_its_client_did_not_live_to_log_is_no_difference(run: FinishedRun) -> None:
+    lines = [end for end in run.ends if end["slot_id"] != "eval/2/rollout/pick/0#0"]
+    write_lines(run.run_dir / "sim-0" / "client.jsonl", lines)
+    assert report.main([str(run.run_dir), "--recount"]) == 0
+
+
+def forget_an_episode(run: FinishedRun) -> None:
+    change_ledger(
+        run.run_dir / "learner" / "learner.db",
+        "DELETE FROM episodes WHERE episode_id = ?",
+        run.ends[0]["episode_id"],
+    )
+
+
+def leave_an_episode_unused(run: FinishedRun) -> None:
+    change_ledger(
+        run.run_dir / "learner" / "learner.db",
+        "UPDATE episodes SET disposition = NULL WHERE episode_id = ?",
+        run.ends[0]["episode_id"],
+    )
+
+
+def train_on_an_evaluation(run: FinishedRun) -> None:
+    change_ledger(
+        run.run_dir / "learner" / "learner.db",
+        "UPDATE episodes SET disposition = 'trained' WHERE episode_id = ?",
+        run.ends[0]["episode_id"],
+    )
+
+
+def turn_an_outcome(run: FinishedRun) -> None:
+    end = next(end for end in run.ends if end["outcome"] == "timeout")
+    end["outcome"] = "success"
+    write_lines(run.run_dir / "sim-0" / "client.jsonl", run.ends)
+
+
+def log_an_end_twice(run: FinishedRun) -> None:
+    write_lines(run.run_dir / "sim-0" / "client.jsonl", [*run.ends, run.ends[3]])
+
+
+def mix_versions(run: FinishedRun) -> None:
+    run.ends[3]["versions"].append("v00009-cccccccccccc")
+    write_lines(run.run_dir / "sim-0" / "client.jsonl", run.ends)
+
+
+def polish_the_summary(run: FinishedRun) -> None:
+    path = run.run_dir / "summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps(summary | {"final_avg": summary["final_avg"] + 0.01}))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "expected"),
+    [
+        (forget_an_episode, "lost"),
+        (leave_an_episode_unused, "lost"),
+        (train_on_an_evaluation, "trained on, but not a counted training episode"),
+        (turn_an_outcome, "ledgers and client log disagree"),
+        (log_an_end_twice, "duplicated"),
+        (mix_versions, "more than one version"),
+        (polish_the_summary, "final_avg: summary says"),
+    ],
+)
+def test_a_recount_says_where_it_differs(
+    run: FinishedRun,
+    tamper: Callable[[FinishedRun], None],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tamper(run)
+    capsys.readouterr()
+    assert report.main([str(run.run_dir), "--recount"]) == 1
+    assert expected in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_unfinished_run_is_refused(run: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    os.unlink(run.run_dir / "learner" / "results.json")
+    assert report.main([str(run.run_dir)]) == 2
+    assert "is not finished" in capsys.readouterr().err
+
+
+def test_a_stray_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err

@@ -1,0 +1,109 @@
+"""Every shipped configuration composes, fits its process's schema, and refuses typos."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from agent.config import AgentConfig
+from deploy.local.settings import CONFIGS, BadSetting, compose_run
+from learner.config import LearnerConfig
+from sim_bridge import toy
+from sim_bridge.config import ProbeConfig, SimConfig
+from sim_bridge.tabletop import tasks as tabletop
+
+SCHEMAS: dict[str, type] = {
+    "agent": AgentConfig,
+    "learner": LearnerConfig,
+    "sim": SimConfig,
+    "probe": ProbeConfig,
+}
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    """A folder that looks like a model; composing reads no more of it than its name."""
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def load_suite(name: str) -> dict[str, Any]:
+    suite = OmegaConf.to_container(OmegaConf.load(CONFIGS / "suite" / f"{name}.yaml"))
+    assert isinstance(suite, dict)
+    return {str(key): value for key, value in suite.items()}
+
+
+@pytest.mark.parametrize("suite", options("suite"))
+@pytest.mark.parametrize("budget", options("budget"))
+@pytest.mark.parametrize("model", options("model"))
+def test_every_combination_fits_the_schemas(
+    suite: str, budget: str, model: str, model_dir: Path
+) -> None:
+    run = compose_run(
+        [f"suite={suite}", f"budget={budget}", f"model={model}", f"model.model_dir={model_dir}"]
+    )
+    for name, values in run.processes.items():
+        schema = SCHEMAS[name.partition("-")[0]]
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(values))
+        assert isinstance(OmegaConf.to_object(merged), schema)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_process_file_lists_every_setting(name: str, model_dir: Path) -> None:
+    run = compose_run([f"model.model_dir={model_dir}"])
+    assert set(run.tree[name]) == set(SCHEMAS[name].__dataclass_fields__)
+
+
+def test_the_tabletop_file_says_what_the_suite_is() -> None:
+    suite = load_suite("tabletop")
+    assert suite["tasks"] == [
+        {"slug": t.slug, "instruction": t.instruction, "horizon_steps": t.horizon_steps}
+        for t in tabletop.TASKS
+    ]
+    assert tuple(suite["train_tasks"]) == tabletop.TRAIN_TASKS
+    assert tuple(suite["held_out_tasks"]) == tabletop.HELD_OUT_TASKS
+
+
+def test_the_toy_file_says_what_the_suite_is() -> None:
+    suite = load_suite("toy")
+    assert suite["image_size"] == toy.IMAGE_SIZE
+    assert {task["slug"]: task["instruction"] for task in suite["tasks"]} == toy.INSTRUCTIONS
+    assert {task["horizon_steps"] for task in suite["tasks"]} == {toy.HORIZON_STEPS}
+    for split in ("train", "eval"):
+        assert suite[f"{split}_init_states"] == toy.INIT_STATES[split]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("sede=3", "did you mean 'seed'"),
+        ("suite=tabeltop", "did you mean 'tabletop'"),
+        ("budget=dem", "did you mean 'demo'"),
+        ("learner.algorithm.learning_rat=1", "did you mean 'learner.algorithm.learning_rate'"),
+        ("task_order=[0,9]", "there is no task 9"),
+        ("task_order=[1,1]", "a task is trained once"),
+        ("task_order=2", "expected indices like [0,1]"),
+        ("workers=0", "workers: expected an integer of at least 1"),
+        ("model.model_dir=/nowhere", "no config.json in /nowhere"),
+        ("seed", "settings look like key=value"),
+    ],
+)
+def test_a_bad_override_gives_one_line_with_the_way_out(
+    override: str, expected: str, model_dir: Path
+) -> None:
+    with pytest.raises(BadSetting) as refusal:
+        compose_run([f"model.model_dir={model_dir}", override])
+    assert expected in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_task_order_chooses_and_orders_the_trained_tasks(model_dir: Path) -> None:
+    run = compose_run([f"model.model_dir={model_dir}", "task_order=[2,0]"])
+    trained = [tabletop.TRAIN_TASKS[2], tabletop.TRAIN_TASKS[0]]
+    assert run.processes["learner"]["suite"]["train_tasks"] == trained
+    assert run.processes["probe"]["task"] == trained[0]
