@@ -34,6 +34,9 @@ class PretrainConfig:
     batch_size: int = 64
     see_steps: int = 2000
     act_steps: int = 10000
+    # The rate decays as if for this many steps (0: act_steps). Stopping short of it leaves the
+    # nano policy on purpose imperfect: it is there to be improved by trial and error.
+    act_schedule_steps: int = 0
     see_learning_rate: float = 2e-3
     act_learning_rate: float = 1e-3
     warmup_steps: int = 200
@@ -141,6 +144,7 @@ class Stage:
     ) -> None:
         self.index, self.modules, self.loss, self.config = index, modules, loss, config
         self.steps = (config.see_steps, config.act_steps)[index]
+        self.schedule_steps = (config.see_steps, config.act_schedule_steps or self.steps)[index]
         self.peak = (config.see_learning_rate, config.act_learning_rate)[index]
         self.optimizer = torch.optim.AdamW(
             modules.parameters(), lr=self.peak, betas=(0.9, 0.95), weight_decay=config.weight_decay
@@ -160,7 +164,9 @@ class Stage:
         """
         self._resume(checkpoint)
         while self.step < self.steps:
-            rate = learning_rate_at(self.step, self.steps, self.peak, self.config.warmup_steps)
+            rate = learning_rate_at(
+                self.step, self.schedule_steps, self.peak, self.config.warmup_steps
+            )
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             loss, figures = self.loss(sampler.batch(self.index, self.step))

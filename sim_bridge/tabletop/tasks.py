@@ -47,8 +47,8 @@ TASKS: tuple[TaskSpec, ...] = tuple(
 )
 GOALS: dict[str, Goal] = {slug: Goal(subject, target) for slug, _, _, subject, target, _ in _TABLE}
 
-TRAIN_TASKS: tuple[str, ...] = ("pick_red_tray", "push_left", "drawer_open")
-HELD_OUT_TASKS: tuple[str, ...] = ("pick_green_plate", "stack_blue_green")
+TRAIN_TASKS: tuple[str, ...] = ("pick_red_tray", "stack_blue_green", "push_right")
+HELD_OUT_TASKS: tuple[str, ...] = ("pick_green_plate", "drawer_open")
 
 
 def task_by_slug(slug: str) -> TaskSpec:
