@@ -75,7 +75,7 @@ def load_config(schema: type[Config], path: Path | None, overrides: list[str]) -
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]
+    from yaml import YAMLError
 
     if path is not None and not path.is_file():
         raise ConfigError(f"--config: no such file: {path}")
