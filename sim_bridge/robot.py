@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from agent.wire.errors import PerennialError
+from agent.wire.errors import ConfigError, PerennialError
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,8 @@ class BridgeError(PerennialError):
     """Base of what the bridge raises while it runs; bad settings are a ConfigError."""
 
 
-class UnknownTask(BridgeError):
-    """The suite has no task of that slug."""
+class UnknownTask(ConfigError):
+    """The suite has no task of that slug; trying again is useless."""
 
     def __init__(self, suite: str, task: str, known: tuple[str, ...]) -> None:
         super().__init__(f"suite '{suite}' has no task '{task}'; it has: {', '.join(known)}")

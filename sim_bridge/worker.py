@@ -28,7 +28,7 @@ from sim_bridge.client import Answer, RequestTable, Unreadable
 from sim_bridge.lane import BadReply, Lane, Phase
 from sim_bridge.log import EndLog
 from sim_bridge.player import Player
-from sim_bridge.robot import BridgeError, Suite
+from sim_bridge.robot import BridgeError, Suite, UnknownTask
 
 # The server no longer has the episode or the lease: there is nobody to abort it with.
 GONE_CODES = frozenset(
@@ -72,7 +72,7 @@ class Worker:
         """Works until `should_stop`, or until nothing was leased for `idle_exit_s`.
 
         Episodes open at the end are ended as aborted. Raises ConfigError when the server's policy
-        does not fit the suite, BridgeError when the server refuses the handshake, LogError when
+        or a lease does not fit the suite, BridgeError when it refuses the handshake, LogError when
         the log cannot be kept.
         """
         self._say_hello()
@@ -192,7 +192,11 @@ class Worker:
             self._say_hello()
             return
         self._assign_at_s = now + max(reply.retry_after_s, SHORTEST_RETRY_S)
-        held = {lane.slot_id for lane in self.lanes}
+        for lease in reply.leases:
+            if lease.task not in self._suite.tasks:
+                raise UnknownTask(self._suite.name, lease.task, self._suite.tasks)
+        # A lane that is ending gives its slot up: after a restart the server may lease it again.
+        held = {lane.slot_id for lane in self.lanes if lane.phase is not Phase.ENDING}
         idle = [lane for lane in self.lanes if lane.phase is Phase.IDLE]
         fresh = [lease for lease in reply.leases if lease.slot_id not in held]
         for lane, lease in zip(idle, fresh, strict=False):

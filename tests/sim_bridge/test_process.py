@@ -160,3 +160,14 @@ def test_the_probe_logs_every_reply_and_ends_its_episodes_as_aborted(tmp_path: P
         assert len(server.episodes) == len(server.sealed) >= 3
         outcomes = {served.end.outcome for served in server.sealed.values() if served.end}
         assert outcomes == {"aborted"}
+
+
+def test_a_lease_of_an_unknown_task_is_bad_input(tmp_path: Path) -> None:
+    with ScriptedServer([make_lease(0, "fold_laundry")]) as server:
+        done = subprocess.run(
+            sim(server, tmp_path), cwd=ROOT, timeout=LIMIT_S, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "'toy' has no task 'fold_laundry'; it has: move_left, " in line

@@ -311,3 +311,10 @@ def test_a_policy_that_does_not_fit_is_refused_with_the_way_out(tmp_path: Path) 
         server.action_dim = 6
         with pytest.raises(ConfigError, match="action_dim: policy 'scripted' has 6, suite 'toy'"):
             work(server, tmp_path / "client.jsonl", ends(1))
+
+
+def test_a_lease_of_a_task_that_the_suite_lacks_ends_the_worker(tmp_path: Path) -> None:
+    with ScriptedServer([make_lease(0, "fold_laundry")]) as server:
+        with pytest.raises(ConfigError, match=r"suite 'toy' has no task 'fold_laundry'; .*move_up"):
+            work(server, tmp_path / "client.jsonl", ends(1))
+        assert not any(isinstance(each, EpisodeStart) for each in server.received)
