@@ -4,6 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from agent.process import run_process
+from learner.stopping import EXIT_STATUS, Stopped
 
 if TYPE_CHECKING:
     from learner.config import LearnerConfig
@@ -13,7 +14,10 @@ PURPOSE = "Learns a sequence of tasks from the episodes that a running agent col
 
 def main(argv: list[str] | None = None) -> int:
     """Parse arguments, learn until done or stopped, return the exit status."""
-    return run_process("perennial learn", PURPOSE, _schema, _work, argv)
+    try:
+        return run_process("perennial learn", PURPOSE, _schema, _work, argv)
+    except Stopped:
+        return EXIT_STATUS
 
 
 def _schema() -> "type[LearnerConfig]":

@@ -124,10 +124,10 @@ class Loop:
             for episode in group.episodes
         }
         figures = _figures(report)
-        self.publication.commit(self.place, self.optimizer, dispositions, figures)
+        hold_s = self.publication.commit(self.place, self.optimizer, dispositions, figures)
         laps_s.append(time.monotonic())
         times_s = dict(zip(("wait", "learn", "publish"), np.diff(laps_s).tolist(), strict=True))
-        self._show_iteration(task, groups, figures, times_s)
+        self._show_iteration(task, groups, figures, times_s, hold_s)
 
     def evaluate(self, row: int) -> None:
         """Measure row `row` of the success matrices at the version after `row` tasks.
@@ -177,6 +177,7 @@ class Loop:
         groups: list[Group],
         figures: dict[str, float],
         times_s: dict[str, float],
+        hold_s: float,
     ) -> None:
         episodes = [episode for group in groups for episode in group.episodes]
         successes = sum(episode.success for episode in episodes)
@@ -201,6 +202,7 @@ class Loop:
             groups=len(groups),
             degenerate_groups=degenerate,
             time_s=times_s,
+            hold_s=hold_s,
             **figures,
         )
 

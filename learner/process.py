@@ -43,6 +43,7 @@ def learn(config: LearnerConfig) -> None:
 
     Raises:
         PerennialError: something the user can mend.
+        Stopped: asked to stop; the run is not finished.
     """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -58,6 +59,7 @@ def learn(config: LearnerConfig) -> None:
             _learn_locked(config, state_dir, store, stop)
         except Stopped:
             log.info("stopped; the same command resumes")
+            raise
         finally:
             store.close()
 

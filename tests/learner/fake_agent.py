@@ -10,6 +10,8 @@ from micro_fixtures import play
 from agent.episode_writer import EpisodeWriter
 from agent.wire.messages import Activated, SealedEpisode
 
+HOLD_S = 0.001  # of every activation
+
 
 class FakeAgent:
     """Stands where an AgentLink does. Outcomes follow from the slot, so a replay repeats them."""
@@ -66,7 +68,7 @@ class FakeAgent:
     def activate(self, version):
         previous = self.active[-1] if self.active else "base"
         self.active.append(version)
-        return Activated(version, previous, 0.001)
+        return Activated(version, previous, HOLD_S)
 
     def close(self):
         pass

@@ -2,7 +2,7 @@ import json
 import threading
 
 import pytest
-from fake_agent import FakeAgent
+from fake_agent import HOLD_S, FakeAgent
 from micro_fixtures import CAMERAS, INSTRUCTIONS, micro_policy
 from safetensors.torch import load_file
 
@@ -142,6 +142,7 @@ def test_progress_has_a_line_for_every_event(uninterrupted):
     assert [line["update"] for line in iterations] == [1, 2]
     assert all(line["first_clip_fraction"] == 0.0 for line in iterations)
     assert all(line["lp_diff_max"] <= 1e-4 for line in iterations)
+    assert all(line["hold_s"] == HOLD_S for line in iterations)
     assert sum(line["event"] == "task_done" for line in lines) == 2
 
 
