@@ -71,9 +71,9 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 nano: $(STAMP) $(GL_STAMP) ## rebuild the nano policy from nothing (hours on a CPU; resumable)
-	$(BIN)/python -m learner.pretrain
+	$(BIN)/python -m deploy.local.nano
 
-bench: $(STAMP) $(GL_STAMP) ## serving latency and throughput, and where an iteration's time goes
+bench: $(STAMP) $(GL_STAMP) ## latency and throughput of the server alone
 	$(BIN)/python -m benchmarks.serving
 
 wheel: $(STAMP) ## build dist/*.whl

@@ -37,7 +37,7 @@ _EPILOG = """\
 examples:
   perennial run                                        the demo: three tabletop tasks in sequence
   perennial run suite=tabletop task_order=[0,1,2] seed=3
-  perennial report runs/demo --recount
+  perennial report runs/tabletop-seed3 --recount
 
 `perennial COMMAND --help` shows a command's settings.
 """

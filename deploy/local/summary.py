@@ -96,8 +96,28 @@ def measure_swaps(records: Records) -> dict[str, Any]:
         "hold_p50_s": median(holds_s) if holds_s else None,
         "hold_max_s": max(holds_s, default=None),
         "probe_gap_max_s": max(gaps_s, default=None),
-        "dropped_requests": sum(bool(line["error"]) for line in records.probe),
+        "dropped_requests": count_dropped(records),
     }
+
+
+def count_dropped(records: Records) -> int:
+    """Requests of the probe that were refused or never answered while the run went on.
+
+    The probe asks again until it is answered, so a reply that died with a restarted agent makes a
+    gap and no drop. Nor is it a drop that the new agent refuses to go on with an episode which
+    ended with the old one, or that the run was stopped before the answer came.
+    """
+    sessions = records.state["sessions"]
+    was_restarted = len(sessions) > 1 or _sum_restarts(records).get("agent", 0) > 0
+    dropped = 0
+    for line in records.probe:
+        if line["error"].startswith("server_restarted:"):
+            dropped += not was_restarted
+        elif line["error"] == "unanswered":
+            dropped += not any(line["unix_s"] <= s["began_unix_s"] for s in sessions)
+        else:
+            dropped += bool(line["error"])
+    return dropped
 
 
 def _sum_restarts(records: Records) -> dict[str, int]:

@@ -51,6 +51,7 @@ class Supervisor:
         run_dir = config.settings.run_dir
         self.children = {name: self._make_child(name, run_dir) for name in config.processes}
         self._endpoints_path = run_dir / "agent" / "endpoints.json"
+        self._results_path = run_dir / "learner" / "results.json"
 
     def __enter__(self) -> Supervisor:
         return self
@@ -68,19 +69,20 @@ class Supervisor:
                 child.start()
 
     def run(self, on_tick: Callable[[], None]) -> None:
-        """Until the learner has finished; restarts what crashes.
+        """Until the learner has finished: its exit status is 0 and its results are there.
 
-        Raises ProcessFailed when a process gives up, Interrupted when asked to stop.
+        Restarts what crashes. Raises ProcessFailed when a process gives up, Interrupted when
+        asked to stop.
         """
         while True:
             self._stop.check()
             for name, child in self.children.items():
                 if child.watch() == 0:
-                    if name == "learner":
+                    if name == "learner" and self._results_path.is_file():
                         return
+                    what = "without results" if name == "learner" else "before the learner did"
                     raise ProcessFailed(
-                        f"{name} ended before the learner did: {child.last_line()} "
-                        f"(log: {child.spec.log_path})"
+                        f"{name} ended {what}: {child.last_line()} (log: {child.spec.log_path})"
                     )
             on_tick()
             time.sleep(POLL_S)

@@ -115,6 +115,11 @@ class FinishedRun:
         path = self.run_dir / "agent" / "agent.db"
         Ledger(path).close()
         with sqlite3.connect(path) as db:
+            db.execute(  # one of the probe's
+                "INSERT INTO episodes (episode_id, order_id, slot_id, suite, task, split,"
+                " init_state, phase, version, state, outcome, steps, counted, sealed_seq, meta)"
+                " VALUES ('probe','','','','push','',0,'serve','base','acked','aborted',0,0,0,'{}')"
+            )
             for number, end in enumerate(self.ends, start=1):
                 db.execute(
                     "INSERT INTO episodes (episode_id, order_id, slot_id, suite, task, split,"

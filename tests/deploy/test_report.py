@@ -9,6 +9,8 @@ import pytest
 from finished_run import FinishedRun, change_ledger, write_lines
 
 from deploy.local import report
+from deploy.local.records import read_records
+from deploy.local.summary import measure_swaps
 
 REQUIRED = {
     "suite", "seed", "settings", "tasks", "train_tasks", "held_out_tasks", "matrix", "base_avg",
@@ -46,6 +48,32 @@ def test_the_summary_has_every_figure(run: FinishedRun) -> None:
     assert summary["swaps"]["hold_p50_s"] == pytest.approx(0.002)
     assert summary["swaps"]["probe_gap_max_s"] == pytest.approx(1.0)
     assert summary["wall_s"] == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize(
+    ("errors", "agent_restarts", "dropped"),
+    [
+        (["", ""], 0, 0),
+        (["server_restarted: aborted by a restart", ""], 1, 0),
+        (["server_restarted: say hello first", ""], 0, 1),
+        (["unknown_episode: is not known", "overloaded: later"], 1, 2),
+        (["", "unanswered"], 1, 1),  # nothing stopped the run there
+        (["unanswered", ""], 0, 0),  # before the second session
+    ],
+)
+def test_a_request_is_dropped_unless_a_restart_explains_it(
+    tmp_path: Path, errors: list[str], agent_restarts: int, dropped: int
+) -> None:
+    run = FinishedRun(tmp_path / "run")
+    run.add_everything()
+    run.write()
+    lines = [{"unix_s": 1000.0 + 20 * k, "error": error} for k, error in enumerate(errors)]
+    write_lines(run.run_dir / "probe.jsonl", lines)
+    restarts = {"agent": agent_restarts}
+    began_s = (990.0, 1010.0) if errors[0] == "unanswered" else (990.0,)
+    sessions = [{"began_unix_s": s, "ended_unix_s": s, "restarts": restarts} for s in began_s]
+    (run.run_dir / "state.json").write_text(json.dumps({"versions": {}, "sessions": sessions}))
+    assert measure_swaps(read_records(run.run_dir))["dropped_requests"] == dropped
 
 
 def test_plots_are_made(run: FinishedRun) -> None:
