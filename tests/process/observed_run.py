@@ -1,0 +1,139 @@
+"""A short real run of the toy suite with a micro OpenVLA-OFT, and a Prometheus that watches it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 240.0
+HTTP_LIMIT_S = 10.0
+POLL_S = 0.1
+
+
+@contextmanager
+def process(words: Sequence[str], log_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is stopped, whatever happens."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with log_path.open("wb") as log:
+        child = subprocess.Popen(
+            words, cwd=log_path.parent, env=environment, stdout=log, stderr=log
+        )
+    try:
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(30.0)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def start_run(
+    run_dir: Path, model_dir: Path, *overrides: str
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """`perennial run` with the toy suite: two tasks, two updates each."""
+    words = [
+        sys.executable, "-m", "deploy.local.cli", "run", "suite=toy", "model=micro",
+        f"model.model_dir={model_dir}", f"run_dir={run_dir}", "budget=smoke",
+        "threads.learner=1", "report=false", "learner.algorithm.learning_rate=0.01",
+        "learner.micro_batch=8", *overrides,
+    ]  # fmt: skip
+    return process(words, run_dir.with_suffix(".log"))
+
+
+def wait_until(condition: Callable[[], bool], what: str, child: subprocess.Popen[bytes]) -> None:
+    """Polls; a child that ends with an error or a limit that passes fails the test."""
+    deadline_s = time.monotonic() + LIMIT_S
+    while not condition():
+        assert child.poll() in (None, 0), f"it ended with {child.returncode} before {what}"
+        assert time.monotonic() < deadline_s, f"{what}: not within {LIMIT_S:.0f} s"
+        time.sleep(POLL_S)
+
+
+def read_events(run_dir: Path, event: str) -> list[dict[str, Any]]:
+    """The learner's events of one kind."""
+    lines = (run_dir / "learner" / "progress.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["event"] == event]
+
+
+def find_prometheus() -> str:
+    """Path of the program; without one the test is skipped, but fails in CI."""
+    found = shutil.which("prometheus")
+    if found is None:
+        message = "no prometheus on PATH; on Debian: apt-get install prometheus"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """A running Prometheus, asked over its HTTP API."""
+
+    url: str
+
+    def is_ready(self) -> bool:
+        """Whether it answers."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=HTTP_LIMIT_S):
+                return True
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+
+    def query(self, promql: str) -> dict[tuple[str, ...], float]:
+        """An instant query's vector: label values in the order of their names -> value."""
+        words = urllib.parse.urlencode({"query": promql})
+        with urllib.request.urlopen(f"{self.url}/api/v1/query?{words}", timeout=HTTP_LIMIT_S) as r:
+            answer = json.load(r)
+        assert answer["status"] == "success", answer
+        assert answer["data"]["resultType"] == "vector", answer
+        return {
+            tuple(value for _, value in sorted(sample["metric"].items())): float(sample["value"][1])
+            for sample in answer["data"]["result"]
+        }
+
+
+@contextmanager
+def watch(program: str, folder: Path, targets: dict[str, Path]) -> Iterator[Prometheus]:
+    """A Prometheus on loopback that scrapes what the targets' endpoints.json files name."""
+    addresses = {
+        name: urllib.parse.urlsplit(json.loads(path.read_text())["http"]).netloc
+        for name, path in targets.items()
+    }
+    jobs = [
+        {"job_name": name, "static_configs": [{"targets": [address]}]}
+        for name, address in addresses.items()
+    ]
+    config = {"global": {"scrape_interval": "100ms", "scrape_timeout": "100ms"}}
+    folder.mkdir()
+    # JSON is YAML.
+    (folder / "prometheus.yml").write_text(json.dumps({**config, "scrape_configs": jobs}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    words = [
+        program, f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}",
+    ]  # fmt: skip
+    with process(words, folder / "prometheus.log") as child:
+        prometheus = Prometheus(f"http://{address}")
+        wait_until(prometheus.is_ready, "Prometheus was ready", child)
+        yield prometheus
