@@ -39,9 +39,7 @@ class Demonstrations:
         return len(self.task)
 
 
-def load_demonstrations(
-    folders: list[Path], max_frames: int | None = None, task: str | None = None
-) -> Demonstrations:
+def load_demonstrations(folders: list[Path], task: str | None = None) -> Demonstrations:
     """Read every shard of `folders`, optionally one task's frames only.
 
     Raises DemonstrationError when a folder has no shard, its tasks differ from the others', or
@@ -61,11 +59,9 @@ def load_demonstrations(
         for name in FRAME_ARRAYS:
             columns[name].append(shard[name][keep])
         frames += len(columns["task"][-1])
-        if max_frames is not None and frames >= max_frames:
-            break
     if frames == 0:
         raise DemonstrationError(f"no frames in {[str(f) for f in folders]}")
-    joined = {name: np.concatenate(parts)[:max_frames] for name, parts in columns.items()}
+    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     instructions = tuple(entry["instruction"] for entry in metas[0]["tasks"])
     return Demonstrations(**joined, slugs=slugs, instructions=instructions)
 

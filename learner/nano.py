@@ -19,8 +19,6 @@ class NanoConfig:
     out: str = ""
     work: str = ""
     unnorm_key: str = "tabletop"
-    init_from: str = ""
-    max_frames: int | None = None
     patch_size: int = 16
     chunk_size: int = 5
     torch_threads: int = 2
@@ -45,32 +43,28 @@ def build(config: NanoConfig) -> None:
     import torch
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from agent.model.checkpoint import load_model, save_model
+    from agent.model.checkpoint import save_model
     from agent.model.nano import build_nano_config, build_nano_tokenizer, init_nano
     from agent.model.processing import PromptEncoder
     from learner.demonstrations import load_demonstrations, normalisation_statistics
     from learner.pretrain import FrameSampler, PretrainConfig, act_stage, see_stage
 
     torch.set_num_threads(config.torch_threads)
-    demos = load_demonstrations([Path(d) for d in config.demos], config.max_frames)
+    demos = load_demonstrations([Path(d) for d in config.demos])
     settings = PretrainConfig(**config.pretrain)
     work, out = Path(config.work), Path(config.out)
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     tokenizer = build_nano_tokenizer(list(demos.instructions))
     tokenizer.save(str(work / "tokenizer.json"))
-    if config.init_from:
-        model = load_model(Path(config.init_from)).train()
-    else:
-        stats = normalisation_statistics(demos, config.unnorm_key)
-        geometry = build_nano_config(
-            tokenizer,
-            stats,
-            image_size=demos.agentview.shape[1],
-            patch_size=config.patch_size,
-            chunk_size=config.chunk_size,
-        )
-        model = init_nano(geometry, settings.seed)
+    geometry = build_nano_config(
+        tokenizer,
+        normalisation_statistics(demos, config.unnorm_key),
+        image_size=demos.agentview.shape[1],
+        patch_size=config.patch_size,
+        chunk_size=config.chunk_size,
+    )
+    model = init_nano(geometry, settings.seed)
     prompts = PromptEncoder(work, model.config)
     sampler = FrameSampler(demos, prompts, model, config.unnorm_key, settings)
     log = (work / "pretrain.jsonl").open("a", buffering=1)
