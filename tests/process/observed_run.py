@@ -23,6 +23,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 240.0
 HTTP_LIMIT_S = 10.0
+SCRAPED_S = 60.0
 POLL_S = 0.1
 
 
@@ -68,8 +69,9 @@ def wait_until(condition: Callable[[], bool], what: str, child: subprocess.Popen
 
 
 def read_events(run_dir: Path, event: str) -> list[dict[str, Any]]:
-    """The learner's events of one kind."""
-    lines = (run_dir / "learner" / "progress.jsonl").read_text().splitlines()
+    """The learner's events of one kind so far."""
+    path = run_dir / "learner" / "progress.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
     return [line for line in map(json.loads, lines) if line["event"] == event]
 
 
@@ -110,6 +112,13 @@ class Prometheus:
             for sample in answer["data"]["result"]
         }
 
+    def expect(self, promql: str, wanted: dict[tuple[str, ...], float]) -> None:
+        """Asks until the answer is `wanted`: what just happened has yet to be scraped."""
+        deadline_s = time.monotonic() + SCRAPED_S
+        while (found := self.query(promql)) != pytest.approx(wanted):
+            assert time.monotonic() < deadline_s, f"{promql}: expected {wanted}, got {found}"
+            time.sleep(POLL_S)
+
 
 @contextmanager
 def watch(program: str, folder: Path, targets: dict[str, Path]) -> Iterator[Prometheus]:
@@ -122,7 +131,8 @@ def watch(program: str, folder: Path, targets: dict[str, Path]) -> Iterator[Prom
         {"job_name": name, "static_configs": [{"targets": [address]}]}
         for name, address in addresses.items()
     ]
-    config = {"global": {"scrape_interval": "100ms", "scrape_timeout": "100ms"}}
+    # A scrape must outlast an update that holds the interpreter on a loaded machine.
+    config = {"global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"}}
     folder.mkdir()
     # JSON is YAML.
     (folder / "prometheus.yml").write_text(json.dumps({**config, "scrape_configs": jobs}))
