@@ -52,6 +52,11 @@ class AgentMetrics:
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
+        self.inference_busy = Counter(
+            "perennial_inference_busy_seconds_total",
+            "Time in which the policy computed, each batch counted once.",
+            registry=registry,
+        )
         self.batch_size = Histogram(
             "perennial_batch_size",
             "Observations per call of the policy.",

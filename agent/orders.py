@@ -10,64 +10,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
-from enum import Enum, auto
 
+from agent.order_slots import Expired, Finished, Slot, SlotState, Started, slot_id_of
 from agent.wire.errors import WireError
 from agent.wire.messages import Order, Outcome, SlotLease
 
-
-class SlotState(Enum):
-    FREE = auto()
-    LEASED = auto()
-    RUNNING = auto()
-    FILLED = auto()
-
-
-@dataclass(slots=True)
-class Slot:
-    """One episode to collect; `place` is its rank in posting order."""
-
-    slot_id: str
-    order: Order
-    index: int
-    place: int
-    state: SlotState = SlotState.FREE
-    client_id: str = ""
-    start_key: str = ""
-    episode_id: str = ""  # of the open episode (RUNNING) or the counted one (FILLED)
-    expires_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """`is_new` is False when a repeated start got the episode that it had already started."""
-
-    episode_id: str
-    order: Order
-    slot_index: int
-    is_new: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Expired:
-    """Slots free again, and open episodes that the caller must end with `finish(.., "aborted")`."""
-
-    slot_ids: list[str]
-    episode_ids: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """`counted`: this episode is the one that its slot keeps."""
-
-    slot_id: str
-    counted: bool
-    state: SlotState
-
-
-def slot_id_of(order: Order, index: int) -> str:
-    return f"{order.order_id}#{index}"
+SLOT_ABORTS_MAX = 8  # of one slot by its clients, then its order is refused
 
 
 class OrderBook:
@@ -76,13 +24,18 @@ class OrderBook:
     Args:
         lease_s: seconds of silence after which a lease or an open episode expires.
         mint: makes a fresh episode id.
+        slot_aborts_max: aborts of one slot after which no more of its order is leased.
     """
 
-    def __init__(self, lease_s: float, mint: Callable[[], str]) -> None:
+    def __init__(
+        self, lease_s: float, mint: Callable[[], str], slot_aborts_max: int = SLOT_ABORTS_MAX
+    ) -> None:
         if not lease_s > 0:
             raise ValueError(f"lease_s must be > 0, got {lease_s}")
         self._lease_s = lease_s
         self._mint = mint
+        self._slot_aborts_max = slot_aborts_max
+        self._refused: dict[str, str] = {}  # order id -> why
         self._orders: dict[str, Order] = {}
         self._slots: dict[str, Slot] = {}
         self._free: dict[tuple[str, str], list[tuple[int, str]]] = {}  # (suite, version) -> heap
@@ -153,10 +106,12 @@ class OrderBook:
         while len(leases) < count and any(heaps):
             _, slot_id = heapq.heappop(min(filter(None, heaps), key=lambda heap: heap[0]))
             slot = self._slots[slot_id]
+            if slot.order.order_id in self._refused:
+                continue
             slot.state, slot.client_id = SlotState.LEASED, client_id
             slot.expires_s = now_s + self._lease_s
             self._held[slot_id] = slot
-            leases.append(self._lease_of(slot))
+            leases.append(slot.lease(self._lease_s))
         return leases
 
     def start(self, slot_id: str, client_id: str, start_key: str, now_s: float) -> Started:
@@ -204,8 +159,17 @@ class OrderBook:
             [slot.episode_id for slot in silent if slot.state is SlotState.RUNNING],
         )
 
-    def finish(self, episode_id: str, outcome: str) -> Finished:
+    def release(self, client_id: str) -> None:
+        """Free the leases that a client has not started."""
+        for slot in list(self._held.values()):
+            if slot.client_id == client_id and slot.state is SlotState.LEASED:
+                self._set_free(slot)
+
+    def finish(self, episode_id: str, outcome: str, reason: str | None = None) -> Finished:
         """Close an open episode: it counts and fills its slot unless it was aborted.
+
+        reason: what the client says of an abort, which then counts against the slot; None for
+        aborts that tell nothing of it, such as silence.
 
         Raises WireError: unknown_episode if it is open in no slot, bad_outcome.
         """
@@ -215,12 +179,19 @@ class OrderBook:
         if slot is None:
             raise WireError("unknown_episode", f"{episode_id!r:.60} is open in no slot")
         if outcome == Outcome.ABORTED:
+            if reason is not None:
+                self._blame(slot, reason)
             self._set_free(slot)
         else:
             del self._running[episode_id], self._held[slot.slot_id]
             slot.state, slot.client_id, slot.start_key = SlotState.FILLED, "", ""
             self._filled += 1
         return Finished(slot.slot_id, slot.state is SlotState.FILLED, slot.state)
+
+    def check_refused(self) -> None:
+        """Raises WireError("order_refused") if there is an order that cannot be carried out."""
+        for why in self._refused.values():
+            raise WireError("order_refused", why)
 
     # ---- figures -----------------------------------------------------------------------------
 
@@ -250,24 +221,18 @@ class OrderBook:
             raise WireError("unknown_slot", f"no order has slot {slot_id!r:.120}")
         return slot
 
+    def _blame(self, slot: Slot, reason: str) -> None:
+        slot.aborts += 1
+        if slot.aborts >= self._slot_aborts_max:
+            self._refused[slot.order.order_id] = (
+                f"order {slot.order.order_id!r}: slot {slot.index} was aborted {slot.aborts} "
+                f"times, last by {slot.client_id}: {' '.join(reason.split())}; "
+                "mend the cause, then start the agent again"
+            )
+
     def _set_free(self, slot: Slot) -> None:
         self._held.pop(slot.slot_id, None)
         self._running.pop(slot.episode_id, None)
         slot.state, slot.client_id, slot.start_key, slot.episode_id = SlotState.FREE, "", "", ""
         heap = self._free.setdefault((slot.order.suite, slot.order.version), [])
         heapq.heappush(heap, (slot.place, slot.slot_id))
-
-    def _lease_of(self, slot: Slot) -> SlotLease:
-        order = slot.order
-        return SlotLease(
-            slot_id=slot.slot_id,
-            suite=order.suite,
-            task=order.task,
-            instruction=order.instruction,
-            split=order.split,
-            init_state=order.init_state,
-            horizon_steps=order.horizon_steps,
-            phase=order.phase,
-            version=order.version,
-            lease_s=self._lease_s,
-        )

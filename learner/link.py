@@ -73,7 +73,8 @@ class AgentLink:
     """Requests to the agent that survive its restarts. One instance a thread.
 
     Every request is repeated until it is answered, the process is asked to stop, or the agent
-    refuses it for a reason that time does not mend (WireError). All of them are idempotent.
+    refuses it for a reason that time does not mend (WireError; ConfigError when no client can
+    carry out an order). All of them are idempotent.
     """
 
     def __init__(self, session: Session, client: DealerClient, stop: threading.Event) -> None:
@@ -119,6 +120,8 @@ class AgentLink:
                     if used in (None, self._session.epoch(self._client)):
                         raise LearnerSuperseded(error.message) from error
                     continue
+                if error.code == "order_refused":  # starting again would not help
+                    raise ConfigError(error.message) from error
                 if error.code not in TRANSIENT_CODES:
                     raise
                 if isinstance(error, RequestTimeout) or error.code == "server_restarted":

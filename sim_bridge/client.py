@@ -15,11 +15,16 @@ from typing import Any, Protocol
 
 from agent.wire.errors import WireError
 from agent.wire.messages import Fault
+from sim_bridge.robot import BridgeError
 
 # Refusals that pass by themselves: the same request is sent again after a pause.
 TRANSIENT_CODES = frozenset({"overloaded", "deadline", "timeout", "internal"})
 MAX_REFUSALS = 8  # transient refusals of one request before the last one is its answer
 FIRST_PAUSE_S = 0.05  # doubled at each refusal, at most the request timeout
+
+
+class Superseded(BridgeError):
+    """Another process has said hello as this client; this one must not go on."""
 
 
 class Dealer(Protocol):
@@ -118,7 +123,7 @@ class RequestTable:
         """Sends again what is overdue, then returns the answers, waiting up to `wait_s`.
 
         A transient Fault is an answer only when it came `MAX_REFUSALS` times; until then the
-        request is sent again after a pause.
+        request is sent again after a pause. Raises Superseded.
         """
         now = self._clock()
         for request in self._by_key.values():
@@ -148,6 +153,8 @@ class RequestTable:
             self.unexpected_replies += 1
             return None
         now = self._clock()
+        if isinstance(reply, Fault) and reply.code == "stale_epoch":
+            raise Superseded(f"{self.endpoint}: {reply.message}")
         if isinstance(reply, Fault) and reply.code in TRANSIENT_CODES:
             request.refused += 1
             if request.refused < MAX_REFUSALS:

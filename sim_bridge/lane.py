@@ -64,11 +64,11 @@ class Episode:
 class Lane:
     """One body slot of the worker."""
 
-    def __init__(self, player: Player, client_id: str) -> None:
+    def __init__(self, player: Player, client_id: str, instance_id: str) -> None:
         self.player = player
         self.phase = Phase.IDLE
         self.free_at_s = 0.0  # [worker's clock] no new lease before
-        self._client_id = client_id
+        self._client_id, self._instance_id = client_id, instance_id
         self._episode: Episode | None = None
 
     @property
@@ -80,7 +80,10 @@ class Lane:
         """Starts the episode of a leased slot."""
         self._episode = Episode(lease)
         self.phase = Phase.STARTING
-        return EpisodeStart(self._client_id, uuid.uuid4().hex, slot_id=lease.slot_id)
+        start_key = uuid.uuid4().hex
+        return EpisodeStart(
+            self._client_id, start_key, slot_id=lease.slot_id, instance_id=self._instance_id
+        )
 
     def started(self, reply: EpisodeStarted) -> None:
         """The server minted the episode; the body is to be reset. Raises BadReply."""

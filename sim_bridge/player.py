@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -33,7 +34,7 @@ class Player:
     """The body of one lane, made when its task first comes up and after each failure."""
 
     def __init__(self, suite: Suite) -> None:
-        self.reset_s = self.observe_s = self.step_s = 0.0  # time spent in the body
+        self.spent_s: defaultdict[str, float] = defaultdict(float)  # in the body
         self.steps = 0
         self._suite = suite
         self._body: Body | None = None
@@ -41,16 +42,11 @@ class Player:
 
     def reset(self, lease: SlotLease) -> None:
         """Puts the body into the lease's init state. Raises BodyFailed."""
-        started = time.perf_counter()
         self._guard("reset", lambda: self._reset(lease))
-        self.reset_s += time.perf_counter() - started
 
     def observe(self) -> Observation:
         """What the policy needs to see. Raises BodyFailed."""
-        started = time.perf_counter()
-        seen = self._guard("observe", self._the_body().observe)
-        self.observe_s += time.perf_counter() - started
-        return seen
+        return self._guard("observe", self._the_body().observe)
 
     def play(self, actions_KA: np.ndarray, budget_steps: int) -> Played:
         """Executes a chunk until it is used up, the episode is over, or `budget_steps` are done.
@@ -58,9 +54,7 @@ class Player:
         Actions are clipped to the body's limits; those that changed are coded LIMITED, the ones
         not executed NOT_RUN. Raises BodyFailed.
         """
-        started = time.perf_counter()
         played = self._guard("step", lambda: self._play(actions_KA, budget_steps))
-        self.step_s += time.perf_counter() - started
         self.steps += played.steps
         return played
 
@@ -97,9 +91,15 @@ class Player:
         return self._body
 
     def _guard(self, doing: str, call: Callable[[], T]) -> T:
-        """The one place where a body's exception, whatever it is, becomes BodyFailed."""
+        """Calls and counts the time, whatever comes of it.
+
+        The one place where a body's exception, whatever it is, becomes BodyFailed.
+        """
+        started_s = time.perf_counter()
         try:
             return call()
         except Exception as error:
             self._body = None  # its state is unknown, so it is not even closed
             raise BodyFailed(f"{doing}: {type(error).__name__}: {error}") from error
+        finally:
+            self.spent_s[doing] += time.perf_counter() - started_s

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import sys
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Callable
 
-from agent.wire.errors import ConfigError
 from agent.wire.messages import (
     Assign,
     Assignments,
@@ -25,6 +25,7 @@ from agent.wire.messages import (
     Welcome,
 )
 from sim_bridge.client import Answer, RequestTable, Unreadable
+from sim_bridge.contract import require_fit
 from sim_bridge.lane import BadReply, Lane, Phase
 from sim_bridge.log import EndLog
 from sim_bridge.player import Player
@@ -39,7 +40,7 @@ WAIT_S = 0.1  # longest wait of one pass when no body has work
 PAUSE_S = 0.5  # between hellos, after a refused Assign, and of a lane whose episode went wrong
 SHORTEST_RETRY_S = 0.02  # between two Assigns
 SILENCE_WARNING_S = 10.0  # between two lines about a server that does not answer
-TELEMETRY_PERIOD_S = 5.0
+TELEMETRY_PERIOD_S = 1.0
 STOP_LIMIT_S = 5.0  # for ending the open episodes when the worker stops
 
 
@@ -57,11 +58,12 @@ class Worker:
     ) -> None:
         self.counts: Counter[str] = Counter()  # outcomes, and "dropped" episodes
         self.wait_s = 0.0  # time in which no body had work
-        self.lanes = [Lane(Player(suite), client_id) for _ in range(envs)]
+        instance_id = uuid.uuid4().hex
+        self.lanes = [Lane(Player(suite), client_id, instance_id) for _ in range(envs)]
         self._suite = suite
         self._requests = requests
         self._log = log
-        self._client_id = client_id
+        self._client_id, self._instance_id = client_id, instance_id
         self._clock = clock
         self._welcome: Welcome | None = None
         self._ready: deque[Lane] = deque()
@@ -72,8 +74,8 @@ class Worker:
         """Works until `should_stop`, or until nothing was leased for `idle_exit_s`.
 
         Episodes open at the end are ended as aborted. Raises ConfigError when the server's policy
-        or a lease does not fit the suite, BridgeError when it refuses the handshake, LogError when
-        the log cannot be kept.
+        or a lease does not fit the suite, BridgeError when it refuses the handshake or a newer
+        process has said hello as this client, LogError when the log cannot be kept.
         """
         self._say_hello()
         while not should_stop() and not self._idle_for(idle_exit_s):
@@ -103,10 +105,10 @@ class Worker:
 
     def time_s(self) -> dict[str, float]:
         """Seconds since the start in which bodies moved, were rendered, or none had work."""
-        players = [lane.player for lane in self.lanes]
+        spent_s = [lane.player.spent_s for lane in self.lanes]
         return {
-            "step_seconds": sum(player.reset_s + player.step_s for player in players),
-            "render_seconds": sum(player.observe_s for player in players),
+            "step_seconds": sum(each["reset"] + each["step"] for each in spent_s),
+            "render_seconds": sum(each["observe"] for each in spent_s),
             "wait_seconds": self.wait_s,
         }
 
@@ -116,7 +118,9 @@ class Worker:
         now = self._clock()
         if now >= self._hello_at_s and not self._requests.is_open("hello"):
             self._hello_at_s = now + PAUSE_S
-            self._requests.ask("hello", Hello(self._client_id, f"sim_bridge/{self._suite.name}"))
+            name = f"sim_bridge/{self._suite.name}"
+            hello = Hello(self._client_id, name, instance_id=self._instance_id)
+            self._requests.ask("hello", hello)
 
     def _on_silence(self) -> None:
         self._say_hello()
@@ -131,14 +135,15 @@ class Worker:
             self._busy_at_s = now
         waits = self._welcome is None or now < self._assign_at_s
         if idle and not waits and not self._requests.is_open("assign"):
-            self._requests.ask("assign", Assign(self._client_id, self._suite.name, len(idle)))
+            suite, count = self._suite.name, len(idle)
+            self._requests.ask("assign", Assign(self._client_id, suite, count, self._instance_id))
 
     def _send_telemetry(self) -> None:
         now = self._clock()
         if self._welcome is not None and now >= self._telemetry_at_s:
             self._telemetry_at_s = now + TELEMETRY_PERIOD_S
             gauges = {"envs": float(len(self.lanes)), **self.time_s()}
-            self._requests.ask("telemetry", Telemetry(self._client_id, gauges))
+            self._requests.ask("telemetry", Telemetry(self._client_id, gauges, self._instance_id))
 
     def _advance(self, lane: Lane) -> None:
         if lane.phase is Phase.READY:
@@ -173,7 +178,7 @@ class Worker:
     def _on_hello(self, reply: object) -> None:
         if not isinstance(reply, Welcome):
             raise BridgeError(f"hello to {self._requests.endpoint}: {_describe(reply)}")
-        _require_fit(self._suite, reply)
+        require_fit(self._suite, reply)
         before, self._welcome = self._welcome, reply
         if before is None or before.server_id == reply.server_id:
             return
@@ -267,26 +272,6 @@ class Worker:
         for lane in self.lanes:
             lane.player.close()
         self._log.close()
-
-
-def _require_fit(suite: Suite, welcome: Welcome) -> None:
-    """Raises ConfigError unless the suite can give and take what the server's policy does."""
-    pairs = (
-        ("action_dim", suite.action_dim, welcome.action_dim),
-        ("proprio_dim", suite.proprio_dim, welcome.proprio_dim),
-    )
-    for name, have, want in pairs:
-        if have != want:
-            raise ConfigError(
-                f"{name}: policy '{welcome.policy}' has {want}, suite '{suite.name}' has {have}; "
-                "serve a policy made for this suite or choose another suite"
-            )
-    missing = sorted(set(welcome.images) - set(suite.cameras))
-    if missing:
-        raise ConfigError(
-            f"images: policy '{welcome.policy}' wants {missing}, suite '{suite.name}' has "
-            f"{list(suite.cameras)}; serve a policy made for this suite or choose another suite"
-        )
 
 
 def _describe(reply: object) -> str:

@@ -54,10 +54,13 @@ CLIENT_HEADER_BYTES = 64 << 10
 class Server:
     """A policy server; `run` it in one thread, then `close` it there.
 
+    The state directory and the sockets are taken before `load_policy` is called, which may last.
     Raises ConfigError, StorageError (StateLocked: another process holds the state directory).
     """
 
-    def __init__(self, config: AgentConfig, policy: Policy, metrics: AgentMetrics) -> None:
+    def __init__(
+        self, config: AgentConfig, load_policy: Callable[[], Policy], metrics: AgentMetrics
+    ) -> None:
         self._config = config
         self._metrics = metrics
         self._state = ServerState()
@@ -71,7 +74,7 @@ class Server:
             self._journal = Journal(Path(config.state_dir), config.journal_flush_interval_s)
             stack.callback(lambda: self._journal.close(SEAL_LIMIT_S))
             self._robots, self._operator_socket = self._bind(stack)
-            self._assemble(policy, stack)
+            self._assemble(load_policy(), stack)
             self._resources = stack.pop_all()
 
     @property

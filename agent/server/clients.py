@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from agent.metrics import TELEMETRY_GAUGES
 from agent.server.core import Core
@@ -13,6 +15,7 @@ from agent.wire.messages import (
     PROTOCOL_VERSION,
     Assign,
     Assignments,
+    EpisodeStart,
     Hello,
     Ok,
     Telemetry,
@@ -22,16 +25,18 @@ from agent.wire.messages import (
 LEASES_MAX = 256  # per Assign
 NAME_MAX_CHARS = 200
 CLIENTS_MAX = 4096
-FORGET_AFTER_S = 600.0
+FORGET_AFTER_S = 600.0  # or after lease_s, whichever is longer
+FORMER_MAX = 64  # replaced instances remembered per client
 RETRY_AFTER_S = 0.1  # told to a client that gets no lease
 
 
 @dataclass(slots=True)
 class Client:
-    """A client that said hello to this server."""
+    """A client that said hello to this server, and the process instances it was before."""
 
-    name: str
+    instance_id: str
     last_seen_s: float
+    former: deque[str] = field(default_factory=lambda: deque(maxlen=FORMER_MAX))
 
 
 class Clients:
@@ -41,16 +46,21 @@ class Clients:
         self._core = core
         self._lease_s = lease_s
         self._clients: dict[str, Client] = {}
+        self._give_back: Callable[[str], None] = lambda client_id: None
+
+    def on_replaced(self, give_back: Callable[[str], None]) -> None:
+        """Has `give_back` called with the id of a client whose process was started again."""
+        self._give_back = give_back
 
     def hello(self, message: Hello, exchange: Exchange) -> None:
         """Takes a client in; the reply is the contract."""
         check_protocol_version(message.protocol_version)
         check_name("client_id", message.client_id)
+        if message.instance_id:
+            check_name("instance_id", message.instance_id)
         if len(message.client_name) > NAME_MAX_CHARS:
             raise WireError("bad_message", f"client_name: at most {NAME_MAX_CHARS} characters")
-        if message.client_id not in self._clients and len(self._clients) >= CLIENTS_MAX:
-            raise WireError("overloaded", f"{CLIENTS_MAX} clients are here already")
-        self._clients[message.client_id] = Client(message.client_name, exchange.received_s)
+        self._take_in(message, exchange.received_s)
         exchange.reply(
             Welcome(
                 protocol_version=PROTOCOL_VERSION,
@@ -66,7 +76,7 @@ class Clients:
 
     def assign(self, message: Assign, exchange: Exchange) -> None:
         """Leases slots whose version can be served now."""
-        self.see(message.client_id, exchange.received_s)
+        self.see(message, exchange.received_s)
         check_range("count", message.count, 1, LEASES_MAX)
         leases = []
         if not self._core.state.is_stopping:
@@ -81,7 +91,7 @@ class Clients:
 
     def telemetry(self, message: Telemetry, exchange: Exchange) -> None:
         """Exports a client's figures."""
-        self.see(message.client_id, exchange.received_s)
+        self.see(message, exchange.received_s)
         unknown = sorted(message.gauges.keys() - set(TELEMETRY_GAUGES))
         if unknown:
             raise WireError(
@@ -91,17 +101,48 @@ class Clients:
             self._core.metrics.client.labels(name).set(value)
         exchange.reply(Ok())
 
-    def see(self, client_id: str, now_s: float) -> None:
-        """A sign of life. Raises WireError("server_restarted") for a client that must say hello."""
-        client = self._clients.get(client_id)
+    def see(self, message: Assign | EpisodeStart | Telemetry, now_s: float) -> None:
+        """A sign of life.
+
+        Raises WireError: server_restarted for a client that must say hello, stale_epoch for a
+        process that is not the client's latest.
+        """
+        client = self._clients.get(message.client_id)
         if client is None:
             raise WireError("server_restarted", "this server does not know you: say hello first")
+        if client.instance_id != message.instance_id:
+            raise _replaced(message.client_id)
         client.last_seen_s = now_s
 
     def tick(self, now_s: float) -> None:
         """Forgets clients that were silent for long, and counts the others."""
-        silent = [k for k, c in self._clients.items() if now_s - c.last_seen_s > FORGET_AFTER_S]
+        limit_s = max(FORGET_AFTER_S, self._lease_s)
+        silent = [k for k, c in self._clients.items() if now_s - c.last_seen_s > limit_s]
         for client_id in silent:
             del self._clients[client_id]
         seen = sum(now_s - c.last_seen_s <= self._lease_s for c in self._clients.values())
         self._core.metrics.sessions.set(seen)
+
+    def _take_in(self, message: Hello, now_s: float) -> None:
+        """Knows the client from now on; what its former process held is given back."""
+        client = self._clients.get(message.client_id)
+        if client is None:
+            if len(self._clients) >= CLIENTS_MAX:
+                raise WireError("overloaded", f"{CLIENTS_MAX} clients are here already")
+            self._clients[message.client_id] = Client(message.instance_id, now_s)
+            return
+        if client.instance_id != message.instance_id:
+            if message.instance_id in client.former:  # a hello that was under way for long
+                raise _replaced(message.client_id)
+            self._give_back(message.client_id)
+            client.former.append(client.instance_id)
+            client.instance_id = message.instance_id
+        client.last_seen_s = now_s
+
+
+def _replaced(client_id: str) -> WireError:
+    return WireError(
+        "stale_epoch",
+        f"a newer process has said hello as client {client_id!r}; "
+        "processes that run at the same time need a client_id each",
+    )

@@ -54,6 +54,7 @@ class Episodes:
         self._open: dict[str, OpenEpisode] = {}
         self._past = PastEpisodes(core.journal)
         self._eval_kept: Counter[tuple[str, str, float]] = Counter()
+        clients.on_replaced(self._give_back)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -70,7 +71,7 @@ class Episodes:
 
     def start(self, message: EpisodeStart, exchange: Exchange) -> None:
         """Opens the episode of a leased slot, or of a robot's own task on the active version."""
-        self._clients.see(message.client_id, exchange.received_s)
+        self._clients.see(message, exchange.received_s)
         check_name("start_key", message.start_key)
         if self._core.state.is_stopping:
             raise WireError("overloaded", "the server is stopping")
@@ -138,6 +139,12 @@ class Episodes:
                 waiter.fail("internal", str(error))
             if episode.end_waiters:
                 episode.end_waiters.clear()
+
+    def _give_back(self, client_id: str) -> None:
+        """A client's process was started again: nobody will go on with what the former one held."""
+        self._core.book.release(client_id)
+        for episode in [e for e in self._open.values() if e.meta.client_id == client_id]:
+            self._abort(episode, "the client was started again")
 
     # ---- starting ----------------------------------------------------------------------------
 
@@ -274,7 +281,7 @@ class Episodes:
         )
         episode.end_waiters = waiters
         if meta.slot_id:
-            self._core.book.finish(meta.episode_id, end.outcome)
+            self._core.book.finish(meta.episode_id, end.outcome, end.reason if waiters else None)
         if episode.pending is not None:
             for waiter in episode.pending.waiters:
                 waiter.fail("unknown_episode", f"episode {meta.episode_id} has ended")

@@ -87,7 +87,7 @@ class Inference:
         self._metrics.batch_size.observe(len(batch))
         for job in batch:
             self._metrics.duration.labels("queue").observe(now_s - job.queued_s)
-        future = self._executor.submit(self._policy.act, [job.request for job in batch])
+        future = self._executor.submit(self._act, [job.request for job in batch])
         future.add_done_callback(
             lambda done: self._mailbox.post(partial(self._finish, batch, now_s, done))
         )
@@ -130,6 +130,14 @@ class Inference:
         for job in unwanted:
             waited_s = now_s - job.queued_s
             job.done(WireError("deadline", f"still queued after {waited_s:.2f} s"))
+
+    def _act(self, requests: list[ActRequest]) -> list[ActResult]:
+        """On the policy's thread."""
+        started_s = time.perf_counter()
+        try:
+            return self._policy.act(requests)
+        finally:
+            self._metrics.inference_busy.inc(time.perf_counter() - started_s)
 
     def _finish(self, batch: list[Job], started_s: float, future: Future[list[ActResult]]) -> None:
         self._is_running = False

@@ -105,7 +105,10 @@ class Operator:
         self._load_then(sorted(versions), exchange, lambda: self._accept(message.orders, exchange))
 
     def fetch(self, message: FetchEpisodes, exchange: Exchange) -> None:
-        """Answers with sealed episodes, now or as soon as there is one."""
+        """Answers with sealed episodes, now or as soon as there is one.
+
+        Refused (order_refused) once an order cannot be carried out: it would be waited for in vain.
+        """
         self._check_epoch(message.epoch)
         check_range("limit", message.limit, 1, 1 << 31)
         check_range("wait_s", message.wait_s, 0.0, FETCH_MAX_WAIT_S)
@@ -203,6 +206,7 @@ class Operator:
         parked = self._parked
         assert parked is not None
         with answering(parked.exchange, "fetch episodes"):
+            self._core.book.check_refused()
             items = self._next_items(parked.limit)
             if items or now_s >= parked.until_s:
                 parked.exchange.reply(EpisodesReply(items))

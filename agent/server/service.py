@@ -49,8 +49,7 @@ def serve(config: AgentConfig) -> None:
     )
     http.start()
     try:
-        policy = make_policy(config.policy)
-        with _open_server(config, policy, metrics) as server:
+        with _open_server(config, metrics) as server:
             current.append(server)
             server.run(
                 stop.is_set,
@@ -69,8 +68,8 @@ def make_policy(config: PolicyConfig) -> Policy:
     return load_vla_policy(config)
 
 
-def _open_server(config: AgentConfig, policy: Policy, metrics: AgentMetrics) -> Server:
+def _open_server(config: AgentConfig, metrics: AgentMetrics) -> Server:
     try:
-        return Server(config, policy, metrics)
+        return Server(config, lambda: make_policy(config.policy), metrics)
     except StorageError as error:
         raise ConfigError(f"state_dir: {error}") from error

@@ -17,7 +17,8 @@ FAULT_CODES = frozenset(
         "bad_outcome",
         "wrong_step",  # neither the next step index nor a repeat of the last
         "episode_open_elsewhere",
-        "stale_epoch",  # a newer learner has said hello
+        "stale_epoch",  # a newer learner, or a newer process of this client, has said hello
+        "order_refused",  # a slot was aborted too often: the order cannot be carried out
         "conflict",  # the same identity with other content
         "server_restarted",
         "overloaded",  # ask again later

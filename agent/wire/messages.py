@@ -13,7 +13,7 @@ from enum import IntEnum, StrEnum
 
 import numpy as np
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 BASE_VERSION = "base"  # version 0: the model without an adapter
 
 
@@ -49,11 +49,17 @@ class Executed(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """First message of a client. Reply: Welcome."""
+    """First message of a client. Reply: Welcome.
+
+    instance_id: random, new at every start of the client's process. A new instance gives back what
+    the former one of that client held, and messages of the former one are refused (stale_epoch).
+    "": a client that is never replaced.
+    """
 
     client_id: str
     client_name: str
     protocol_version: int = PROTOCOL_VERSION
+    instance_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,7 @@ class Assign:
     client_id: str
     suite: str
     count: int = 1
+    instance_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +122,7 @@ class EpisodeStart:
     start_key: str
     slot_id: str = ""
     task: str = ""
+    instance_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +188,7 @@ class Telemetry:
 
     client_id: str
     gauges: dict[str, float]
+    instance_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +265,8 @@ class PostOrders:
 class FetchEpisodes:
     """Long poll for sealed, unacknowledged episodes not yet sent in this epoch.
 
-    Answers as soon as there is one, or empty after `wait_s`. Reply: Episodes.
+    Answers as soon as there is one, or empty after `wait_s`; refused (order_refused) once clients
+    have aborted one slot too often. Reply: Episodes.
     """
 
     epoch: int

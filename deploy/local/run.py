@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import platform
 import subprocess
 import sys
@@ -48,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     except ProcessFailed as error:
         print(f"perennial run: {error}", file=sys.stderr)
         return FAILED
+    except OSError as error:  # its own files: the disk filled up, a folder may not be written
+        print(f"perennial run: {_explain(error)}", file=sys.stderr)
+        return FAILED
     except Interrupted:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return INTERRUPTED
@@ -59,7 +63,7 @@ def _run(overrides: list[str]) -> int:
     from deploy.local.live import LiveView
     from deploy.local.progress import Plan, Progress
     from deploy.local.runfolder import RunFolder
-    from deploy.local.settings import compose_run, make_socket_folder, socket_folder
+    from deploy.local.settings import compose_run
     from deploy.local.supervisor import StopSignal, Supervisor
     from deploy.local.tail import JsonTail
 
@@ -67,7 +71,7 @@ def _run(overrides: list[str]) -> int:
     config = compose_run(overrides)
     console = Console()
     folder = RunFolder(config.settings.run_dir)
-    with folder.lock():
+    with folder.lock(), folder.sockets():
         if folder.is_finished():
             console.print(
                 f"This run is finished. For its summary: perennial report {folder.path}\n"
@@ -75,7 +79,6 @@ def _run(overrides: list[str]) -> int:
             )
             return 0
         resumes = folder.prepare(config, _versions())
-        make_socket_folder(socket_folder(folder.path))
         progress = Progress(Plan.from_learner(config.processes["learner"]))
         events = JsonTail(folder.path / "learner" / "progress.jsonl")
         ends = [JsonTail(path) for path in folder.client_logs(config.settings.workers)]
@@ -96,6 +99,15 @@ def _run(overrides: list[str]) -> int:
                 tick()
             folder.keep(supervisor.restarts(), finished=True)
     return _report(folder.path) if config.settings.report else 0
+
+
+def _explain(error: OSError) -> str:
+    """One line for a file or folder that could not be used, with the way out."""
+    reason = error.strerror or str(error)
+    where = f"{error.filename}: {reason}" if error.filename else f"run_dir: {reason}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}; free disk space, then the same command goes on from here"
+    return f"{where}; check who may write there, or choose another run_dir=FOLDER"
 
 
 def _report(run_dir: Path) -> int:

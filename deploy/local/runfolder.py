@@ -9,13 +9,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deploy.local.settings import BadSetting, RunConfig
+from deploy.local.settings import BadSetting, RunConfig, make_socket_folder, socket_folder
 
 # What may differ when a run is resumed: it changes neither the numbers nor the files.
 STATE_NAME = "state.json"
@@ -61,6 +62,21 @@ class RunFolder:
             yield
         finally:
             os.close(descriptor)
+
+    @contextmanager
+    def sockets(self) -> Iterator[None]:
+        """The private folder of the run's sockets, made anew and removed at the end.
+
+        What a killed run left there is removed first; hold the lock.
+        """
+        folder = socket_folder(self.path)
+        make_socket_folder(folder)  # refuses what is not ours before it is touched
+        for leftover in folder.iterdir():
+            leftover.unlink()
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def client_logs(self, workers: int) -> list[Path]:
         """The simulator workers' logs of answered episode ends."""

@@ -1,5 +1,6 @@
 """The compiled scene and its renderer, shared by every environment of a process."""
 
+import atexit
 import weakref
 from importlib import resources
 from typing import Any
@@ -49,8 +50,9 @@ class Scene:
         """Render `camera` ("agentview" or "wrist"): u8[H, W, 3], upright, a fresh array."""
         if self._renderer is None:
             self._renderer = self._new_renderer()
-            # Closing before the interpreter goes down spares EGL's complaints at exit.
-            weakref.finalize(self, self._renderer.close)
+            # Exit handlers run last in, first out: MuJoCo registered the display's own end when it
+            # made the renderer, and a context that is freed after that end is an error.
+            atexit.register(_close_if_alive, weakref.ref(self))
         self._renderer.update_scene(data, camera)
         return self._renderer.render()
 
@@ -69,6 +71,12 @@ class Scene:
         for flag in ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_SKYBOX", "mjRND_HAZE"):
             renderer.scene.flags[getattr(mujoco.mjtRndFlag, flag)] = 0
         return renderer
+
+
+def _close_if_alive(scene: weakref.ref[Scene]) -> None:
+    alive = scene()
+    if alive is not None:
+        alive.close()
 
 
 def _unusable(backend: str, error: Exception) -> NoRenderBackend:

@@ -76,7 +76,7 @@ class RunningServer:
         self.policy = policy
         self.store = AdapterStore(folder / "adapters")
         self.metrics = AgentMetrics()
-        self.server = Server(AgentConfig(**{**defaults, **settings}), policy, self.metrics)
+        self.server = Server(AgentConfig(**{**defaults, **settings}), lambda: policy, self.metrics)
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -164,6 +164,7 @@ adapters.AdapterStore(Path(sys.argv[1])).publish(
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "at"),
     [

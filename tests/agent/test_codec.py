@@ -128,7 +128,8 @@ def test_pack_round_trip(value):
 
 def header(**changes):
     body = {"episode_id": "e", "step_index": 0, "actions": {"$": 1, "d": "<f4", "s": [2]}}
-    fields = {"v": 1, "t": "Chunk", "id": 5, "dl": None, "b": {**body, "version": "base"}}
+    version = messages.PROTOCOL_VERSION
+    fields = {"v": version, "t": "Chunk", "id": 5, "dl": None, "b": {**body, "version": "base"}}
     return {**fields, **changes}
 
 
@@ -141,7 +142,7 @@ for _ in range(600):
     NESTED = [NESTED]
 
 BAD_HEADERS = {
-    "other version": (header(v=2), "version_mismatch"),
+    "other version": (header(v=messages.PROTOCOL_VERSION + 1), "version_mismatch"),
     "unknown type": (header(t="Exec"), "unknown_type"),
     "type not a string": (header(t=[1]), "unknown_type"),
     "record that is no message": (header(t="Order"), "unknown_type"),

@@ -78,6 +78,8 @@ def test_a_served_episode_shows_in_the_metrics(tmp_path, serve_http):
     assert samples["perennial_task_success_rate", "20", "reach", "train"] == 0.5
     assert samples["perennial_adapter_info", "", "", "base"] == 1
     assert samples["perennial_request_duration_seconds_count", "infer"] == 3
+    busy_s = samples["perennial_inference_busy_seconds_total",]
+    assert 0 < busy_s <= samples["perennial_request_duration_seconds_sum", "infer"]
     assert samples["perennial_requests_total", "Act", "ok"] == 3
     assert all(not key[0].startswith("perennial") or "robot" not in key for key in samples)
 

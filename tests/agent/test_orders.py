@@ -25,7 +25,7 @@ CLIENTS = st.sampled_from(["a", "b", "c"])
 
 def make_book() -> OrderBook:
     ids = itertools.count()
-    return OrderBook(LEASE_S, lambda: f"{next(ids):032x}")
+    return OrderBook(LEASE_S, lambda: f"{next(ids):032x}", slot_aborts_max=3)
 
 
 def snapshot(book: OrderBook) -> list[str]:
@@ -191,6 +191,19 @@ def test_only_slots_of_servable_versions_and_of_the_suite_are_leased() -> None:
     assert book.lease("a", "tabletop", 2, 0.0) == []
     assert [lease.slot_id for lease in book.lease("a", "toy", 2, 0.0, {"v2"})] == ["o2#0"]
     assert book.free_versions() == ["v1"]
+
+
+def test_aborts_told_by_clients_refuse_the_order_and_silence_does_not() -> None:
+    book = make_book()
+    book.post([make_order("bad", 2), make_order("good", 1)])
+    for n in range(3 + 3):
+        (lease, *_) = book.lease("a", "toy", 1, 0.0)
+        started = book.start(lease.slot_id, "a", f"key{n}", 0.0)
+        book.check_refused()
+        book.finish(started.episode_id, "aborted", None if n < 3 else "no such\ninit state")
+    with pytest.raises(WireError, match="slot 0 was aborted 3 times, last by a: no such init"):
+        book.check_refused()
+    assert [lease.slot_id for lease in book.lease("a", "toy", 9, 0.0)] == ["good#0"]
 
 
 def test_refusals() -> None:

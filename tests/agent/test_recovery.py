@@ -67,6 +67,7 @@ def journal_until_killed(root: Path, name: str, delay_s: float) -> dict[str, tup
     return {episode_id: (sha256, counted == "1") for episode_id, sha256, counted in lines}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_kill_9_loses_nothing_reported(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
@@ -99,6 +100,7 @@ def test_kill_9_loses_nothing_reported(tmp_path: Path, seed: int) -> None:
     journal.close(10)
 
 
+@pytest.mark.slow
 def test_recovery_can_itself_be_killed_and_repeated(tmp_path: Path) -> None:
     """Recovering a copy in which the files were rewritten but no row was committed."""
     journal_until_killed(tmp_path, "life", 0.2)

@@ -19,14 +19,20 @@ from server_fixtures import (
     take_slot,
 )
 
+from agent.config import AgentConfig
+from agent.durable import StateLocked
 from agent.episode import read_episode
+from agent.metrics import AgentMetrics
+from agent.orders import SLOT_ABORTS_MAX
 from agent.policy import slot_hash
-from agent.wire.errors import WireError
+from agent.server.app import Server
+from agent.wire.errors import ConfigError, WireError
 from agent.wire.messages import (
     AckEpisodes,
     Activate,
     Assign,
     EpisodeStart,
+    Fault,
     FetchEpisodes,
     Hello,
     LearnerHello,
@@ -91,6 +97,19 @@ def test_sampling_noise_is_keyed_by_run_seed_slot_and_step(server):
     expected = slot_hash("the key", 0)
     assert [request.noise_key for request in requests] == [(11, expected, 0), (11, expected, 1)]
     assert {request.temperature for request in requests} == {1.6}
+
+
+def test_a_taken_folder_or_port_is_refused_before_the_model_is_loaded(server, tmp_path):
+    def load_policy():
+        raise AssertionError("loaded in vain")
+
+    taken = AgentConfig(state_dir=str(tmp_path / "agent"))
+    with pytest.raises(StateLocked):
+        Server(taken, load_policy, AgentMetrics())
+    endpoint = server.server.robots_endpoint
+    taken = AgentConfig(state_dir=str(tmp_path / "other"), robots_endpoint=endpoint)
+    with pytest.raises(ConfigError, match="choose another"):
+        Server(taken, load_policy, AgentMetrics())
 
 
 def test_a_repeated_observation_gets_the_stored_reply(server):
@@ -163,6 +182,24 @@ def test_an_aborted_slot_is_leased_again_and_a_filled_one_is_not(server):
     assert client.request(Assign("robot", "toy", 1)).leases == []
 
 
+def test_an_order_whose_slot_is_always_aborted_is_refused(server):
+    operator, client = server.operator(), server.client()
+    post(operator, make_order(slots=2))
+    waiting = operator.send(FetchEpisodes(1, 10, 30.0))
+    for _ in range(SLOT_ABORTS_MAX):
+        _, started = take_slot(client)
+        reason = "reset: init_state:\nexpected 0 to 49, got 99"
+        client.request(finish(started.episode_id, Outcome.ABORTED, chunks=0, reason=reason))
+        while waiting and (replies := operator.poll(0.2)):
+            ((_, reply),) = replies
+            waiting = 0 if isinstance(reply, Fault) else operator.send(FetchEpisodes(1, 10, 30.0))
+    assert client.request(Assign("robot", "toy", 2)).leases == []
+    with pytest.raises(WireError, match="expected 0 to 49, got 99; mend the cause") as caught:
+        operator.request(FetchEpisodes(1, 10, 30.0))
+    assert caught.value.code == "order_refused"
+    assert "\n" not in str(caught.value)
+
+
 def test_silence_frees_the_slot_for_another_client(tmp_path):
     with running(tmp_path, lease_s=0.5) as server:
         operator, silent, other = server.operator(), server.client(), server.client()
@@ -178,6 +215,48 @@ def test_silence_frees_the_slot_for_another_client(tmp_path):
         assert code_of(silent.request, observe(started.episode_id, 1)) == "unknown_episode"
         end = silent.request(finish(started.episode_id))
         assert (end.outcome, end.counted) == ("aborted", False)
+
+
+def test_a_restarted_client_gives_back_what_its_former_process_held(server):
+    operator, old, new = server.operator(), server.client(), server.client()
+    post(operator, make_order(slots=3))
+    old.request(Hello("sim-0", "", instance_id="first"))
+    ask = Assign("sim-0", "toy", 3, "first")
+    done, opened, leased = (lease.slot_id for lease in old.request(ask).leases)
+    ended = old.request(EpisodeStart("sim-0", "a", slot_id=done, instance_id="first"))
+    old.request(observe(ended.episode_id, 0))
+    assert old.request(finish(ended.episode_id)).counted
+    started = old.request(EpisodeStart("sim-0", "b", slot_id=opened, instance_id="first"))
+    old.request(observe(started.episode_id, 0))
+
+    for _ in range(2):  # a repeated hello gives back nothing more
+        new.request(Hello("sim-0", "", instance_id="second"))
+    leases = new.request(Assign("sim-0", "toy", 3, "second")).leases
+    assert [lease.slot_id for lease in leases] == [opened, leased]
+    new.request(Hello("sim-0", "", instance_id="second"))
+    assert new.request(Assign("sim-0", "toy", 3, "second")).leases == []
+
+    assert code_of(old.request, observe(started.episode_id, 1)) == "unknown_episode"
+    late = old.request(finish(started.episode_id))
+    assert (late.outcome, late.counted) == ("aborted", False)
+    for message in (
+        EpisodeStart("sim-0", "c", slot_id=leased, instance_id="first"),
+        ask,
+        Hello("sim-0", "", instance_id="first"),
+    ):
+        assert code_of(old.request, message) == "stale_epoch"
+    for lease in leases:
+        again = new.request(
+            EpisodeStart("sim-0", lease.slot_id[-1], slot_id=lease.slot_id, instance_id="second")
+        )
+        new.request(observe(again.episode_id, 0))
+        assert new.request(finish(again.episode_id)).counted
+
+    items = []
+    while len(items) < 4:
+        items += operator.request(FetchEpisodes(1, 10, 10.0)).items
+    assert sorted(item.slot_id for item in items if item.counted) == [done, opened, leased]
+    assert [i.episode_id for i in items if not i.counted] == [started.episode_id]
 
 
 def test_a_restart_aborts_open_episodes_and_keeps_orders_and_ends(tmp_path):

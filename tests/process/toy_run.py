@@ -14,7 +14,7 @@ import pytest
 from deploy.local import supervisor
 from deploy.local.records import Records, read_records
 from deploy.local.runfolder import RunFolder
-from deploy.local.settings import compose_run, make_socket_folder, socket_folder
+from deploy.local.settings import compose_run
 from deploy.local.supervisor import StopSignal, Supervisor
 from deploy.local.tail import JsonTail
 
@@ -82,9 +82,8 @@ def finish_run(run_dir: Path, model_dir: Path, kills: Sequence[Kill] = ()) -> To
     config = compose_run([*SETTINGS, f"model.model_dir={model_dir}", f"run_dir={run_dir}"])
     folder = RunFolder(config.settings.run_dir)
     disturber = Disturber(folder.path, kills)
-    with folder.lock():
+    with folder.lock(), folder.sockets():
         folder.prepare(config, {})
-        make_socket_folder(socket_folder(folder.path))
         with Supervisor(config, Deadline()) as running, pytest.MonkeyPatch.context() as patch:
             patch.setattr(supervisor, "POLL_S", TICK_S)
             running.start()

@@ -11,6 +11,7 @@ import numpy as np
 
 from agent.wire.codec import decode
 from agent.wire.messages import (
+    PROTOCOL_VERSION,
     Act,
     Assign,
     Assignments,
@@ -124,7 +125,7 @@ class ScriptedServer:
     def _reply(self, message: object) -> object:
         if isinstance(message, Hello):
             return Welcome(
-                protocol_version=1,
+                protocol_version=PROTOCOL_VERSION,
                 server_id=self.server_id,
                 policy="scripted",
                 active_version="base",

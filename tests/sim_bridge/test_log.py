@@ -59,6 +59,7 @@ def test_any_torn_tail_costs_at_most_its_own_line(tmp_path: Path) -> None:
         assert read_log(path) == [*lines[:kept], LINE]
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_every_synced_line(tmp_path: Path) -> None:
     path = tmp_path / "client.jsonl"
     code = (

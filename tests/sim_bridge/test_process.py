@@ -18,6 +18,8 @@ from scripted_server import CHUNK_STEPS, ScriptedServer, make_lease
 from agent.wire.messages import Act
 from sim_bridge.log import read_log
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 30.0
 
