@@ -73,8 +73,9 @@ format: $(STAMP) ## let ruff rewrite what it can
 nano: $(STAMP) $(GL_STAMP) ## rebuild the nano policy from nothing (hours on a CPU; resumable)
 	$(BIN)/python -m deploy.local.nano
 
-bench: $(STAMP) $(GL_STAMP) ## latency and throughput of the server alone
+bench: $(STAMP) $(GL_STAMP) ## speed of the server alone; where an iteration's time goes
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.iteration
 
 wheel: $(STAMP) ## build dist/*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
