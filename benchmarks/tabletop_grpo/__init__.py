@@ -1,0 +1,1 @@
+"""Learning, forgetting and their controls on the tabletop suite, as a report anybody can remake."""

@@ -1,0 +1,67 @@
+"""`python -m benchmarks.tabletop_grpo run | report`: the tabletop report and the runs behind it."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+
+from benchmarks.tabletop_grpo.cells import REPORTS, RESULTS, RUNS, declare_cells, tabletop_tasks
+from benchmarks.tabletop_grpo.results import ResultError
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 1 a cell failed, 2 bad input, 130 interrupted."""
+    cells = declare_cells(*tabletop_tasks())
+    names = [cell.name for cell in cells]
+    parser = argparse.ArgumentParser(prog="benchmarks.tabletop_grpo", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run the cells that have no result yet (hours)")
+    run.add_argument("--only", nargs="+", metavar="NAME", help=f"of: {', '.join(names)}")
+    commands.add_parser("report", help="write the report from the results that exist")
+    arguments = parser.parse_args(argv)
+    if arguments.command == "report":
+        return _report()
+    unknown = sorted(set(arguments.only or []) - set(names))
+    if unknown:
+        parser.error(f"there is no cell {unknown[0]}; there are: {', '.join(names)}")
+    chosen = [cell for cell in cells if arguments.only is None or cell.name in arguments.only]
+
+    from rich.console import Console
+
+    from benchmarks.tabletop_grpo.runner import CellFailed, run_cells
+    from deploy.local.records import RecordError
+    from deploy.local.settings import BadSetting
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run_cells(chosen, RUNS, RESULTS, Console())
+    except (ResultError, BadSetting, RecordError) as error:
+        print(f"tabletop_grpo: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except CellFailed as error:
+        print(f"tabletop_grpo: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _report() -> int:
+    from benchmarks.tabletop_grpo.report import write_report
+
+    try:
+        paths = write_report(*tabletop_tasks(), RESULTS, REPORTS)
+    except (ResultError, OSError) as error:
+        print(f"tabletop_grpo: {error}", file=sys.stderr)
+        return BAD_INPUT
+    for path in paths:
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
