@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from agent.config import AgentConfig
-from deploy.local.settings import CONFIGS, BadSetting, compose_run
+from deploy.local.settings import CONFIGS, BadSetting, RunConfig, compose_run
 from learner.config import LearnerConfig
 from sim_bridge import toy
 from sim_bridge.config import ProbeConfig, SimConfig
@@ -25,11 +25,18 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
-@pytest.fixture
-def model_dir(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that looks like a model; composing reads no more of it than its name."""
-    (tmp_path / "config.json").write_text("{}")
-    return tmp_path
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def default_run(model_dir: Path) -> RunConfig:
+    """What one gets who sets nothing."""
+    return compose_run([f"model.model_dir={model_dir}"])
 
 
 def load_suite(name: str) -> dict[str, Any]:
@@ -54,9 +61,8 @@ def test_every_combination_fits_the_schemas(
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_a_process_file_lists_every_setting(name: str, model_dir: Path) -> None:
-    run = compose_run([f"model.model_dir={model_dir}"])
-    assert set(run.tree[name]) == set(SCHEMAS[name].__dataclass_fields__)
+def test_a_process_file_lists_every_setting(name: str, default_run: RunConfig) -> None:
+    assert set(default_run.tree[name]) == set(SCHEMAS[name].__dataclass_fields__)
 
 
 def test_the_tabletop_file_says_what_the_suite_is() -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from deploy.local.cli import COMMANDS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "hydra", "omegaconf", "numpy", "matplotlib", "mujoco", "zmq"}
 

@@ -77,6 +77,7 @@ def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
     assert [str(path) for path in SOURCES if path.stem in names or path.parent.name in names] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [

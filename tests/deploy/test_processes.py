@@ -9,6 +9,8 @@ import pytest
 
 from deploy.local.processes import Child, ProcessFailed, ProcessSpec
 
+pytestmark = pytest.mark.slow
+
 MakeChild = Callable[..., Child]
 LIMIT_S = 20.0
 

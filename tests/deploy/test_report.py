@@ -1,7 +1,9 @@
 """The report of a finished run, and a recount that notices every kind of tampering."""
 
+import copy
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,13 +21,22 @@ REQUIRED = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> FinishedRun:
-    """A consistent run, reported."""
-    run = FinishedRun(tmp_path / "run")
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A consistent run, reported; nobody changes it."""
+    run = FinishedRun(tmp_path_factory.mktemp("reported") / "run")
     run.add_everything()
     run.write()
     assert report.main([str(run.run_dir)]) == 0
+    return run
+
+
+@pytest.fixture
+def run(reported: FinishedRun, tmp_path: Path) -> FinishedRun:
+    """A copy of the reported run, to be tampered with."""
+    run = FinishedRun(tmp_path / "run")
+    shutil.copytree(reported.run_dir, run.run_dir)
+    run.ends = copy.deepcopy(reported.ends)
     return run
 
 

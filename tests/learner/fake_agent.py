@@ -14,10 +14,14 @@ HOLD_S = 0.001  # of every activation
 
 
 class FakeAgent:
-    """Stands where an AgentLink does. Outcomes follow from the slot, so a replay repeats them."""
+    """Stands where an AgentLink does. Outcomes follow from the slot, so a replay repeats them.
 
-    def __init__(self, folder, policy_of):
-        self.folder, self.policy_of = folder, policy_of
+    `played` holds episodes by (version, draw, instruction), on which alone they depend: agents
+    of the same base model may share it.
+    """
+
+    def __init__(self, folder, policy_of, played):
+        self.folder, self.policy_of, self.played = folder, policy_of, played
         self.orders, self.unacked, self.acked, self.active = {}, {}, {}, []
         self.lock = threading.Lock()
 
@@ -35,8 +39,11 @@ class FakeAgent:
     def run_slot(self, order, k):
         slot_id = f"{order.order_id}#{k}"
         draw = int.from_bytes(hashlib.sha256(slot_id.encode()).digest()[:4], "big")
-        changes = {"version": order.version, "instruction": order.instruction}
-        episode = play(self.policy_of(order.version), draw, 2, success=draw % 2 == 0, **changes)
+        policy, key = self.policy_of(order.version), (order.version, draw, order.instruction)
+        if key not in self.played:
+            changes = {"version": order.version, "instruction": order.instruction}
+            self.played[key] = play(policy, draw, 2, success=draw % 2 == 0, **changes)
+        episode = self.played[key]
         meta = dataclasses.replace(
             episode.meta, order_id=order.order_id, slot_id=slot_id, task=order.task,
             phase=str(order.phase), temperature=order.temperature, split=order.split,

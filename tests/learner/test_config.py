@@ -22,6 +22,7 @@ def test_shipped_settings_fit_the_schema_key_by_key(algorithm):
     assert set(shipped.evaluation) == set(schema.evaluation)
 
 
+@pytest.mark.slow
 def test_help_and_bad_settings_answer_without_loading_torch():
     code = (
         "import sys; from learner.__main__ import main\n"

@@ -1,4 +1,5 @@
 import json
+import shutil
 import threading
 
 import pytest
@@ -18,6 +19,8 @@ from learner.publication import Identity, Publication
 from learner.receiver import Inbox, Receiver
 from learner.stopping import Stopped
 from learner.store import LearnerStore
+
+PLAYED = {}  # by every run here: a version names its content, and the base is always the same
 
 
 def make_config(**algorithm):
@@ -52,7 +55,7 @@ class Run:
         self.base, self.served = self.policy.adapter_tensors(), ""
         self.adapters = AdapterStore(folder / "adapters")
         self.store = LearnerStore(folder / "state" / "learner.db")
-        self.agent = agent or FakeAgent(folder / "agent", self.serve)
+        self.agent = agent or FakeAgent(folder / "agent", self.serve, PLAYED)
         self.agent.policy_of = self.serve
         self.inbox = Inbox(folder / "state" / "episodes", self.store)
         self.stop = threading.Event()
@@ -178,11 +181,9 @@ def test_stopping_while_waiting_resumes_without_a_trace(tmp_path, uninterrupted)
     assert second.adapters.versions() == uninterrupted.adapters.versions()
 
 
-def test_resuming_with_other_settings_is_refused(tmp_path):
-    run = Run(tmp_path, make_config())
-    run.go()
-    run.store.close()
-    other = Run(tmp_path, make_config(learning_rate=0.5), agent=run.agent)
+def test_resuming_with_other_settings_is_refused(tmp_path, uninterrupted):
+    shutil.copytree(uninterrupted.folder, tmp_path, dirs_exist_ok=True)
+    other = Run(tmp_path, make_config(learning_rate=0.5))
     with pytest.raises(CheckpointError, match=r"algorithm.*another state_dir"):
         other.go()
 
