@@ -1,14 +1,21 @@
 """`python -m learner.nano demos=[DIR] out=DIR work=DIR`: the nano policy, from demonstrations.
 
-Composition root of the pretraining; `learner/pretrain.py` holds the algorithm.
+Starts from nothing, or with `base=DIR` from a model folder, which it then fine-tunes. Composition
+root of the pretraining; `learner/pretrain.py` holds the algorithm.
 """
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent.model.openvla import OpenVLA
+    from agent.model.processing import PromptEncoder
+    from learner.demonstrations import Demonstrations
 
 
 @dataclass
@@ -18,6 +25,7 @@ class NanoConfig:
     demos: list[str] = field(default_factory=list)
     out: str = ""
     work: str = ""
+    base: str = ""
     unnorm_key: str = "tabletop"
     patch_size: int = 16
     chunk_size: int = 5
@@ -39,14 +47,12 @@ def main(arguments: list[str]) -> None:
 
 
 def build(config: NanoConfig) -> None:
-    """Pretrain (resuming what `work` holds) and save the model folder `out`."""
+    """Train (resuming what `work` holds) and save the model folder `out`."""
     import torch
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from agent.model.checkpoint import save_model
-    from agent.model.nano import build_nano_config, build_nano_tokenizer, init_nano
-    from agent.model.processing import PromptEncoder
-    from learner.demonstrations import load_demonstrations, normalisation_statistics
+    from learner.demonstrations import load_demonstrations
     from learner.pretrain import FrameSampler, PretrainConfig, act_stage, see_stage
 
     torch.set_num_threads(config.torch_threads)
@@ -55,22 +61,15 @@ def build(config: NanoConfig) -> None:
     work, out = Path(config.work), Path(config.out)
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    tokenizer = build_nano_tokenizer(list(demos.instructions))
-    tokenizer.save(str(work / "tokenizer.json"))
-    geometry = build_nano_config(
-        tokenizer,
-        normalisation_statistics(demos, config.unnorm_key),
-        image_size=demos.agentview.shape[1],
-        patch_size=config.patch_size,
-        chunk_size=config.chunk_size,
-    )
-    model = init_nano(geometry, settings.seed)
-    prompts = PromptEncoder(work, model.config)
+    model, prompts = _start(config, demos, settings.seed)
     sampler = FrameSampler(demos, prompts, model, config.unnorm_key, settings)
+    stages = {"see": see_stage, "act": act_stage}
+    if config.base:
+        del stages["see"]  # it can already see
     log = (work / "pretrain.jsonl").open("a", buffering=1)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress, log:
-        for name, make in (("see", see_stage), ("act", act_stage)):
+        for name, make in stages.items():
             stage = make(model, sampler, settings)
             bar = progress.add_task(name, total=stage.steps)
 
@@ -82,7 +81,34 @@ def build(config: NanoConfig) -> None:
             stage.run(sampler, work / f"{name}.pt", report)
             stage.load_average()
     save_model(model.eval(), out, settings.act_steps)
-    tokenizer.save(str(out / "tokenizer.json"))
+    shutil.copy(work / "tokenizer.json", out / "tokenizer.json")
+
+
+def _start(
+    config: NanoConfig, demos: "Demonstrations", seed: int
+) -> tuple["OpenVLA", "PromptEncoder"]:
+    """The model to train and its tokenizer (put into `work`): the base's, or fresh ones."""
+    from agent.model.checkpoint import load_model
+    from agent.model.nano import build_nano_config, build_nano_tokenizer, init_nano
+    from agent.model.processing import PromptEncoder
+    from learner.demonstrations import normalisation_statistics
+
+    work = Path(config.work)
+    if config.base:
+        shutil.copy(Path(config.base) / "tokenizer.json", work / "tokenizer.json")
+        model = load_model(Path(config.base)).requires_grad_(True)
+        return model, PromptEncoder(work, model.config)
+    tokenizer = build_nano_tokenizer(list(demos.instructions))
+    tokenizer.save(str(work / "tokenizer.json"))
+    geometry = build_nano_config(
+        tokenizer,
+        normalisation_statistics(demos, config.unnorm_key),
+        image_size=demos.agentview.shape[1],
+        patch_size=config.patch_size,
+        chunk_size=config.chunk_size,
+    )
+    model = init_nano(geometry, seed)
+    return model, PromptEncoder(work, model.config)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """`python -m deploy.local.nano`: rebuilds the bundled nano policy from nothing.
 
-Two programs, one after the other: scripted demonstrations, then pretraining on them. Both keep what
-is done in WORK, so the same command goes on after an interruption; it takes hours on a CPU.
+As published VLAs are made: pretraining on much clean data, then fine-tuning on the demonstrations
+of one rig, whose operators misjudge places (`sim_bridge/tabletop/operators.py`), which the policy
+copies. Four programs, one after the other. Each keeps what is done in
+WORK, so the same command goes on after an interruption; it takes an hour or two on a CPU.
 """
 
 from __future__ import annotations
@@ -14,25 +16,46 @@ from pathlib import Path
 
 from deploy.local.processes import PACKAGE_ROOT, module_command, module_environment
 
-FRAMES = 40_000
+EXPERT_FRAMES, RIG_FRAMES = 120_000, 20_000
 CHUNK_STEPS = 5
-WORKERS = 2  # processes of the demonstrations, then threads of the pretraining
+WORKERS = 2  # processes of the demonstrations, then threads of the training
 INTERRUPTED = 130  # as a shell reports Ctrl-C
+COMMON = ("pretrain.compile=true", "pretrain.checkpoint_every=250", "pretrain.target_weight=1.0")
+# Stopping short of the schedule: the fine-tuning brings the rate down.
+PRETRAIN = (
+    "pretrain.see_steps=2000",
+    "pretrain.act_steps=3500",
+    "pretrain.act_schedule_steps=8000",
+)
+FINE_TUNE = (
+    "pretrain.act_steps=1000",
+    "pretrain.act_learning_rate=5e-4",
+    "pretrain.warmup_steps=100",
+)
 
 
 def steps(work: Path, out: Path) -> list[tuple[str, list[str]]]:
     """What is run, in order: module and its arguments."""
-    demos = work / "demos"
-    generate = [
-        f"--out={demos}", f"--frames={FRAMES}", "--seed=0", f"--chunk={CHUNK_STEPS}",
-        "--shard-frames=10000", f"--workers={WORKERS}",
+    clean = work / "clean"
+    return [
+        _record(work / "expert-demos", "expert", EXPERT_FRAMES, seed=0),
+        _train(work / "expert-demos", work / "pretrain", clean, *PRETRAIN),
+        _record(work / "rig-demos", "misjudging", RIG_FRAMES, seed=1),
+        _train(work / "rig-demos", work / "fine-tune", out, f"base={clean}", *FINE_TUNE),
+    ]
+
+
+def _record(out: Path, operators: str, frames: int, seed: int) -> tuple[str, list[str]]:
+    words = [
+        f"--out={out}", f"--operators={operators}", f"--frames={frames}", f"--seed={seed}",
+        f"--chunk={CHUNK_STEPS}", "--shard-frames=10000", f"--workers={WORKERS}",
     ]  # fmt: skip
-    pretrain = [
-        f"demos=[{demos}]", f"out={out}", f"work={work / 'pretrain'}", f"torch_threads={WORKERS}",
-        "pretrain.see_steps=2000", "pretrain.act_steps=5250", "pretrain.act_schedule_steps=7000",
-        "pretrain.compile=true", "pretrain.checkpoint_every=250",
-    ]  # fmt: skip
-    return [("sim_bridge.tabletop.demos", generate), ("learner.nano", pretrain)]
+    return "sim_bridge.tabletop.demos", words
+
+
+def _train(demos: Path, work: Path, out: Path, *settings: str) -> tuple[str, list[str]]:
+    words = [f"demos=[{demos}]", f"work={work}", f"out={out}", f"torch_threads={WORKERS}"]
+    return "learner.nano", [*words, *settings, *COMMON]
 
 
 def main(argv: list[str] | None = None) -> int:

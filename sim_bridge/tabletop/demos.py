@@ -24,13 +24,16 @@ from pathlib import Path
 import numpy as np
 
 from sim_bridge.tabletop.env import TARGET_HIGH, TARGET_LOW, TabletopEnv
-from sim_bridge.tabletop.expert import expert_action
-from sim_bridge.tabletop.goals import goal_position, subject_position
-from sim_bridge.tabletop.scene import Scene
-from sim_bridge.tabletop.tasks import TASKS
+from sim_bridge.tabletop.expert import RIGHT, expert_action
+from sim_bridge.tabletop.goals import goal_position, is_success, subject_position
+from sim_bridge.tabletop.operators import OPERATORS, draw_misjudgement
+from sim_bridge.tabletop.scene import CUBES, Scene
+from sim_bridge.tabletop.tasks import GOALS, TASKS, TaskSpec
 
-NEAR_M = 0.06  # eef to subject or goal: frames here are kept more often
-KEEP_NEAR, KEEP_FAR = 0.65, 0.30
+NEAR_M = 0.06  # eef to subject or goal: most of an episode is spent here
+KEEP_NEAR, KEEP_FAR = 0.35, 1.0
+RELABEL_SHARE = 0.5  # of the kept frames of tasks on cubes
+CUBE_TASKS = tuple(task for task in TASKS if GOALS[task.slug].subject in CUBES)
 EPISODES_PER_SHARD = 100_000  # id space of one shard's episodes
 
 
@@ -43,6 +46,7 @@ class DemoConfig:
     chunk: int = 5
     shard_frames: int = 10_000
     image_size: int = 64
+    operators: str = "expert"
 
 
 class ActionNoise:
@@ -77,8 +81,8 @@ class ActionNoise:
         return np.clip(executed_A, -1.0, 1.0)
 
 
-def label_chunk(env: TabletopEnv, chunk: int) -> np.ndarray:
-    """The expert's next `chunk` actions from the present state, f32[K, 7].
+def label_chunk(env: TabletopEnv, chunk: int, misjudged_m: np.ndarray = RIGHT) -> np.ndarray:
+    """The next `chunk` actions of an expert so misjudging the goal from here, f32[K, 7].
 
     Branches the simulation and restores it. Behind a success the chunk is padded with holding
     still at the gripper command last given.
@@ -89,7 +93,7 @@ def label_chunk(env: TabletopEnv, chunk: int) -> np.ndarray:
         if env.success and k > 0:
             actions_KA[k, 6] = actions_KA[k - 1, 6]
             continue
-        actions_KA[k] = expert_action(env)
+        actions_KA[k] = expert_action(env, misjudged_m)
         env.step(actions_KA[k])
     env.restore(before)
     return actions_KA
@@ -103,15 +107,34 @@ def target_offsets(env: TabletopEnv) -> np.ndarray:
     )
 
 
-def record_frame(env: TabletopEnv, chunk: int, episode: int) -> dict[str, np.ndarray]:
+def record_frame(
+    env: TabletopEnv, chunk: int, episode: int, misjudged_m: np.ndarray = RIGHT
+) -> dict[str, np.ndarray]:
     """One labelled frame of the present state; keys as in a shard, without the N axis."""
+    seen = {**env.observe(), "state": env.object_state(), "episode": np.array(episode, np.int32)}
+    return {**seen, **_label(env, chunk, misjudged_m)}
+
+
+def relabel_frame(
+    env: TabletopEnv,
+    row: dict[str, np.ndarray],
+    task: TaskSpec,
+    chunk: int,
+    misjudged_m: np.ndarray = RIGHT,
+) -> dict[str, np.ndarray] | None:
+    """The frame `row` of the present state labelled for `task`; None if that is fulfilled."""
+    own, env.task = env.task, task
+    fulfilled = is_success(env)
+    relabelled = None if fulfilled else {**row, **_label(env, chunk, misjudged_m)}
+    env.task = own
+    return relabelled
+
+
+def _label(env: TabletopEnv, chunk: int, misjudged_m: np.ndarray) -> dict[str, np.ndarray]:
     return {
-        **env.observe(),
         "task": np.array(env.task.id, np.int16),
-        "actions": label_chunk(env, chunk),
-        "state": env.object_state(),
+        "actions": label_chunk(env, chunk, misjudged_m),
         "target": target_offsets(env),
-        "episode": np.array(episode, np.int32),
     }
 
 
@@ -127,8 +150,8 @@ def generate_shard(config: DemoConfig, shard: int, frames: int, scene: Scene) ->
     while len(rows) < frames:
         env = envs[int(kept_of_task.argmin())]
         env.reset("demo", int(rng.integers(2**31 - 1)))
-        kept = _record_episode(env, rng, config.chunk, episode)
-        kept_of_task[env.task.id] += len(kept)
+        kept = _record_episode(env, rng, config, episode)
+        np.add.at(kept_of_task, [int(row["task"]) for row in kept], 1)
         rows += kept
         episode += 1
     rows = rows[:frames]
@@ -136,19 +159,21 @@ def generate_shard(config: DemoConfig, shard: int, frames: int, scene: Scene) ->
 
 
 def _record_episode(
-    env: TabletopEnv, rng: np.random.Generator, chunk: int, episode: int
+    env: TabletopEnv, rng: np.random.Generator, config: DemoConfig, episode: int
 ) -> list[dict[str, np.ndarray]]:
     noise = ActionNoise(rng)
+    misjudged_m = draw_misjudgement(config.operators, env.task, rng)
     rows = []
     while not env.success and env.steps < 2 * env.task.horizon_steps and _within_reach(env):
-        keep = (
-            KEEP_NEAR
-            if np.abs(target_offsets(env)).reshape(2, 3).max(1).min() < NEAR_M
-            else KEEP_FAR
-        )
-        if rng.random() < keep:
-            rows.append(record_frame(env, chunk, episode))
-        env.step(noise.apply(expert_action(env)))
+        near = np.abs(target_offsets(env)).reshape(2, 3).max(1).min() < NEAR_M
+        if rng.random() < (KEEP_NEAR if near else KEEP_FAR):
+            row = record_frame(env, config.chunk, episode, misjudged_m)
+            rows.append(row)
+            if env.task in CUBE_TASKS and rng.random() < RELABEL_SHARE:
+                other = CUBE_TASKS[rng.integers(len(CUBE_TASKS))]
+                others_m = draw_misjudgement(config.operators, other, rng)
+                rows += filter(None, [relabel_frame(env, row, other, config.chunk, others_m)])
+        env.step(noise.apply(expert_action(env, misjudged_m)))
     return rows
 
 
@@ -226,14 +251,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--chunk", type=int, default=5, help="actions per label")
     parser.add_argument("--shard-frames", type=int, default=10_000)
     parser.add_argument("--image-size", type=int, default=64, help="pixels")
+    parser.add_argument("--operators", choices=OPERATORS, default="expert", help="who demonstrates")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     chosen = parser.parse_args(arguments)
     for name in ("frames", "chunk", "shard_frames", "workers"):
         if getattr(chosen, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: expected at least 1")
     config = DemoConfig(
-        chosen.frames, chosen.seed, chosen.chunk, chosen.shard_frames, chosen.image_size
-    )
+        chosen.frames, chosen.seed, chosen.chunk, chosen.shard_frames, chosen.image_size,
+        chosen.operators,
+    )  # fmt: skip
     try:
         generate(config, chosen.out, chosen.workers)
     except (ValueError, OSError, RuntimeError) as error:

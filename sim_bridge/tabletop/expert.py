@@ -28,15 +28,21 @@ PULL_M = 0.026  # way asked for when pulling: slow enough for the grip
 HANDLE_HALF_LENGTH = np.array([0.0, 0.0165, 0.0])
 PUSH_M = 0.028  # way asked for when pushing: slow enough to stop on the mat
 PUSH_REACH_M = 0.034  # puck centre to hand centre in contact
+RIGHT = np.zeros(3)
 
 
-def expert_action(env: TabletopEnv) -> np.ndarray:
-    """The expert's action f32[7], each in [-1, 1], in the state `env` is in."""
+def expert_action(env: TabletopEnv, misjudged_m: np.ndarray = RIGHT) -> np.ndarray:
+    """The expert's action f32[7], each in [-1, 1], in the state `env` is in.
+
+    misjudged_m: how far off (f64[3], m, world) the expert takes the place to be where a cube or
+        the puck has to go; zero for the expert proper.
+    """
     goal = GOALS[env.task.slug]
     if env.success or is_success(env):
         move, gripper = np.zeros(3), OPEN if env.finger_gap_m > 0.03 else CLOSE
     elif goal.subject == "puck":
-        move, gripper = _push(env, env.position("puck"), goal_position(env), PUSH_REACH_M, 0.018)
+        place = goal_position(env) + misjudged_m
+        move, gripper = _push(env, env.position("puck"), place, PUSH_REACH_M, 0.018)
     elif goal.subject == "button":
         move, gripper = _press(env)
     elif goal.target == "closed":
@@ -46,7 +52,7 @@ def expert_action(env: TabletopEnv) -> np.ndarray:
     elif goal.subject == "handle":
         move, gripper = _pull(env)
     else:
-        move, gripper = _pick_and_place(env)
+        move, gripper = _pick_and_place(env, goal_position(env) + misjudged_m)
     action_A = np.empty(7, np.float32)
     action_A[:3] = np.clip(move * (GAIN / TRANSLATION_M), -1.0, 1.0)
     turn = np.array([0.0, 0.0, _grasp_yaw(env)]) - env.proprio()[3:6]
@@ -81,9 +87,9 @@ def _approach(
     return np.array([offset[0] * clear, offset[1] * clear, wanted_m - height_m])
 
 
-def _pick_and_place(env: TabletopEnv) -> tuple[np.ndarray, float]:
-    cube, goal, eef = subject_position(env), goal_position(env), env.eef_position()
-    away = goal - cube
+def _pick_and_place(env: TabletopEnv, place: np.ndarray) -> tuple[np.ndarray, float]:
+    cube, eef = subject_position(env), env.eef_position()
+    away = place - cube
     if is_held(env, cube):
         if np.hypot(away[0], away[1]) < 0.010 and -0.010 < away[2] < 0.004:
             return np.zeros(3), OPEN

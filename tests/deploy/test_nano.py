@@ -2,7 +2,6 @@
 
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,14 +14,20 @@ GENERATE, PRETRAIN = "sim_bridge.tabletop.demos", "learner.nano"
 
 
 def test_the_programs_take_their_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: dict[str, Any] = {}
-    monkeypatch.setattr(demos, "generate", lambda config, out, workers: taken.update(out=out))
-    monkeypatch.setattr(pretraining, "build", lambda config: taken.update(config=config))
-    words = dict(nano.steps(Path("work"), Path("model")))
-    assert demos.main(words[GENERATE]) == 0
-    pretraining.main(words[PRETRAIN])
-    assert [Path(folder) for folder in taken["config"].demos] == [taken["out"]]
-    PretrainConfig(**taken["config"].pretrain)
+    recorded: list[tuple[str, Path]] = []
+    trained: list[pretraining.NanoConfig] = []
+    monkeypatch.setattr(
+        demos, "generate", lambda config, out, workers: recorded.append((config.operators, out))
+    )
+    monkeypatch.setattr(pretraining, "build", trained.append)
+    for module, words in nano.steps(Path("work"), Path("model")):
+        assert not {GENERATE: demos.main, PRETRAIN: pretraining.main}[module](words)
+    assert [operators for operators, _ in recorded] == ["expert", "misjudging"]
+    assert [Path(*config.demos) for config in trained] == [out for _, out in recorded]
+    first, second = trained
+    assert (first.base, second.base, Path(second.out)) == ("", first.out, Path("model"))
+    for config in trained:
+        PretrainConfig(**config.pretrain)
 
 
 @pytest.mark.parametrize(
@@ -39,4 +44,5 @@ def test_the_first_failure_ends_it(
 
     monkeypatch.setattr(nano.subprocess, "run", run)
     assert nano.main([]) == reported
-    assert started == ([GENERATE] if failing == GENERATE else [GENERATE, PRETRAIN])
+    whole = [GENERATE, PRETRAIN] * 2
+    assert started == (whole[: whole.index(failing) + 1] if failing else whole)
