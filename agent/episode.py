@@ -100,6 +100,12 @@ class ChunkRecord:
     actions_KA: np.ndarray
     version: str
 
+    @property
+    def size_bytes(self) -> int:
+        """Of its arrays."""
+        small = (self.proprio, self.tokens_KA, self.logprobs_KA, self.actions_KA)
+        return sum(array.nbytes for array in (*self.images.values(), *small))
+
 
 @dataclass(frozen=True, slots=True)
 class EndRecord:

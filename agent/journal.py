@@ -24,7 +24,7 @@ from agent.wire.messages import Order
 
 LEDGER_NAME = "agent.db"
 EPISODES_NAME = "episodes"
-_MAX_QUEUED = 2048  # commands: bounds the memory that a slow disk can cost
+QUEUE_LIMIT_BYTES = 256 << 20  # of chunks: bounds the memory that a slow disk can cost
 
 _log = logging.getLogger(__name__)
 
@@ -42,15 +42,23 @@ class Journal:
     Args:
         root: state directory, created if needed; held alone until `close`.
         flush_interval_s: at most this long after `append` a chunk survives a loss of power.
+        queue_limit_bytes: chunks that wait for the disk; beyond it `append` is refused.
     """
 
-    def __init__(self, root: Path, flush_interval_s: float = 0.25) -> None:
+    def __init__(
+        self,
+        root: Path,
+        flush_interval_s: float = 0.25,
+        queue_limit_bytes: int = QUEUE_LIMIT_BYTES,
+    ) -> None:
         """Raises StateLocked if another process holds `root`, StorageError."""
         if not flush_interval_s > 0:
             raise ValueError(f"flush_interval_s must be > 0, got {flush_interval_s}")
         self._root = root
         self._folder = root / EPISODES_NAME
         self._queue: SimpleQueue[Command] = SimpleQueue()
+        self._queue_limit_bytes = queue_limit_bytes
+        self._put_bytes = 0  # of chunks, ever; the caller's thread
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._failure: JournalFailed | None = None
         self._checkers: dict[str, EpisodeChecker] = {}  # of open episodes; the caller's thread
@@ -117,6 +125,7 @@ class Journal:
         self._check_room()
         checker.chunk(chunk)
         self._put(Append(episode_id, chunk))
+        self._put_bytes += chunk.size_bytes
 
     def seal(
         self,
@@ -190,8 +199,11 @@ class Journal:
 
     def _check_room(self) -> None:
         self._check_alive()
-        if self._queue.qsize() >= _MAX_QUEUED:
-            raise WireError("overloaded", f"{_MAX_QUEUED} records wait for the disk; try later")
+        waiting_bytes = self._put_bytes - self._writer.written_bytes
+        if waiting_bytes >= self._queue_limit_bytes:
+            raise WireError(
+                "overloaded", f"{waiting_bytes >> 20} MiB of chunks wait for the disk; try later"
+            )
 
     def _put(self, command: Command) -> None:
         self._check_alive()

@@ -79,6 +79,7 @@ class JournalWriter:
         self._folder = folder
         self._ledger = ledger
         self._flush_interval_s = flush_interval_s
+        self.written_bytes = 0  # of chunks, ever; other threads read it
         self._writers: dict[str, EpisodeWriter] = {}
         self._unsynced: dict[str, EpisodeWriter] = {}  # with chunks newer than the last sync
         self._sync_due_s = 0.0  # of the oldest of them, monotonic
@@ -136,6 +137,7 @@ class JournalWriter:
             self._sync_due_s = time.monotonic() + self._flush_interval_s
         writer = self._unsynced[episode_id] = self._writers[episode_id]
         writer.append(chunk)
+        self.written_bytes += chunk.size_bytes
 
     def _commit(self, todo: _Round) -> None:
         files = []

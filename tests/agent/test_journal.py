@@ -224,3 +224,27 @@ def test_the_episodes_command(
     assert episodes_command(["show", run, "zz"]) == 2
     assert episodes_command(["list", str(tmp_path / "nothing")]) == 2
     assert "no agent.db" in capsys.readouterr().err
+
+
+def test_chunks_that_wait_for_the_disk_are_bounded_by_their_bytes(tmp_path: Path) -> None:
+    size_bytes = make_chunk(0).size_bytes
+    journal = Journal(tmp_path / "agent", queue_limit_bytes=3 * size_bytes)
+    journal.recover()
+    meta = make_meta()
+    journal.open(meta)
+    for t in range(3):  # nothing is written yet
+        journal.append(meta.episode_id, make_chunk(t))
+    with pytest.raises(WireError, match="wait for the disk") as caught:
+        journal.append(meta.episode_id, make_chunk(3))
+    assert caught.value.code == "overloaded"
+    journal.start()
+    for _ in range(2):  # rounds: the first makes the episode durable, the second takes its chunks
+        round_done = threading.Event()
+        journal.set_active("base", round_done.set)
+        assert round_done.wait(WAIT_S)
+    journal.append(meta.episode_id, make_chunk(3))  # the refused one, where it left off
+    durable: queue.SimpleQueue[SealedRow] = queue.SimpleQueue()
+    journal.seal(meta.episode_id, make_end(4, "success"), True, durable.put)
+    row = durable.get(timeout=WAIT_S)
+    assert len(read_episode(tmp_path / "agent" / "episodes" / f"{row.episode_id}.mcap").chunks) == 4
+    journal.close(WAIT_S)
