@@ -118,7 +118,10 @@ def _report(run_dir: Path) -> int:
 
 def _versions() -> dict[str, str]:
     """What the run ran on."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found = {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
     for name in _PACKAGES:
         try:
             found[name] = version(name)
