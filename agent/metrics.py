@@ -177,4 +177,4 @@ def wilson_low(successes: int, trials: int) -> float:
     rate, z2 = successes / trials, WILSON_Z**2
     centre = rate + z2 / (2 * trials)
     margin = WILSON_Z * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials**2))
-    return max(0.0, (centre - margin) / (1 + z2 / trials))
+    return max(0.0, min(rate, (centre - margin) / (1 + z2 / trials)))  # rounding

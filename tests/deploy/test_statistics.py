@@ -58,5 +58,13 @@ def test_wilson_interval_solves_its_equation(successes: int, trials: int) -> Non
         assert abs(rate.value - end) == pytest.approx(distance, abs=1e-6)
 
 
+def test_the_interval_holds_the_rate_whatever_is_rounded() -> None:
+    for trials in range(1, 120):
+        for successes in range(trials + 1):
+            rate = Rate(successes, trials)
+            low, high = rate.interval()
+            assert 0 <= low <= rate.value <= high <= 1
+
+
 def test_no_trials_say_nothing() -> None:
     assert Rate(0, 0).interval() == (0.0, 1.0)
