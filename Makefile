@@ -70,7 +70,7 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-nano: $(STAMP) $(GL_STAMP) ## rebuild the nano policy from nothing (hours on a CPU; resumable)
+nano: $(STAMP) $(GL_STAMP) ## rebuild the nano policy from nothing (an hour or two on a CPU; resumable)
 	$(BIN)/python -m deploy.local.nano
 
 bench: $(STAMP) $(GL_STAMP) ## speed of the server alone; where an iteration's time goes
