@@ -2,9 +2,13 @@
 
 import json
 import signal
+import subprocess
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from micro_model import write_micro_model
 from observed_run import (
@@ -15,6 +19,8 @@ from observed_run import (
     wait_until,
     watch,
 )
+
+TASKS = 3  # of the toy suite: two trained, one held out
 
 
 def test_a_missing_prometheus_is_skipped_but_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +42,11 @@ def test_prometheus_tells_success_version_and_latency_of_a_run(tmp_path: Path) -
     with start_run(run_dir, tmp_path / "model") as run:
         wait_until(lambda: all(p.exists() for p in targets.values()), "both serve metrics", run)
         with watch(program, tmp_path / "prometheus", targets) as prometheus:
+            # The simulator is held, so that the learner goes on only when it has been scraped.
+            wait_until(lambda: len(base_row(run_dir)) == TASKS, "the base was evaluated", run)
+            with held(run, "sim_bridge"):
+                gauge = 'perennial_eval_success_rate{row="0",mode="rollout"}'
+                prometheus.expect(f"max by (task) (max_over_time({gauge}[1h]))", base_row(run_dir))
             # A supervisor that is held cannot stop the agent when the learner has ended, so the
             # last figures are there to be scraped however slow the machine is.
             run.send_signal(signal.SIGSTOP)
@@ -64,13 +75,6 @@ def ask_what_a_person_asks(prometheus: Prometheus, run_dir: Path) -> None:
     assert rates
     assert all(0 <= rate <= 1 for rate in rates.values())
 
-    # The learner's evaluation of the base equals the run's own record.
-    rows = read_events(run_dir, "eval")
-    base = {(e["task"],): e["successes"] / e["trials"] for e in rows
-            if e["row"] == 0 and e["mode"] == "rollout"}  # fmt: skip
-    gauge = 'perennial_eval_success_rate{row="0",mode="rollout"}'
-    prometheus.expect(f"max by (task) (max_over_time({gauge}[1h]))", base)
-
     # The version served last, as number and as name.
     iterations = read_events(run_dir, "iteration")
     prometheus.expect("max(max_over_time(perennial_adapter_version[1h]))", {(): len(iterations)})
@@ -84,6 +88,25 @@ def ask_what_a_person_asks(prometheus: Prometheus, run_dir: Path) -> None:
     buckets = f"sum by (le) (last_over_time({latency % 'bucket'}[1h]))"
     (median_s,) = ask(f"histogram_quantile(0.5, {buckets})").values()
     assert 0 < median_s < 5
+
+
+def base_row(run_dir: Path) -> dict[tuple[str, ...], float]:
+    """Success of the base by task, as the learner has logged it so far."""
+    rows = read_events(run_dir, "eval")
+    return {(e["task"],): e["successes"] / e["trials"] for e in rows
+            if e["row"] == 0 and e["mode"] == "rollout"}  # fmt: skip
+
+
+@contextmanager
+def held(run: subprocess.Popen[bytes], module: str) -> Iterator[None]:
+    """The run's process of that module does nothing meanwhile."""
+    children = psutil.Process(run.pid).children()
+    (process,) = [child for child in children if module in child.cmdline()]
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
 
 
 def train_success(run_dir: Path) -> dict[str, float]:
