@@ -82,7 +82,7 @@ def test_round_trip(cls):
     check()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(ANY_MESSAGE, st.data())
 def test_mutated_bytes_raise_nothing_but_wire_errors(message, data):
     frames = [bytearray(frame) for frame in encode(message, 7, 1.0)]
