@@ -27,6 +27,7 @@ class AgentMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._make_serving_metrics()
+        self._make_adapter_metrics()
         self._make_episode_metrics()
         self._recent: dict[tuple[str, str], deque[bool]] = {}
         self._info_labels: tuple[str, str, str] | None = None
@@ -69,6 +70,12 @@ class AgentMetrics:
         self.sessions = Gauge(
             "perennial_sessions_active", "Clients seen within the lease time.", registry=registry
         )
+        self.client = Gauge(
+            "perennial_client_gauge", "Last value a client told.", ("name",), registry=registry
+        )
+
+    def _make_adapter_metrics(self) -> None:
+        registry = self.registry
         self.adapter_version = Gauge(
             "perennial_adapter_version", "Number of the active version.", registry=registry
         )
@@ -89,9 +96,6 @@ class AgentMetrics:
             "Time the inference loop was held to copy an adapter in.",
             buckets=PAUSE_BUCKETS_S,
             registry=registry,
-        )
-        self.client = Gauge(
-            "perennial_client_gauge", "Last value a client told.", ("name",), registry=registry
         )
 
     def _make_episode_metrics(self) -> None:

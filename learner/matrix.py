@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-Z_95 = 1.959963984540054
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -23,18 +21,6 @@ class Estimate:
 
 
 UNDEFINED = Estimate(None, None)
-
-
-def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
-    """Score interval of a binomial proportion (Wilson 1927, eq. 4), (0, 1) without trials."""
-    if trials == 0:
-        return 0.0, 1.0
-    p = successes / trials
-    centre = p + z * z / (2 * trials)
-    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    # Rounding must not push an end past the rate itself.
-    return max(0.0, min(p, (centre - half) / scale)), min(1.0, max(p, (centre + half) / scale))
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.local.records import Records
-from deploy.local.statistics import Matrix, Rate
+from deploy.local.statistics import Matrix
 
 SIZE_LIMIT_BYTES = 30_000
 USED = ("trained", "filtered")  # every counted training episode is one or the other
@@ -40,25 +40,17 @@ class Result:
     @property
     def rollout(self) -> Matrix:
         """Success at the rollout temperature."""
-        return self._matrix(self.summary["matrix"])
+        return Matrix.from_counts(self.summary, self.summary["matrix"])
 
     @property
     def greedy(self) -> Matrix:
         """Success at T = 0: the trained tasks, in the first and the last row."""
-        return self._matrix(self.summary["greedy"]["matrix"])
+        return Matrix.from_counts(self.summary, self.summary["greedy"]["matrix"])
 
     @property
     def temperature(self) -> float:
         """Of the rollouts and of their evaluation."""
         return float(self.summary["settings"]["temperature"])
-
-    def _matrix(self, counts: dict[str, list[list[int]]]) -> Matrix:
-        cells = [
-            [Rate(s, n) for s, n in zip(successes, trials, strict=True)]
-            for successes, trials in zip(counts["successes"], counts["trials"], strict=True)
-        ]
-        summary = self.summary
-        return Matrix(summary["tasks"], summary["train_tasks"], summary["held_out_tasks"], cells)
 
 
 def collect_result(

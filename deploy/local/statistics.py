@@ -8,7 +8,7 @@ tasks; trials 0 means not measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Z_95 = 1.959963984540054
@@ -53,6 +53,17 @@ class Matrix:
     train_tasks: list[str]
     held_out_tasks: list[str]
     cells: list[list[Rate]]
+
+    @classmethod
+    def from_counts(
+        cls, columns: Mapping[str, list[str]], counts: Mapping[str, list[list[int]]]
+    ) -> Matrix:
+        """From results or summary as JSON has them: `columns` names the tasks, `counts` counts."""
+        cells = [
+            [Rate(s, n) for s, n in zip(successes, trials, strict=True)]
+            for successes, trials in zip(counts["successes"], counts["trials"], strict=True)
+        ]
+        return cls(columns["tasks"], columns["train_tasks"], columns["held_out_tasks"], cells)
 
     def rate(self, row: int, task: str) -> Rate:
         """Counts of one cell."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from deploy.local.checker import Recount
 from deploy.local.records import Records
-from deploy.local.statistics import Figure, Matrix, Rate
+from deploy.local.statistics import Figure, Matrix
 
 SETTING_SECTIONS = ("algorithm", "evaluation", "temperature", "micro_batch")
 FIGURE_TOLERANCE = 1e-9
@@ -17,14 +17,7 @@ FIGURE_TOLERANCE = 1e-9
 
 def reported_matrix(records: Records, name: str = "matrix") -> Matrix:
     """The learner's own matrix; `name` is "matrix" (rollout) or "greedy"."""
-    results = records.results
-    cells = [
-        [Rate(s, n) for s, n in zip(successes, trials, strict=True)]
-        for successes, trials in zip(
-            results[name]["successes"], results[name]["trials"], strict=True
-        )
-    ]
-    return Matrix(results["tasks"], results["train_tasks"], results["held_out_tasks"], cells)
+    return Matrix.from_counts(records.results, records.results[name])
 
 
 def build_summary(records: Records, recounted: Recount) -> dict[str, Any]:

@@ -66,5 +66,11 @@ def test_the_interval_holds_the_rate_whatever_is_rounded() -> None:
             assert 0 <= low <= rate.value <= high <= 1
 
 
+def test_wilson_interval_matches_published_values() -> None:
+    # Newcombe 1998, table I: 81/263 and 0/20
+    assert Rate(81, 263).interval() == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert Rate(0, 20).interval() == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
 def test_no_trials_say_nothing() -> None:
     assert Rate(0, 0).interval() == (0.0, 1.0)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from learner.matrix import UNDEFINED, SuccessMatrix, wilson_interval
+from learner.matrix import UNDEFINED, SuccessMatrix
 
 CELLS = {
     (0, "a"): (40, 100), (0, "b"): (50, 100), (0, "c"): (30, 100), (0, "h"): (25, 50),
@@ -67,13 +67,6 @@ def test_one_task_has_no_nbt():
     assert matrix.nbt() == UNDEFINED
     assert matrix.zero_shot(0) == UNDEFINED
     assert matrix.gain().value == pytest.approx(0.5)
-
-
-def test_wilson_interval_matches_published_values():
-    # Newcombe 1998, table I: 81/263 and 0/20
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
-    assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
 def test_impossible_counts_and_unknown_columns_are_refused():
