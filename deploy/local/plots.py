@@ -59,8 +59,7 @@ def draw_success(records: Records, matrix: Matrix, summary: dict[str, Any], path
         xlabel="training episodes (ticks: adapter swaps)",
         ylabel="success rate",
         ylim=(-0.02, 1.02),
-        title=f"{summary['suite']}, seed {summary['seed']}: "
-        f"{100 * summary['base_avg']:.0f}% → {100 * summary['final_avg']:.0f}% over the trained "
+        title=f"{summary['suite']}, seed {summary['seed']}: {_change(summary)} over the trained "
         f"tasks, temperature {summary['settings']['temperature']:g}",
     )
     axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
@@ -69,6 +68,12 @@ def draw_success(records: Records, matrix: Matrix, summary: dict[str, Any], path
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
+
+
+def _change(summary: dict[str, Any]) -> str:
+    """`48% → 89%`, or the base alone where nothing was trained (`perennial eval`)."""
+    averages = (summary["base_avg"], summary["final_avg"])
+    return " → ".join(f"{100 * average:.0f}%" for average in averages if average is not None)
 
 
 def _draw_training(

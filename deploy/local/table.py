@@ -76,9 +76,11 @@ def _figures(summary: dict[str, Any]) -> Table:
 
 
 def _change(values: dict[str, Any], before: str, after: str, gain: str = "") -> str:
-    """`40.0 ± 2.1% -> 61.3 ± 2.0%  (+21.3 ± 2.9)`."""
-    if values[before] is None or values[after] is None:
+    """`40.0 ± 2.1% -> 61.3 ± 2.0%  (+21.3 ± 2.9)`; the base alone where nothing was trained."""
+    if values[before] is None:
         return "not measured"
+    if values[after] is None:
+        return f"{_value(values, before)}%"
     text = f"{_value(values, before)}% → {_value(values, after)}%"
     return text + (f"  ({_value(values, gain, '+.1f')} points)" if gain else "")
 

@@ -27,6 +27,7 @@ class FinishedRun:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
+        self.rows = 3  # measured, the base's included
         self.ends: list[dict[str, Any]] = []
         self.dispositions: dict[str, tuple[str, int | None]] = {}
 
@@ -65,6 +66,15 @@ class FinishedRun:
                     self.add(slot, TRAINED[row], outcome, parent, "trained", row + 1)
         self.add("train/0/1/0/0#1", "push", "aborted", "base", "aborted", counted=False)
 
+    def add_base(self) -> None:
+        """The evaluations of `perennial eval`: the base's row and nothing else."""
+        self.rows = 1
+        for (row, task), successes in SUCCESSES.items():
+            if row == 0:
+                self.add_cell(row, "rollout", task, successes, "base")
+                if task in TRAINED:
+                    self.add_cell(row, "greedy", task, successes // 2, "base")
+
     def add_cell(self, row: int, mode: str, task: str, successes: int, version: str) -> None:
         for state in range(TRIALS):
             outcome = "success" if state < successes else "timeout"
@@ -98,6 +108,10 @@ class FinishedRun:
             (row, task): n // 2
             for (row, task), n in SUCCESSES.items()
             if task in TRAINED and row != 1
+        }
+        cells = {
+            name: {cell: n for cell, n in found.items() if cell[0] < self.rows}
+            for name, found in cells.items()
         }
         matrices = {
             name: {

@@ -40,6 +40,20 @@ def run(reported: FinishedRun, tmp_path: Path) -> FinishedRun:
     return run
 
 
+def test_a_run_that_only_measured_the_base_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = FinishedRun(tmp_path / "run")
+    run.add_base()
+    run.write()
+    assert report.main([str(run.run_dir)]) == 0
+    summary = json.loads((run.run_dir / "summary.json").read_text())
+    assert summary["final_avg"] is None
+    assert f"{100 * summary['base_avg']:.1f} ±" in capsys.readouterr().out
+    assert (run.run_dir / "plots" / "success.png").is_file()
+    assert report.main([str(run.run_dir), "--recount"]) == 0
+
+
 def test_the_summary_has_every_figure(run: FinishedRun) -> None:
     summary = json.loads((run.run_dir / "summary.json").read_text())
     assert set(summary) >= REQUIRED
