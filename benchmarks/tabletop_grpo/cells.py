@@ -25,6 +25,7 @@ CONTROLS = {
 }
 SFT_RATES = ("3e-4", "1e-3", "3e-3")  # the middle one is configs/algorithm/sft-nano.yaml's
 SFT_LENGTHS = (1, 2, 4, 8)  # iterations; a cell each, for nothing is evaluated between iterations
+SFT_ALONE = ("1e-3", 8)  # rate and length at which every task is taught alone, the suite's check
 SFT_SETTINGS = (
     "learner.algorithm.method=sft",
     f"learner.sft.demonstrations=[{DEMOS}]",
@@ -60,6 +61,11 @@ def sft_name(rate: str, length: int) -> str:
     return f"sft-lr{rate}-{length}it"
 
 
+def sft_alone_name(index: int, slug: str) -> str:
+    """The cell of supervised fine-tuning on one task and nothing else, at `SFT_ALONE`."""
+    return sft_name(*SFT_ALONE) if index == 0 else f"sft-alone-{slug}"
+
+
 def declare_cells(train_tasks: list[str], held_out_tasks: list[str]) -> list[Cell]:
     """Every cell, in the order they are run.
 
@@ -74,18 +80,25 @@ def declare_cells(train_tasks: list[str], held_out_tasks: list[str]) -> list[Cel
         if index > 0
     ]
     cells += [
-        Cell(
-            sft_name(rate, length),
-            (
-                *(*SHARED, "seed=0", *alone[0], *SFT_SETTINGS),
-                f"learner.algorithm.learning_rate={rate}",
-                f"learner.algorithm.iterations_per_task={length}",
-            ),
-        )
+        _fine_tuning(sft_name(rate, length), alone[0], rate, length)
         for rate in SFT_RATES
         for length in SFT_LENGTHS
     ]
+    cells += [
+        _fine_tuning(sft_alone_name(index, slug), alone[index], *SFT_ALONE)
+        for index, slug in enumerate(train_tasks)
+        if index > 0
+    ]
     return cells
+
+
+def _fine_tuning(name: str, only: tuple[str, str], rate: str, length: int) -> Cell:
+    """Supervised fine-tuning on the task that `only` names."""
+    changes = (
+        f"learner.algorithm.learning_rate={rate}",
+        f"learner.algorithm.iterations_per_task={length}",
+    )
+    return Cell(name, (*SHARED, "seed=0", *only, *SFT_SETTINGS, *changes))
 
 
 def _only(index: int, train_tasks: list[str], held_out_tasks: list[str]) -> tuple[str, str]:

@@ -99,7 +99,7 @@ def draw_trade_off(
     matrix = example.rollout
     axes.set(
         xlabel=f"success on {matrix.train_tasks[0]}",
-        ylabel="mean change of the other tasks",
+        ylabel="mean change of the other trained tasks",
         title=f"T = {example.temperature:g}, {trials(matrix, matrix.tasks)} a task, bars: 1 SE, "
         "numbers: iterations",
     )

@@ -73,11 +73,16 @@ class SeedMean:
 
 @dataclass(frozen=True)
 class Point:
-    """One length of supervised fine-tuning: the new task's success, the others' mean change."""
+    """One length of supervised fine-tuning on one task.
+
+    success: on that task. change: mean over the other tasks of the training sequence.
+    held_out: the same for the tasks that are never trained, some of which share its skill.
+    """
 
     length: int
     success: float
     change: tuple[float, float]
+    held_out: Figure = None
 
 
 def combine(*terms: tuple[float, Figure]) -> Figure:

@@ -18,7 +18,12 @@ from benchmarks.tabletop_grpo.sections import (
     suite_check,
     targets,
 )
-from benchmarks.tabletop_grpo.supervised import grpo_points, sft_curve, supervised
+from benchmarks.tabletop_grpo.supervised import (
+    fine_tuning_check,
+    grpo_points,
+    sft_curve,
+    supervised,
+)
 
 NAME = "tabletop-grpo"
 REMARKS = "remarks.md"  # written by hand, beside the results: causes of what was missed
@@ -44,7 +49,7 @@ def write_report(
     cells = declare_cells(train_tasks, held_out_tasks)
     results, absent = read_results(results_dir, [cell.name for cell in cells])
     reports_dir.mkdir(parents=True, exist_ok=True)
-    pictures = draw_pictures(results, train_tasks[0], reports_dir)
+    pictures = draw_pictures(results, train_tasks, reports_dir)
     lines = [
         INTRODUCTION,
         *(["**Incomplete.**", *markdown.missing(absent)] if absent else []),
@@ -56,7 +61,8 @@ def write_report(
         *_picture("Learning curves", "curves", pictures),
         *controls(results),
         *suite_check(results, train_tasks, held_out_tasks),
-        *supervised(results, train_tasks[0]),
+        *fine_tuning_check(results, train_tasks),
+        *supervised(results, train_tasks),
         *_picture("", "sft", pictures),
         *cost(cells, results),
     ]
@@ -65,7 +71,9 @@ def write_report(
     return [path, *pictures.values()]
 
 
-def draw_pictures(results: Mapping[str, Result], new_task: str, folder: Path) -> dict[str, Path]:
+def draw_pictures(
+    results: Mapping[str, Result], train_tasks: list[str], folder: Path
+) -> dict[str, Path]:
     """The pictures that there are results for, by what they show."""
     drawn = {}
     seeds = seeds_of(results)
@@ -73,11 +81,11 @@ def draw_pictures(results: Mapping[str, Result], new_task: str, folder: Path) ->
     if any(result.curve for result in (*seeds, *held)):
         drawn["curves"] = folder / f"{NAME}-curves.png"
         draw_curves(seeds, held, drawn["curves"])
-    curves = {rate: c for rate in SFT_RATES if (c := sft_curve(results, rate, new_task))}
+    curves = {rate: c for rate in SFT_RATES if (c := sft_curve(results, rate, train_tasks))}
     if curves:
         drawn["sft"] = folder / f"{NAME}-sft.png"
         example = next(result for name, result in results.items() if name.startswith("sft-"))
-        draw_trade_off(curves, grpo_points(results, new_task), example, drawn["sft"])
+        draw_trade_off(curves, grpo_points(results, train_tasks), example, drawn["sft"])
     return drawn
 
 

@@ -78,9 +78,15 @@ def write_all(folder: Path, skip: tuple[str, ...] = ()) -> None:
         elif cell.name.startswith("alone"):
             result = make_result(cell, [cell.name.removeprefix("alone-")], gain=30, others=20)
         elif cell.needs_demonstrations:
-            length = int(cell.name[: -len("it")].rpartition("-")[2])
-            top = 2 if cell.name == sft_name(SFT_RATES[0], length) else 5
-            result = make_result(cell, TRAINED[:1], top * length, -4 * length, greedy=False)
+            on, _, length = cell.name.rpartition("-")
+            top = 2 if on == f"sft-lr{SFT_RATES[0]}" else 5
+            if cell.name.startswith("sft-alone"):
+                result = make_result(cell, [length], 40, -10, greedy=False)
+            else:
+                iterations = int(length.removesuffix("it"))
+                result = make_result(
+                    cell, TRAINED[:1], top * iterations, -4 * iterations, greedy=False
+                )
         else:
             result = make_result(cell, TRAINED, gain=0, others=0)
         write_result(folder, result)
@@ -145,7 +151,7 @@ def test_a_task_that_gained_nothing_decides_nothing_about_the_others() -> None:
 def test_every_cell_composes_with_a_name_of_its_own() -> None:
     trained, held_out = tabletop_tasks()
     cells = declare_cells(trained, held_out)
-    assert len({cell.name for cell in cells}) == len(cells) == 3 + 2 + len(trained) - 1 + 12
+    assert len({cell.name for cell in cells}) == len(cells) == 3 + 2 + 2 * (len(trained) - 1) + 12
     for cell in (cell for cell in cells if cell.name in ("permuted", f"alone-{trained[-1]}",
                                                          sft_name("1e-3", 4))):  # fmt: skip
         suite = compose_run(cell.overrides).processes["learner"]["suite"]
@@ -165,7 +171,8 @@ def test_a_report_from_all_cells(tmp_path: Path) -> None:
     assert f"SFT, {SFT_RATES[0]} | never reached: 56% at best, after 8 it. | -32.0" in text
     # 30 points on the new task are reached at length 6 of a straight line of 4 points a length
     assert f"SFT, {SFT_RATES[1]} | 70 | -24.0" in text
-    assert "drop ≥ 15 | +32.0" in text
+    assert f"fine-tuning on {TRAINED[0]} | drop ≥ 15 | +32.0" in text
+    assert f"fine-tuning on {TRAINED[1]} | drop ≥ 15 | +10.0" in text
 
 
 def test_a_report_names_the_cells_that_are_missing(tmp_path: Path) -> None:
