@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from agent.wire.errors import ConfigError
 
@@ -25,6 +26,7 @@ class PolicyConfig:
 
     kind: str = "vla"  # vla | noop (zeros, for benchmarks)
     model_dir: str = ""  # vla: an OpenVLA-OFT folder; "": the nano model that comes along
+    architecture: dict[str, Any] = field(default_factory=dict)  # what its config.json leaves out
     unnorm_key: str = ""  # "": the only one of the model folder
     cameras: list[str] = field(default_factory=lambda: ["agentview", "wrist"])  # model's order
     dtype: str = "float32"  # float32 | bfloat16
@@ -32,6 +34,8 @@ class PolicyConfig:
     micro_batch: int = 8  # rows per forward, always exactly so many
     adapter_slots: int = 4  # versions resident at once, the base not counted
     adapter_rank: int = 32  # the largest that can be loaded
+    compile: bool = False  # torch.compile: minutes before it is ready; not for variant openvla
+    merge_hot: bool = False  # a version that keeps whole batches to itself gets merged weights
 
     def __post_init__(self) -> None:
         require_choice("policy.kind", self.kind, POLICIES)

@@ -29,8 +29,9 @@ from agent.wire.codec import unpack
 from agent.wire.errors import PerennialError, WireError
 from agent.wire.messages import Executed, Outcome, Phase
 
-SCHEMA = 1
+SCHEMA = 2
 SOURCES = ("policy", "expert")
+CHOICE_TYPES = (np.int32, np.float32)
 MAX_EPISODE_BYTES = 1 << 30
 _EPISODE_ID = re.compile(r"[0-9a-f]{32}")
 _MAGIC = b"\x89MCAP0\r\n"
@@ -88,14 +89,15 @@ class ChunkRecord:
     """One observation and its answer.
 
     step_index: 0..T-1. images: camera -> u8[H, W, 3], {} where they are not kept. proprio: f32[P].
-    tokens_KA: i32 bin indices. logprobs_KA: f32, of those tokens when sampled. actions_KA: f32,
+    choices_KA: what was drawn: i32 token bins, or f32 normalised actions of a regressing policy.
+    logprobs_KA: f32, of those choices when drawn. actions_KA: f32,
     the robot's units. version: the adapter that answered.
     """
 
     step_index: int
     images: dict[str, np.ndarray]
     proprio: np.ndarray
-    tokens_KA: np.ndarray
+    choices_KA: np.ndarray
     logprobs_KA: np.ndarray
     actions_KA: np.ndarray
     version: str
@@ -103,7 +105,7 @@ class ChunkRecord:
     @property
     def size_bytes(self) -> int:
         """Of its arrays."""
-        small = (self.proprio, self.tokens_KA, self.logprobs_KA, self.actions_KA)
+        small = (self.proprio, self.choices_KA, self.logprobs_KA, self.actions_KA)
         return sum(array.nbytes for array in (*self.images.values(), *small))
 
 
@@ -162,7 +164,7 @@ class EpisodeChecker:
         _require(meta.source in SOURCES, f"source {meta.source!r:.40}, expected {SOURCES}")
         _require(meta.schema == SCHEMA, f"schema {meta.schema}, this version reads {SCHEMA}")
         _require(meta.temperature >= 0, f"temperature {meta.temperature}, expected >= 0")
-        self._shapes: tuple[tuple[int, ...], ...] | None = None
+        self._shapes: tuple[tuple[int, ...], tuple[int, ...], type] | None = None
         self._T = 0
 
     def chunk(self, chunk: ChunkRecord) -> None:
@@ -172,15 +174,17 @@ class EpisodeChecker:
             _check_array(f"image {camera!r:.40}", image, np.uint8, 3)
             _require(image.shape[2] == 3, f"image {camera!r:.40}: shape {image.shape}, not HWC RGB")
         _check_array("proprio", chunk.proprio, np.float32, 1)
-        _check_array("tokens_KA", chunk.tokens_KA, np.int32, 2)
+        kind = chunk.choices_KA.dtype.type
+        _require(kind in CHOICE_TYPES, f"choices_KA: {kind.__name__}, expected int32 or float32")
+        _check_array("choices_KA", chunk.choices_KA, kind, 2)
         _check_array("logprobs_KA", chunk.logprobs_KA, np.float32, 2)
         _check_array("actions_KA", chunk.actions_KA, np.float32, 2)
-        answers = {chunk.tokens_KA.shape, chunk.logprobs_KA.shape, chunk.actions_KA.shape}
-        _require(len(answers) == 1, f"chunk {self._T}: tokens, logprobs, actions have {answers}")
-        shapes = (chunk.proprio.shape, chunk.tokens_KA.shape)
+        answers = {chunk.choices_KA.shape, chunk.logprobs_KA.shape, chunk.actions_KA.shape}
+        _require(len(answers) == 1, f"chunk {self._T}: choices, logprobs, actions have {answers}")
+        shapes = (chunk.proprio.shape, chunk.choices_KA.shape, kind)
         _require(
             self._shapes in (None, shapes),
-            f"chunk {self._T}: proprio, tokens have {shapes}, chunk 0 had {self._shapes}",
+            f"chunk {self._T}: proprio, choices have {shapes}, chunk 0 had {self._shapes}",
         )
         self._shapes = shapes
         self._T += 1

@@ -45,12 +45,13 @@ class ActRequest:
 class ActResult:
     """One action chunk: K actions of A dimensions.
 
-    actions_KA: f32 in the robot's units; tokens_KA: i32 action bins 0..V-1; logprobs_KA: f32
-    [nats] under softmax(logits / temperature), at temperature 0 those of temperature 1.
+    actions_KA: f32 in the robot's units; choices_KA: what was drawn, i32 action bins
+    0..V-1 or f32 normalised actions; logprobs_KA: f32 [nats] of the choices at the request's
+    temperature, at temperature 0 those of temperature 1.
     """
 
     actions_KA: np.ndarray
-    tokens_KA: np.ndarray
+    choices_KA: np.ndarray
     logprobs_KA: np.ndarray
 
 

@@ -112,7 +112,7 @@ def _seal_open(folder: Path, ledger: Ledger, quarantined: dict[str, str]) -> lis
 
 def _rewrite(path: Path, meta: EpisodeMeta, prefix: EpisodePrefix) -> tuple[EndRecord, str, int]:
     """Put a whole file with the readable chunks and an aborted end in place of the torn one."""
-    chunk_steps = prefix.chunks[0].tokens_KA.shape[0] if prefix.chunks else 0
+    chunk_steps = prefix.chunks[0].choices_KA.shape[0] if prefix.chunks else 0
     end = EndRecord(
         outcome=Outcome.ABORTED,
         steps=0,  # what was executed of the last chunks is not known, so nothing is claimed

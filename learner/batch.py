@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agent.episode import Episode
+from agent.episode import ChunkRecord, Episode
 from agent.wire.errors import PerennialError
 from agent.wire.messages import Executed
 from learner.randomness import keyed_rng
@@ -39,11 +39,12 @@ class Samples:
 
     images_BNHWC: np.ndarray  # u8
     proprio_BP: np.ndarray  # f32, robot units
-    tokens_BKA: np.ndarray  # i64, action bins
+    choices_BKA: np.ndarray  # what was drawn: i64 action bins, or f32 normalised actions
     logprobs_BKA: np.ndarray  # f32, recorded when sampled [nats]
     mask_BK: np.ndarray  # f32, 1 where the action was executed as the policy's own
     advantages_B: np.ndarray  # f32
     weights_B: np.ndarray  # f32, 1 / (L A); the number of trajectories is divided out later
+    importance_BKA: np.ndarray  # f32, on each token's loss; 1 unless corrected
     temperatures_B: np.ndarray  # f32
     trajectory_B: np.ndarray  # i64, index among all collected trajectories
     step_index_B: np.ndarray  # i64
@@ -106,7 +107,7 @@ def _flatten(trajectory: Trajectory, cameras: Sequence[str]) -> dict | None:
         return None
     _check(episode, cameras)
     mask_BK = np.isin(episode.end.executed_TK, TRAINED_CODES).astype(np.float32)
-    length, count, dims = mask_BK.sum(), len(chunks), chunks[0].tokens_KA.shape[1]
+    length, count, dims = mask_BK.sum(), len(chunks), chunks[0].choices_KA.shape[1]
     if length == 0:
         return None
 
@@ -117,11 +118,12 @@ def _flatten(trajectory: Trajectory, cameras: Sequence[str]) -> dict | None:
     return {
         "images_BNHWC": np.stack(images),
         "proprio_BP": np.stack([chunk.proprio for chunk in chunks]).astype(np.float32),
-        "tokens_BKA": np.stack([chunk.tokens_KA for chunk in chunks]).astype(np.int64),
+        "choices_BKA": _stack_choices(chunks),
         "logprobs_BKA": np.stack([chunk.logprobs_KA for chunk in chunks]).astype(np.float32),
         "mask_BK": mask_BK,
         "advantages_B": full(trajectory.advantage),
         "weights_B": full(1.0 / (length * dims)),
+        "importance_BKA": np.ones((count, *chunks[0].choices_KA.shape), dtype=np.float32),
         "temperatures_B": full(meta.temperature),
         "trajectory_B": np.full(count, trajectory.index, dtype=np.int64),
         "step_index_B": np.array([chunk.step_index for chunk in chunks], dtype=np.int64),
@@ -131,9 +133,15 @@ def _flatten(trajectory: Trajectory, cameras: Sequence[str]) -> dict | None:
     }
 
 
+def _stack_choices(chunks: Sequence[ChunkRecord]) -> np.ndarray:
+    choices_BKA = np.stack([chunk.choices_KA for chunk in chunks])
+    # An index tensor must be int64; normalised actions stay the float32 that was drawn.
+    return choices_BKA.astype(np.int64) if choices_BKA.dtype == np.int32 else choices_BKA
+
+
 def _check(episode: Episode, cameras: Sequence[str]) -> None:
     name = f"episode {episode.meta.episode_id}"
-    shape = (len(episode.chunks), episode.chunks[0].tokens_KA.shape[0])
+    shape = (len(episode.chunks), episode.chunks[0].choices_KA.shape[0])
     if episode.end.executed_TK.shape != shape:
         raise BatchError(
             f"{name}: executed codes have shape {episode.end.executed_TK.shape}, its chunks {shape}"

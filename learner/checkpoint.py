@@ -1,15 +1,15 @@
-"""Everything a learner needs to go on: adapter, optimiser, RNG and its place in the sequence.
+"""Everything a learner needs to go on: adapter, critic, optimiser, RNG, place in the sequence.
 
-A checkpoint is a folder of two safetensors files and one JSON file. It is written under another
-name, synced and renamed; its SHA-256 is committed by the store afterwards, and a folder the store
-does not name is discarded at the next start.
+A checkpoint is a folder of safetensors files (a critic's only for a method that has one) and one
+JSON file. It is written under another name, synced and renamed; its SHA-256 is committed by the
+store afterwards, and a folder the store does not name is discarded at the next start.
 """
 
 import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from agent.wire.errors import PerennialError
 
 SCHEMA_VERSION = 1
 ADAPTER_FILE = "adapter.safetensors"
+CRITIC_FILE = "critic.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+FILES = (ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE)
 RNG_KEY = "torch_rng_state"
 
 
@@ -51,7 +53,8 @@ class Place:
 class Checkpoint:
     """Adapter and optimiser tensors by name, torch's RNG state u8[N], place, and the settings.
 
-    `settings` are the configuration values that must not change on resume.
+    `settings` are the configuration values that must not change on resume. `critic` is empty for a
+    method without one; it belongs to the learner alone and is never published.
     """
 
     place: Place
@@ -59,6 +62,7 @@ class Checkpoint:
     optimizer: Mapping[str, Tensor]
     torch_rng: Tensor
     settings: dict[str, Any]
+    critic: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class CheckpointFolder:
@@ -85,6 +89,8 @@ class CheckpointFolder:
             OPTIMIZER_FILE: save_tensors(_contiguous(optimizer)),
             STATE_FILE: json.dumps(state, indent=1, sort_keys=True).encode(),
         }
+        if checkpoint.critic:
+            files[CRITIC_FILE] = save_tensors(_contiguous(checkpoint.critic))
         partial, final = self.root / f".{name}.partial", self.root / name
         with storage_errors(final):
             for stale in (partial, final):
@@ -106,9 +112,10 @@ class CheckpointFolder:
         """
         folder = self.root / name
         try:
+            has_critic = (folder / CRITIC_FILE).exists()
             files = {
                 file: (folder / file).read_bytes()
-                for file in (ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE)
+                for file in (*FILES, *([CRITIC_FILE] if has_critic else []))
             }
         except OSError as error:
             raise CheckpointError(
@@ -127,7 +134,9 @@ class CheckpointFolder:
         optimizer = load_tensors(files[OPTIMIZER_FILE])
         rng = optimizer.pop(RNG_KEY)
         adapter = load_tensors(files[ADAPTER_FILE])
-        return Checkpoint(Place(**state["place"]), adapter, optimizer, rng, state["settings"])
+        critic = load_tensors(files[CRITIC_FILE]) if CRITIC_FILE in files else {}
+        place = Place(**state["place"])
+        return Checkpoint(place, adapter, optimizer, rng, state["settings"], critic)
 
     def keep_only(self, name: str | None) -> list[str]:
         """Delete every other checkpoint, half-written ones too; returns what was deleted."""
@@ -170,7 +179,9 @@ def load_optimizer_tensors(
         name, _, state_name = key.rpartition("/")
         if name not in parameters:
             raise CheckpointError(f"optimiser state {key} belongs to no trained parameter")
-        optimizer.state[parameters[name]][state_name] = value.clone()
+        # The optimiser keeps its step count on the CPU wherever the parameter is.
+        device = value.device if state_name == "step" else parameters[name].device
+        optimizer.state[parameters[name]][state_name] = value.to(device, copy=True)
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

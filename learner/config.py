@@ -3,10 +3,10 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from agent.config import require_choice, require_range
+from agent.config import DTYPES, require_choice, require_range
 from agent.wire.errors import ConfigError
 
-METHODS = ("grpo", "sft")
+METHODS = ("grpo", "ppo", "sft")
 GROUPINGS = ("init_state", "task")
 ADVANTAGE_CONTROLS = ("none", "permute_within_group")
 
@@ -33,10 +33,35 @@ class SuiteConfig:
 
 
 @dataclass
+class PpoConfig:
+    """What PPO has beyond GRPO: a critic. The defaults are RL4VLA's and RLinf's."""
+
+    gamma: float = 0.99  # discount per chunk
+    gae_lambda: float = 0.95
+    bootstrap_at_limit: bool = False  # or: what comes after the step limit has value, too
+    epochs: int = 1  # passes over the iteration's chunks, each of optimizer_steps_per_iteration
+    value_lr: float = 3e-3
+    value_coef: float = 1.0  # of the value loss; its gradient goes into the adapter as well
+    value_clip: float = 0.2
+    huber_delta: float = 10.0
+    hidden_sizes: list[int] = field(default_factory=lambda: [512, 128])  # of the critic
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "gae_lambda"):
+            require_range(f"algorithm.ppo.{name}", getattr(self, name), 0, 1)
+        for name, low in (("epochs", 1), ("value_lr", 0), ("value_coef", 0)):
+            require_range(f"algorithm.ppo.{name}", getattr(self, name), low, 1_000_000)
+        for name in ("value_clip", "huber_delta"):
+            _require(getattr(self, name) > 0, f"algorithm.ppo.{name} must be > 0")
+        for size in self.hidden_sizes:
+            require_range("algorithm.ppo.hidden_sizes", size, 1, 1_000_000)
+
+
+@dataclass
 class AlgorithmConfig:
     """How the policy learns. The nano values; the 7B recipe's are in its own file."""
 
-    method: str = "grpo"  # or sft: supervised fine-tuning on the task's demonstrations
+    method: str = "grpo"  # or ppo; or sft: supervised fine-tuning on the task's demonstrations
     group_size: int = 8
     groups_per_iteration: int = 8
     iterations_per_task: int = 10  # 0: measure the base and train nothing
@@ -52,7 +77,9 @@ class AlgorithmConfig:
     lora_rank: int = 8
     lora_alpha: float = 8.0
     fresh_optimizer_per_task: bool = True
+    learn_action_scale: bool = False  # oft-l1: train the spread of actions, too
     advantage_control: str = "none"  # or permute_within_group: outcomes shuffled, a control
+    ppo: PpoConfig | None = None  # for method ppo only
 
     def __post_init__(self) -> None:
         require_choice("algorithm.method", self.method, METHODS)
@@ -72,6 +99,25 @@ class AlgorithmConfig:
             require_range(f"algorithm.{name}", getattr(self, name), low, 1_000_000)
         for name in ("clip_low", "clip_high", "clip_norm", "lora_alpha"):
             _require(getattr(self, name) > 0, f"algorithm.{name} must be > 0")
+        _require(
+            not (self.method == "sft" and self.learn_action_scale),
+            "algorithm.learn_action_scale: an L1 loss does not train the spread; use grpo or ppo, "
+            "or set learn_action_scale=false",
+        )
+        self._check_ppo()
+
+    def _check_ppo(self) -> None:
+        _require(
+            (self.method == "ppo") == (self.ppo is not None),
+            "algorithm.ppo belongs to algorithm.method=ppo, and only to it; take both from "
+            "algorithm@learner.algorithm=ppo-nano",
+        )
+        if self.method == "ppo":
+            _require(
+                self.resample_degenerate == 0 and self.advantage_control == "none",
+                "algorithm.method=ppo compares no groups: set resample_degenerate=0 and "
+                "advantage_control=none",
+            )
 
 
 @dataclass
@@ -94,6 +140,23 @@ class SftConfig:
 
 
 @dataclass
+class RoundingConfig:
+    """A bfloat16 base: what |recomputed - recorded| log-probabilities may be [nats]."""
+
+    trusted_p99: float = 0.1  # 99% quantile up to which the recorded ones are used as they are
+    refused_p99: float = 1.0  # beyond it something else is wrong; between the two: corrected
+    weight_cap: float = 2.0  # of the importance weights that correct
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.trusted_p99 <= self.refused_p99,
+            f"rounding: trusted_p99 {self.trusted_p99} must not exceed refused_p99 "
+            f"{self.refused_p99}, and neither may be negative",
+        )
+        _require(self.weight_cap >= 1, f"rounding.weight_cap must be >= 1, got {self.weight_cap}")
+
+
+@dataclass
 class LearnerConfig:
     """Everything `python -m learner` needs. Paths are used as they are."""
 
@@ -105,9 +168,14 @@ class LearnerConfig:
     seed: int = 0
     model_dir: str = ""  # an OpenVLA-OFT folder; "": the nano model that comes along
     unnorm_key: str = ""  # "": the only one of the model folder
+    architecture: dict[str, Any] = field(default_factory=dict)  # what its config.json leaves out
     cameras: list[str] = field(default_factory=lambda: ["agentview", "wrist"])
+    dtype: str = "float32"  # of the base; the adapter is float32
+    device: str = "cpu"
     micro_batch: int = 32
-    logprob_tolerance: float = 1e-4
+    recompute_activations: bool = False  # less memory, a third more time
+    logprob_tolerance: float = 1e-4  # of a float32 base
+    rounding: RoundingConfig = field(default_factory=RoundingConfig)
     threads: int = 1  # of numerical libraries
     state_dir: str = "run/learner"
     adapters_dir: str = "run/adapters"
@@ -118,6 +186,7 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         _check_suite(self.suite)
+        require_choice("dtype", self.dtype, DTYPES)
         _require(self.temperature > 0, "temperature must be > 0: greedy rollouts teach nothing")
         _require(self.micro_batch >= 1, "micro_batch must be at least 1")
         _require(self.threads >= 1, "threads must be at least 1")
@@ -135,7 +204,7 @@ class LearnerConfig:
     def resume_settings(self) -> dict[str, Any]:
         """The values that must be the same when a run is resumed."""
         keys = ("suite", "algorithm", "evaluation", "sft", "temperature", "seed", "unnorm_key",
-                "cameras", "micro_batch")  # fmt: skip
+                "architecture", "cameras", "dtype", "micro_batch", "rounding")  # fmt: skip
         return {key: value for key, value in asdict(self).items() if key in keys}
 
 

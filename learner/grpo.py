@@ -11,10 +11,9 @@ from learner.checkpoint import Place
 from learner.config import LearnerConfig
 from learner.groups import Collection, Group
 from learner.link import AgentLink
-from learner.loss import Clip
 from learner.policy import LoraPolicy
 from learner.receiver import Inbox
-from learner.update import Updater, UpdateReport, UpdateSettings
+from learner.update import Updater, UpdateReport, UpdateSettings, build_optimizer
 
 
 class GrpoTeacher:
@@ -30,14 +29,13 @@ class GrpoTeacher:
     ) -> None:
         self._config, self._policy = config, policy
         self._inbox, self._link, self._should_stop = inbox, link, should_stop
-        algorithm = config.algorithm
-        self._settings = UpdateSettings(
-            optimizer_steps=algorithm.optimizer_steps_per_iteration,
-            micro_batch=config.micro_batch,
-            clip=Clip(algorithm.clip_low, algorithm.clip_high),
-            clip_norm=algorithm.clip_norm,
-            logprob_tolerance=config.logprob_tolerance,
-            seed=config.seed,
+        self._settings = UpdateSettings.of(config)
+
+    def new_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW on the adapter."""
+        algorithm = self._config.algorithm
+        return build_optimizer(
+            self._policy.parameters, algorithm.learning_rate, algorithm.weight_decay
         )
 
     def collect(self, place: Place, version: str) -> list[Group]:

@@ -8,7 +8,7 @@
             checkpoint, commit, publish, activate
         evaluate
 
-No reference model, KL penalty, entropy bonus, critic or replay. Every step can be killed and
+No reference model, KL penalty, entropy bonus or replay. Every step can be killed and
 repeated: orders, commits, publishes and activations are idempotent, and what is ordered and
 computed next is a function of the last committed checkpoint and of the episodes alone.
 """
@@ -35,11 +35,14 @@ from learner.progress import ProgressLog
 from learner.publication import Publication
 from learner.receiver import Inbox
 from learner.store import EpisodeRow
-from learner.update import UpdateReport, build_optimizer
+from learner.update import UpdateReport
 
 
 class Teacher(Protocol):
-    """A method of learning: GRPO, or the supervised control."""
+    """A method of learning: GRPO, PPO, or the supervised control."""
+
+    def new_optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimiser of everything that the method trains."""
 
     def collect(self, place: Place, version: str) -> list[Group]:
         """The groups of one iteration from `version`, complete; none for a supervised method."""
@@ -75,7 +78,7 @@ class Loop:
         self.inbox, self.watchers, self.should_stop = inbox, watchers, should_stop
         self.link = publication.link
         self.matrices = empty_matrices(config)
-        self.optimizer = self._new_optimizer()
+        self.optimizer = teacher.new_optimizer()
         self.place = Place()
 
     def run(self) -> dict[str, SuccessMatrix]:
@@ -104,7 +107,7 @@ class Loop:
         if task_index > self.place.task_index:
             self.place = Place(update_id=self.place.update_id, task_index=task_index)
         if self.place.iteration == 0 and self.config.algorithm.fresh_optimizer_per_task:
-            self.optimizer = self._new_optimizer()
+            self.optimizer = self.teacher.new_optimizer()
         laps_s = [time.monotonic()]
         groups = self.teacher.collect(self.place, self.publication.version)
         laps_s.append(time.monotonic())
@@ -165,12 +168,6 @@ class Loop:
         limit = algorithm.max_episodes_per_task or float("inf")
         return place.iteration >= algorithm.iterations_per_task or place.episodes >= limit
 
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        algorithm = self.config.algorithm
-        return build_optimizer(
-            self.publication.policy.parameters, algorithm.learning_rate, algorithm.weight_decay
-        )
-
     def _show_iteration(
         self,
         task: TaskConfig,
@@ -222,6 +219,9 @@ def _figures(report: UpdateReport) -> dict[str, float]:
         **report.means,
         "first_clip_fraction": report.first_clip_fraction,
         "grad_norm": report.grad_norm,
-        "lp_diff_max": report.logprob_difference_max,
+        "lp_diff_max": report.agreement.largest,
+        "lp_diff_p99": report.agreement.p99,
+        "lp_diff_median": report.agreement.median,
+        "lp_corrected": float(report.agreement.needs_correction),
         "samples": float(report.samples),
     }

@@ -1,4 +1,4 @@
-"""The clipped token-level policy loss, and what an operator wants to know about it. Pure.
+"""The clipped token-level policy loss with its diagnostics, and the critic's loss. Pure.
 
 Axes: B chunk samples, K actions of a chunk, A action dimensions.
 """
@@ -6,6 +6,7 @@ Axes: B chunk samples, K actions of a chunk, A action dimensions.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -57,6 +58,7 @@ def grpo_loss(
     mask_BK: Tensor,
     weights_B: Tensor,
     clip: Clip,
+    importance_BKA: Tensor | None = None,
 ) -> tuple[Tensor, LossSums]:
     """Sum over tokens of max(-A r, -A clip(r)) * mask * weight, r = exp(lp - lp_old).
 
@@ -70,7 +72,10 @@ def grpo_loss(
         old_logprobs_BKA: recorded when the action was sampled.
         entropy_BKA: for the diagnostics only.
         mask_BK: 1 where the action was executed as the policy's own.
-        weights_B: 1 / (N L A) of the sample's trajectory; 0 for rows that only fill a batch.
+        weights_B: 1 / (N L A) of the sample's trajectory; 0 for rows that only fill a batch. PPO
+            has one weight for all of a minibatch, 1 / its executed tokens.
+        importance_BKA: factor on each token's loss where the old log-probabilities are not those
+            of the policy that acted (`learner.served`); None is 1.
     """
     log_ratio = logprobs_BKA - old_logprobs_BKA
     ratio = log_ratio.exp()
@@ -78,7 +83,10 @@ def grpo_loss(
     advantage = advantages_B[:, None, None]
     plain, clipped = -advantage * ratio, -advantage * clipped_ratio
     weight_BKA = (mask_BK * weights_B[:, None])[:, :, None].expand_as(ratio)
-    loss = (torch.maximum(plain, clipped) * weight_BKA).sum()
+    worse = torch.maximum(plain, clipped)
+    if importance_BKA is not None:
+        worse = worse * importance_BKA
+    loss = (worse * weight_BKA).sum()
     with torch.no_grad():
         used = weight_BKA > 0
         sums = LossSums(
@@ -90,3 +98,33 @@ def grpo_loss(
             ratio_max=float(ratio[used].max()) if used.any() else 0.0,
         )
     return loss, sums
+
+
+def value_loss(
+    values_B: Tensor,
+    old_values_B: Tensor,
+    returns_B: Tensor,
+    weights_B: Tensor,
+    value_clip: float,
+    huber_delta: float,
+) -> Tensor:
+    """Sum over chunks of weight * max(huber(V - R), huber(V_clipped - R)).
+
+    V_clipped = V_old + clamp(V - V_old, -value_clip, value_clip): a value that has already moved
+    that far towards its target has no gradient, one that has moved away from it keeps it.
+    huber(e) = e^2 / 2 up to |e| = delta, delta (|e| - delta / 2) beyond.
+
+    Source: the clipped value loss of OpenAI's PPO (Baselines `ppo2`), with Huber for the square
+    as RLinf and RL4VLA compute it.
+
+    Args:
+        values_B: under the critic being trained, with gradient.
+        old_values_B: before the update.
+        returns_B: the targets.
+    """
+    clipped_B = old_values_B + (values_B - old_values_B).clamp(-value_clip, value_clip)
+    plain, clipped = (
+        F.huber_loss(values, returns_B, reduction="none", delta=huber_delta)
+        for values in (values_B, clipped_B)
+    )
+    return (torch.maximum(plain, clipped) * weights_B).sum()

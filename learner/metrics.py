@@ -33,6 +33,15 @@ class LearnerMetrics:
         self.logprob_difference = Gauge(
             "grpo_logprob_difference_max", "Largest |recomputed - recorded| log-probability", **new
         )
+        self.logprob_difference_p99 = Gauge(
+            "grpo_logprob_difference_p99", "99% quantile of the same", **new
+        )
+        self.value_loss = Gauge("ppo_value_loss", "The critic's loss in the last update", **new)
+        self.explained_variance = Gauge(
+            "ppo_explained_variance",
+            "Share of the returns' variance that the critic foresaw; 0: no better than their mean",
+            **new,
+        )
         self.task_index = Gauge("learner_task_index", "Index of the task being trained", **new)
         self.success = Gauge(
             "eval_success_rate", "Success rate by matrix row", ["row", "mode", "task"], **new
@@ -62,6 +71,9 @@ class LearnerMetrics:
             (self.grad_norm, "grad_norm"),
             (self.entropy, "entropy"),
             (self.logprob_difference, "lp_diff_max"),
+            (self.logprob_difference_p99, "lp_diff_p99"),
+            (self.value_loss, "value_loss"),
+            (self.explained_variance, "explained_variance"),
         ):
             if name in figures:
                 gauge.set(figures[name])

@@ -1,4 +1,4 @@
-"""The policy as the learner sees it: a frozen OpenVLA-OFT with one trainable LoRA adapter."""
+"""The policy as the learner sees it: a frozen OpenVLA with one trainable LoRA adapter."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -8,131 +8,158 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft.utils import get_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
-from agent.model.actions import Quantiles, normalise_proprio
-from agent.model.checkpoint import load_model
-from agent.model.lora import attach_lora, load_lora_weights, save_adapter
-from agent.model.openvla import OpenVLA
-from agent.model.processing import PromptEncoder, images_to_pixels, pad_prompts
-from agent.model.sampling import token_entropy, token_logprobs
-from agent.wire.errors import ConfigError
+from agent.model import action_scale
+from agent.model.distributions import action_distribution
+from agent.model.lora import AdapterError, attach_lora, load_lora_weights, save_adapter
+from agent.model.openvla import ActionOutput
+from agent.model.policy_model import PolicyModel
+from agent.model.processing import pad_prompts
+from agent.model.recompute import recompute_blocks
 from learner.batch import Samples
+
+LOG_SCALE = "action_log_scale"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Log-probability of the recorded tokens and the policy's entropy, both [nats]."""
+    """Log-probability of the recorded choices and the policy's entropy, both [nats], and h0."""
 
     logprobs_BKA: Tensor  # with gradient
     entropy_BKA: Tensor  # without
+    state_BH: Tensor  # with gradient: the state that predicts the first token, for a critic
 
 
 class LoraPolicy:
-    """One adapter over one base model, in float32 on the CPU unless the model is elsewhere.
+    """One adapter over one base model, on the base's device; the adapter is in float32.
 
     Args:
-        network: the base; it is frozen and wrapped in place.
+        model: the base; its network is frozen and wrapped in place.
         seed: of the adapter's initialisation; torch's global RNG is left as it was.
+        learn_scale: train the spread of a regressing policy's actions too, instead of keeping
+            the config's.
+        recompute: keep the inputs of the transformer blocks alone and compute the rest again in
+            the backward pass.
     """
 
     def __init__(
         self,
-        network: OpenVLA,
-        prompts: PromptEncoder,
-        unnorm_key: str,
+        model: PolicyModel,
         rank: int,
         alpha: float,
         seed: int,
+        learn_scale: bool = False,
+        recompute: bool = False,
     ) -> None:
-        self.network = network
-        self.prompts = prompts
-        self.device = next(network.parameters()).device
-        stats = network.config.norm_stats
-        self.action_quantiles = Quantiles.from_stats(stats, unnorm_key)
-        self.proprio_quantiles = (
-            Quantiles.from_stats(stats, unnorm_key, "proprio")
-            if network.config.use_proprio
-            else None
-        )
+        self.model, self.network, self.device = model, model.network, model.device
+        self._dtype = next(model.network.parameters()).dtype
+        self._is_bfloat16 = self._dtype == torch.bfloat16
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._peft = attach_lora(network, rank, alpha)
-
-    @classmethod
-    def load(
-        cls, model_dir: Path, unnorm_key: str, rank: int, alpha: float, seed: int
-    ) -> "LoraPolicy":
-        """The policy of a published model folder; `unnorm_key` "" means its only one.
-
-        Raises:
-            ModelFolderError: the folder cannot be used.
-            ConfigError: "" is ambiguous.
-        """
-        network = load_model(model_dir)
-        if not unnorm_key:
-            keys = sorted(network.config.norm_stats)
-            if len(keys) != 1:
-                raise ConfigError(f"unnorm_key: {model_dir} has {keys}, choose one of them")
-            unnorm_key = keys[0]
-        return cls(network, PromptEncoder(model_dir, network.config), unnorm_key, rank, alpha, seed)
+            self._peft = attach_lora(model.network, rank, alpha)
+        if recompute:
+            recompute_blocks(model.network)
+        self._log_scale_A: Tensor | None = None
+        if model.config.is_regression:
+            log_scale_A = action_scale.initial_scale(model.config).to(self.device).log()
+            self._log_scale_A = nn.Parameter(log_scale_A, requires_grad=learn_scale)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """The adapter's trainable tensors by name, in module order."""
-        return {
+        """The trainable tensors by name, in module order."""
+        tensors: dict[str, Tensor] = {
             name: tensor for name, tensor in self._peft.named_parameters() if tensor.requires_grad
         }
+        if self._log_scale_A is not None and self._log_scale_A.requires_grad:
+            tensors[LOG_SCALE] = self._log_scale_A
+        return tensors
 
-    def logits(
-        self, images_BNHWC: np.ndarray, proprio_BP: np.ndarray, instructions_B: Sequence[str]
-    ) -> Tensor:
-        """Logits over the action bins, (B, K, A, V), with gradient.
+    def forward(
+        self,
+        images_BNHWC: np.ndarray,
+        proprio_BP: np.ndarray,
+        instructions_B: Sequence[str],
+        choices_BKA: np.ndarray,
+    ) -> ActionOutput:
+        """The network's output, with gradient.
 
         Args:
             images_BNHWC: u8, cameras in the policy's order.
             proprio_BP: f32 in robot units; ignored by a policy without proprio.
+            choices_BKA: what is to be scored; only the causal variant looks at it.
         """
         config = self.network.config
         ids, mask = pad_prompts(
-            [self.prompts.encode(text) for text in instructions_B], config.pad_token_id
+            [self.model.prompts.encode(text) for text in instructions_B], config.pad_token_id
         )
-        proprio = None
-        if self.proprio_quantiles is not None:
-            proprio = torch.from_numpy(normalise_proprio(proprio_BP, self.proprio_quantiles))
-            proprio = proprio.to(self.device)
-        pixels = images_to_pixels(images_BNHWC, config.image_size).to(self.device)
-        output = self.network(
-            ids.to(self.device), pixels, proprio, None if mask is None else mask.to(self.device)
-        )
-        logits_BKAV: Tensor = output.logits_BKAV
-        return logits_BKAV
+        if mask is not None and config.is_autoregressive:
+            raise ValueError("the causal variant scores prompts of one length at a time")
+        proprio = self.model.proprio_input(proprio_BP)
+        tokens = torch.from_numpy(choices_BKA).to(self.device) if config.is_autoregressive else None
+        # Products in bfloat16 as the server makes them; the adapter itself stays float32.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bfloat16):
+            output: ActionOutput = self.network(
+                ids.to(self.device),
+                self.model.images.pixels(images_BNHWC).to(self.device, self._dtype),
+                None if proprio is None else proprio.to(self._dtype),
+                None if mask is None else mask.to(self.device),
+                tokens,
+            )
+        return output
 
     def score(self, samples: Samples, rows: np.ndarray) -> Scores:
-        """Score the recorded tokens of the given samples, all of one temperature."""
+        """Score the recorded choices of the given samples, all of one temperature."""
         temperature = float(samples.temperatures_B[rows[0]])
         if (samples.temperatures_B[rows] != samples.temperatures_B[rows[0]]).any():
             raise ValueError("samples of one batch were drawn at different temperatures")
-        logits_BKAV = self.logits(
+        choices = samples.choices_BKA[rows]
+        output = self.forward(
             samples.images_BNHWC[rows],
             samples.proprio_BP[rows],
             samples.instruction_B[rows].tolist(),
+            choices,
         )
-        tokens_BKA = torch.from_numpy(samples.tokens_BKA[rows]).to(self.device)
-        logprobs_BKA = token_logprobs(logits_BKAV, tokens_BKA, temperature)
-        return Scores(logprobs_BKA, token_entropy(logits_BKAV.detach(), temperature))
+        distribution = action_distribution(output, temperature, self._scale())
+        logprobs_BKA = distribution.logprobs(torch.from_numpy(choices).to(self.device))
+        entropy_BKA = distribution.entropy().detach()
+        return Scores(logprobs_BKA, entropy_BKA, output.hidden_BKAH[:, 0, 0])
 
     def adapter_tensors(self) -> dict[str, Tensor]:
-        """Copies of the adapter's tensors under PEFT's names."""
+        """Copies of the adapter's tensors under PEFT's names, and of the learned spread."""
         state = get_peft_model_state_dict(self._peft, save_embedding_layers=False)
-        return {name: tensor.detach().clone() for name, tensor in state.items()}
+        tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
+        if LOG_SCALE in self.parameters:
+            tensors[LOG_SCALE] = self.parameters[LOG_SCALE].detach().clone()
+        return tensors
 
     def load_adapter(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over an adapter's tensors. Raises AdapterError when they do not fit."""
-        load_lora_weights(self._peft, dict(tensors))
+        """Take over `adapter_tensors`. Raises AdapterError when they do not fit."""
+        lora = {name: tensor for name, tensor in tensors.items() if name != LOG_SCALE}
+        learned = self.parameters.get(LOG_SCALE)
+        stored = tensors.get(LOG_SCALE)
+        if (learned is None) != (stored is None):
+            raise AdapterError(
+                f"{LOG_SCALE}: the adapter {'lacks' if stored is None else 'has'} a learned "
+                "action scale, this run's algorithm.learn_action_scale says otherwise"
+            )
+        load_lora_weights(self._peft, lora)
+        if learned is not None and stored is not None:
+            with torch.no_grad():
+                learned.copy_(stored)
 
     def adapter_files(self) -> dict[str, bytes]:
         """The plain PEFT folder to publish, as file name -> bytes; equal weights, equal bytes."""
         with tempfile.TemporaryDirectory(prefix="perennial-adapter-") as folder:
             save_adapter(self._peft, Path(folder))
-            return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+            files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+        scale_A = self._scale()
+        if LOG_SCALE in self.parameters and scale_A is not None:
+            files[action_scale.FILE_NAME] = action_scale.write_scale(scale_A.cpu())
+        return files
+
+    def _scale(self) -> Tensor | None:
+        """Spread of each action dimension; within what the server accepts."""
+        if self._log_scale_A is None:
+            return None
+        return self._log_scale_A.exp().clamp(action_scale.SMALLEST, action_scale.LARGEST)

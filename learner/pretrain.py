@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agent.model.actions import Quantiles, env_actions_to_tokens, normalise_proprio
+from agent.model.actions import ActionCodec, normalise_proprio
+from agent.model.images import images_to_pixels
 from agent.model.openvla import OpenVLA
-from agent.model.processing import PromptEncoder, images_to_pixels, pad_prompts
+from agent.model.policy_model import norm_bounds
+from agent.model.processing import PromptEncoder, pad_prompts
 from learner.auxiliary import SceneReadout, Standardiser, TargetReadout
 from learner.demonstrations import Demonstrations
 
@@ -73,16 +75,16 @@ class FrameSampler:
         unnorm_key: str,
         config: PretrainConfig,
     ) -> None:
-        stats = model.config.norm_stats
         self.demos, self.config, self.image_size = demos, config, model.config.image_size
         # Every batch has one shape: all prompts are padded to the longest.
         self.prompts, self.mask = pad_prompts(
             [prompts.encode(text) for text in demos.instructions], model.config.pad_token_id
         )
         chunk = demos.actions[:, : model.config.chunk_size]
-        actions = Quantiles.from_stats(stats, unnorm_key)
-        self.tokens = env_actions_to_tokens(chunk, actions, model.config.n_action_bins)
-        proprio = Quantiles.from_stats(stats, unnorm_key, "proprio")
+        bounds = norm_bounds(model.config, unnorm_key, "action")
+        codec = ActionCodec(bounds, model.config.n_action_bins, model.config.gripper)
+        self.tokens = codec.to_tokens(chunk)
+        proprio = norm_bounds(model.config, unnorm_key, "proprio")
         self.proprio = normalise_proprio(demos.proprio, proprio)
         self.state = torch.from_numpy(demos.state)
         self.target = torch.from_numpy(demos.target)
@@ -114,7 +116,7 @@ def soft_label_loss(logits_BKAV: Tensor, tokens_BKA: Tensor, sigma_bins: float) 
     Bins are ordered, so a near miss should cost less than a far one. The last action dimension
     is a two-valued command without order.
     """
-    bins = torch.arange(logits_BKAV.shape[-1])
+    bins = torch.arange(logits_BKAV.shape[-1], device=logits_BKAV.device)
     distance = (bins - tokens_BKA[..., :-1, None]) / sigma_bins
     soft = torch.softmax(-0.5 * distance.square(), dim=-1)
     logprobs = torch.log_softmax(logits_BKAV, dim=-1)

@@ -12,12 +12,14 @@ import torch
 
 from agent.adapters import AdapterStore
 from agent.durable import locked
-from agent.model.checkpoint import hash_folder
-from agent.model.config import ModelFolderError
+from agent.model.devices import check_device
+from agent.model.errors import ModelFolderError
+from agent.model.policy_model import load_policy_model
 from agent.wire.errors import ConfigError
 from agent.wire.sockets import DealerClient
 from learner.checkpoint import CheckpointFolder
 from learner.config import LearnerConfig
+from learner.critic import ValueHead
 from learner.evaluation import GREEDY, ROLLOUT
 from learner.grpo import GrpoTeacher
 from learner.link import AgentLink, Session
@@ -25,6 +27,7 @@ from learner.loop import Loop, Teacher, Watchers
 from learner.matrix import SuccessMatrix
 from learner.metrics import LearnerMetrics
 from learner.policy import LoraPolicy
+from learner.ppo import PpoTeacher
 from learner.progress import ProgressLog, write_json
 from learner.publication import Identity, Publication
 from learner.receiver import Inbox, Receiver
@@ -34,7 +37,6 @@ from learner.store import LearnerStore
 
 log = logging.getLogger(__name__)
 
-NANO_MODEL = Path(__file__).parent.parent / "agent" / "assets" / "nano"
 RECEIVER_JOIN_S = 3.0
 
 
@@ -67,10 +69,9 @@ def learn(config: LearnerConfig) -> None:
 def _learn_locked(
     config: LearnerConfig, state_dir: Path, store: LearnerStore, stop: threading.Event
 ) -> None:
-    model_dir = Path(config.model_dir) if config.model_dir else NANO_MODEL
     algorithm = config.algorithm
-    policy = _load_policy(config, model_dir)
-    base_sha256 = hash_folder(model_dir)
+    policy = _load_policy(config)
+    base_sha256 = policy.model.base_sha256
     metrics = LearnerMetrics()
     write_json(state_dir / "endpoints.json", {"http": _serve(metrics, config.http_port)})
     inbox = Inbox(state_dir / "episodes", store)
@@ -84,6 +85,7 @@ def _learn_locked(
     identity = Identity(
         base_sha256, algorithm.method, list(config.suite.train_tasks), config.resume_settings()
     )
+    critic = _new_critic(config, policy)
     publication = Publication(
         policy,
         store,
@@ -91,15 +93,18 @@ def _learn_locked(
         AdapterStore(Path(config.adapters_dir)),
         link,
         identity,
+        critic,
     )
     watchers = Watchers(
         metrics, ProgressLog(state_dir / "progress.jsonl"), state_dir / "filmstrips"
     )
-    teacher: Teacher = (
-        GrpoTeacher(config, policy, inbox, link, stop.is_set)
-        if algorithm.method == "grpo"
-        else SftTeacher(config, policy, stop.is_set)
-    )
+    teacher: Teacher
+    if algorithm.method == "sft":
+        teacher = SftTeacher(config, policy, stop.is_set)
+    elif critic is not None:
+        teacher = PpoTeacher(config, policy, critic, inbox, link, stop.is_set)
+    else:
+        teacher = GrpoTeacher(config, policy, inbox, link, stop.is_set)
     loop = Loop(config, teacher, publication, inbox, watchers, stop.is_set)
     receiver = Receiver(new_link(), inbox, stop)
     receiver.start()
@@ -117,21 +122,47 @@ def _learn_locked(
         watchers.progress.close()
 
 
-def _load_policy(config: LearnerConfig, model_dir: Path) -> LoraPolicy:
+def _load_policy(config: LearnerConfig) -> LoraPolicy:
     algorithm = config.algorithm
+    check_device("device", config.device)
     try:
-        policy = LoraPolicy.load(
-            model_dir, config.unnorm_key, algorithm.lora_rank, algorithm.lora_alpha, config.seed
+        model = load_policy_model(
+            config.model_dir,
+            config.architecture,
+            config.cameras,
+            config.unnorm_key,
+            getattr(torch, config.dtype),
+            config.device,
         )
     except (ModelFolderError, OSError) as error:
         raise ConfigError(f"model_dir: {error}") from error
-    except KeyError as error:
-        raise ConfigError(f"unnorm_key: {error.args[0]}") from error
-    wanted = policy.network.config.num_images
-    if len(config.cameras) < wanted:
-        raise ConfigError(f"cameras: the model sees {wanted} images, got {config.cameras}")
-    config.cameras = list(config.cameras[:wanted])
-    return policy
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"model_dir: no memory left on {config.device}: give the learner a GPU of its own, or "
+            "dtype=bfloat16"
+        ) from error
+    if algorithm.learn_action_scale and not model.config.is_regression:
+        raise ConfigError(
+            f"algorithm.learn_action_scale: {model.name} is {model.config.variant}, only oft-l1 "
+            "has an action scale"
+        )
+    config.cameras = list(model.cameras)
+    return LoraPolicy(
+        model,
+        algorithm.lora_rank,
+        algorithm.lora_alpha,
+        config.seed,
+        algorithm.learn_action_scale,
+        config.recompute_activations,
+    )
+
+
+def _new_critic(config: LearnerConfig, policy: LoraPolicy) -> ValueHead | None:
+    if config.algorithm.ppo is None:
+        return None
+    state_size = policy.network.config.llama_config().hidden_size
+    head = ValueHead(state_size, config.algorithm.ppo.hidden_sizes, config.seed)
+    return head.to(policy.device)
 
 
 def results(

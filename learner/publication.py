@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from agent.adapters import AdapterStore, version_name
 from agent.wire.messages import BASE_VERSION
@@ -21,6 +22,7 @@ from learner.checkpoint import (
     load_optimizer_tensors,
     optimizer_tensors,
 )
+from learner.critic import ValueHead
 from learner.link import AgentLink
 from learner.policy import LoraPolicy
 from learner.store import LearnerStore, UpdateRow
@@ -39,7 +41,11 @@ class Identity:
 
 
 class Publication:
-    """The committed state of a run: the newest version and everything needed to go on from it."""
+    """The committed state of a run: the newest version and everything needed to go on from it.
+
+    Args:
+        critic: of a method that has one. It is part of the checkpoints, never of what is published.
+    """
 
     def __init__(
         self,
@@ -49,13 +55,15 @@ class Publication:
         adapters: AdapterStore,
         link: AgentLink,
         identity: Identity,
+        critic: ValueHead | None = None,
     ) -> None:
         self.policy, self.store, self.checkpoints = policy, store, checkpoints
         self.adapters, self.link, self.identity = adapters, link, identity
+        self.critic = critic
         self.version = BASE_VERSION
 
     def resume(self, optimizer: torch.optim.Optimizer) -> Place:
-        """Restore policy, optimiser and torch's RNG to the last commit; finish its publish.
+        """Restore policy, critic, optimiser and torch's RNG to the last commit; finish its publish.
 
         Raises:
             CheckpointError: the checkpoint is damaged, or the run was started with other settings.
@@ -69,7 +77,9 @@ class Publication:
         checkpoint = self.checkpoints.load(last.checkpoint, last.checkpoint_sha256)
         self._check_settings(checkpoint.settings)
         self.policy.load_adapter(checkpoint.adapter)
-        load_optimizer_tensors(optimizer, self.policy.parameters, checkpoint.optimizer)
+        if self.critic is not None:
+            self.critic.load_state_dict(checkpoint.critic)
+        load_optimizer_tensors(optimizer, self._parameters, checkpoint.optimizer)
         torch.set_rng_state(checkpoint.torch_rng)
         self._finish(last)
         log.info("resumed after update %d, version %s", last.update_id, last.version)
@@ -93,9 +103,10 @@ class Publication:
             Checkpoint(
                 place,
                 self.policy.adapter_tensors(),
-                optimizer_tensors(optimizer, self.policy.parameters),
+                optimizer_tensors(optimizer, self._parameters),
                 torch.get_rng_state(),
                 self.identity.settings,
+                {} if self.critic is None else self.critic.state_dict(),
             )
         )
         update = UpdateRow(
@@ -105,6 +116,12 @@ class Publication:
         self.store.commit_update(update, dispositions)
         self.checkpoints.keep_only(checkpoint)
         return self._finish(update)
+
+    @property
+    def _parameters(self) -> dict[str, Tensor]:
+        """Everything that is trained, by name."""
+        critic = {} if self.critic is None else dict(self.critic.named_parameters(prefix="critic"))
+        return {**self.policy.parameters, **critic}
 
     def _finish(self, update: UpdateRow) -> float:
         manifest = self.adapters.publish(

@@ -8,15 +8,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from agent.model.actions import env_actions_to_tokens
+from agent.model.openvla import ActionOutput
 from learner.checkpoint import Place
 from learner.config import LearnerConfig
 from learner.demonstrations import Demonstrations, load_demonstrations
 from learner.groups import Group
 from learner.policy import LoraPolicy
 from learner.randomness import keyed_rng
+from learner.served import Agreement
 from learner.stopping import Stopped
-from learner.update import UpdateReport
+from learner.update import UpdateReport, build_optimizer, clip_gradient
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class SftSettings:
 
 
 class SupervisedUpdater:
-    """Cross-entropy over the action bins on the expert's chunks, same adapter, same optimiser.
+    """`supervised_loss` on the expert's chunks, same adapter, same optimiser.
 
     Args:
         demos: frames of one task.
@@ -48,15 +49,19 @@ class SupervisedUpdater:
     ) -> None:
         self.policy, self.optimizer, self.settings = policy, optimizer, settings
         self.demos, self.cameras, self.should_stop = demos, cameras, should_stop
-        config = policy.network.config
-        self._tokens = env_actions_to_tokens(
-            demos.actions[:, : config.chunk_size], policy.action_quantiles, config.n_action_bins
+        chunk = demos.actions[:, : policy.network.config.chunk_size]
+        codec, is_regression = policy.model.actions, policy.network.config.is_regression
+        self._targets = (
+            codec.to_normalised(chunk).astype(np.float32)
+            if is_regression
+            else codec.to_tokens(chunk)
         )
 
     def run(self, update_id: int) -> UpdateReport:
         """One iteration; its batches are a pure function of (seed, update, step).
 
         Raises:
+            NonFiniteGradient: earlier steps may have been taken.
             Stopped: asked to stop; resume from the last checkpoint.
         """
         settings = self.settings
@@ -70,20 +75,28 @@ class SupervisedUpdater:
             loss = self._loss(rng.integers(len(self.demos), size=settings.batch_size))
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)))
+            norms.append(clip_gradient(parameters, settings.clip_norm))
             self.optimizer.step()
             losses.append(loss.item())
         frames = settings.steps * settings.batch_size
         return UpdateReport(
-            {"loss": float(np.mean(losses))}, 0.0, float(np.mean(norms)), 0.0, frames
+            {"loss": float(np.mean(losses))}, 0.0, float(np.mean(norms)), Agreement(), frames
         )
 
     def _loss(self, rows: np.ndarray) -> torch.Tensor:
         images = np.stack([getattr(self.demos, camera)[rows] for camera in self.cameras], axis=1)
         instructions = [self.demos.instructions[task] for task in self.demos.task[rows]]
-        logits_BKAV = self.policy.logits(images, self.demos.proprio[rows], instructions)
-        tokens_BKA = torch.from_numpy(self._tokens[rows]).to(logits_BKAV.device)
-        return F.cross_entropy(logits_BKAV.flatten(0, 2), tokens_BKA.flatten())
+        targets = self._targets[rows]
+        output = self.policy.forward(images, self.demos.proprio[rows], instructions, targets)
+        return supervised_loss(output, torch.from_numpy(targets).to(self.policy.device))
+
+
+def supervised_loss(output: ActionOutput, targets_BKA: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over the action bins, or mean absolute error of a regressing policy."""
+    if output.logits_BKAV is not None:
+        return F.cross_entropy(output.logits_BKAV.flatten(0, 2), targets_BKA.flatten())
+    assert output.means_BKA is not None
+    return F.l1_loss(output.means_BKA, targets_BKA)
 
 
 class SftTeacher:
@@ -94,6 +107,13 @@ class SftTeacher:
     ) -> None:
         self._config, self._policy, self._should_stop = config, policy, should_stop
         self._demos: dict[int, Demonstrations] = {}
+
+    def new_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW on the adapter."""
+        algorithm = self._config.algorithm
+        return build_optimizer(
+            self._policy.parameters, algorithm.learning_rate, algorithm.weight_decay
+        )
 
     def collect(self, place: Place, version: str) -> list[Group]:
         """Nothing to collect."""

@@ -1,7 +1,9 @@
-"""One GRPO update of the adapter from one iteration's samples."""
+"""One GRPO update of the adapter from one iteration's samples, and what any update shares."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,14 +11,16 @@ from torch import Tensor
 
 from agent.wire.errors import PerennialError
 from learner.batch import Samples, micro_batches, split_trajectories
+from learner.config import LearnerConfig
 from learner.loss import Clip, LossSums, grpo_loss
-from learner.policy import LoraPolicy, Scores
+from learner.policy import LOG_SCALE, LoraPolicy, Scores
 from learner.randomness import keyed_rng
+from learner.served import Agreement, ServedCheck, ServedLimits, correct
 from learner.stopping import Stopped
 
 
-class ServedTrainedMismatch(PerennialError):
-    """The learner's log-probabilities are not the recorded ones: the samples are not on-policy."""
+class NonFiniteGradient(PerennialError):
+    """A step that would make the weights NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,21 @@ class UpdateSettings:
     micro_batch: int
     clip: Clip
     clip_norm: float
-    logprob_tolerance: float
+    served: ServedLimits
     seed: int
+
+    @classmethod
+    def of(cls, config: LearnerConfig) -> "UpdateSettings":
+        """Those of a learner's configuration."""
+        algorithm = config.algorithm
+        return cls(
+            optimizer_steps=algorithm.optimizer_steps_per_iteration,
+            micro_batch=config.micro_batch,
+            clip=Clip(algorithm.clip_low, algorithm.clip_high),
+            clip_norm=algorithm.clip_norm,
+            served=ServedLimits.of(config),
+            seed=config.seed,
+        )
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,7 @@ class UpdateReport:
     means: dict[str, float]
     first_clip_fraction: float
     grad_norm: float  # mean over the steps, before clipping
-    logprob_difference_max: float  # |recomputed - recorded| before the first step [nats]
+    agreement: Agreement  # of recomputed and recorded log-probabilities, before the first step
     samples: int
 
 
@@ -49,15 +66,46 @@ def build_optimizer(
 
     The recipe decays weights by torch's default 0.01 without meaning to; ours defaults to 0,
     because decay pulls an adapter back to the base model, which a task sequence would read as
-    forgetting.
+    forgetting. A learned action scale is never decayed: its logarithm's zero means nothing.
     """
+    groups: list[dict[str, Any]] = [
+        {"params": [tensor for name, tensor in parameters.items() if name != LOG_SCALE]}
+    ]
+    if LOG_SCALE in parameters:
+        groups.append({"params": [parameters[LOG_SCALE]], "weight_decay": 0.0})
     return torch.optim.AdamW(
-        list(parameters.values()),
+        groups,
         lr=learning_rate,
         betas=(0.9, 0.999),
         eps=1e-8,
         weight_decay=weight_decay,
     )
+
+
+def clip_gradient(parameters: Iterable[Tensor], clip_norm: float) -> float:
+    """Scale the gradient down to `clip_norm` if it is longer; returns its norm before.
+
+    Raises:
+        NonFiniteGradient: it is not finite.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(list(parameters), clip_norm)
+    if not torch.isfinite(norm):
+        raise NonFiniteGradient(
+            f"the gradient's norm is {norm.item()}; this step was not taken. Start anew with a "
+            "lower learning rate, and check the weights with `perennial model verify`"
+        )
+    return float(norm)
+
+
+def clear_gradient(parameters: Iterable[Tensor]) -> None:
+    """Zeros everywhere, not None: every parameter takes part in every step."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+
+
+def float_tensor(values: np.ndarray, device: torch.device) -> Tensor:
+    """A column of samples as float32 on the policy's device."""
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)
 
 
 class Updater:
@@ -87,59 +135,62 @@ class Updater:
 
         Raises:
             ServedTrainedMismatch: before any weight is changed.
+            NonFiniteGradient: earlier steps may have been taken.
             Stopped: the weights may have changed; resume from the last checkpoint.
         """
         settings, total, norms, first_clip = self.settings, LossSums(), [], 0.0
-        difference = 0.0 if samples is None else self._verify_one_chunk_each(samples, update_id)
+        check = ServedCheck(settings.served)
+        if samples is not None:
+            samples = self._reconcile(samples, check, update_id)
         minibatches = split_trajectories(
             trajectories, settings.optimizer_steps, settings.seed, update_id
         )
+        agreement = check.conclude()
         for step, members in enumerate(minibatches):
-            sums, step_difference = self.accumulate_gradient(samples, members, verify=step == 0)
+            is_first = step == 0 and not agreement.needs_correction
+            sums = self.accumulate_gradient(samples, members, check if is_first else None)
+            if is_first:
+                agreement = check.conclude()
+                if samples is not None and agreement.needs_correction:
+                    # What the sample of chunks did not show, the whole minibatch does.
+                    samples = self._correct(samples, check)
+                    sums = self.accumulate_gradient(samples, members)
             norms.append(self._step())
             total.add(sums)
             if step == 0:
                 first_clip = sums.means()["clip_fraction"]
-                difference = max(difference, step_difference)
         means = total.means()
         means["loss"] /= settings.optimizer_steps
         count = 0 if samples is None else len(samples)
-        return UpdateReport(means, first_clip, float(np.mean(norms)), difference, count)
+        return UpdateReport(means, first_clip, float(np.mean(norms)), agreement, count)
 
     def accumulate_gradient(
-        self, samples: Samples | None, members: np.ndarray, verify: bool
-    ) -> tuple[LossSums, float]:
+        self, samples: Samples | None, members: np.ndarray, check: ServedCheck | None = None
+    ) -> LossSums:
         """Set the gradient of one minibatch's loss, its trajectories named by `members`.
 
-        Returns the diagnostics and, when `verify`, the largest log-probability difference.
+        `check` sees every score of the minibatch, if it is given.
         """
-        self.optimizer.zero_grad(set_to_none=False)
-        for parameter in self.policy.parameters.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        sums, difference = LossSums(), 0.0
+        clear_gradient(self.policy.parameters.values())
+        sums = LossSums()
         if samples is None:
-            return sums, difference
+            return sums
         rows = np.flatnonzero(np.isin(samples.trajectory_B, members))
         for batch, fill in micro_batches(samples, rows, self.settings.micro_batch):
             if self.should_stop():
                 raise Stopped
             scores = self.policy.score(samples, batch)
-            if verify:
-                difference = max(difference, self._verify(samples, batch, scores))
+            if check is not None:
+                check.observe(samples, batch, scores)
             loss, part = self._loss(samples, batch, fill / len(members), scores)
             loss.backward()
             sums.add(part)
-        return sums, difference
+        return sums
 
     def _loss(
         self, samples: Samples, rows: np.ndarray, scale_B: np.ndarray, scores: Scores
     ) -> tuple[Tensor, LossSums]:
-        device = scores.logprobs_BKA.device
-
-        def tensor(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)
-
+        tensor = partial(float_tensor, device=scores.logprobs_BKA.device)
         return grpo_loss(
             scores.logprobs_BKA,
             tensor(samples.logprobs_BKA[rows]),
@@ -148,18 +199,19 @@ class Updater:
             tensor(samples.mask_BK[rows]),
             tensor(samples.weights_B[rows] * scale_B),
             self.settings.clip,
+            tensor(samples.importance_BKA[rows]),
         )
 
     def _step(self) -> float:
-        parameters = list(self.policy.parameters.values())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient's norm is {norm.item()}; no step was taken")
+        norm = clip_gradient(self.policy.parameters.values(), self.settings.clip_norm)
         self.optimizer.step()
-        return float(norm)
+        return norm
 
-    def _verify_one_chunk_each(self, samples: Samples, update_id: int) -> float:
-        """Check a seeded chunk of each trajectory; the first minibatch is checked whole later."""
+    def _reconcile(self, samples: Samples, check: ServedCheck, update_id: int) -> Samples:
+        """Check a seeded chunk of each trajectory; correct all of them if that is not enough.
+
+        The first minibatch is checked whole, when it is computed.
+        """
         rng = keyed_rng(self.settings.seed, "verify", update_id)
         rows = np.array(
             [
@@ -167,26 +219,24 @@ class Updater:
                 for index in np.unique(samples.trajectory_B)
             ]
         )
-        difference = 0.0
-        with torch.no_grad():
-            for batch, _ in micro_batches(samples, rows, self.settings.micro_batch):
-                if self.should_stop():
-                    raise Stopped
-                scores = self.policy.score(samples, batch)
-                difference = max(difference, self._verify(samples, batch, scores))
-        return difference
+        self._score(samples, rows, check)
+        if not check.conclude().needs_correction:
+            return samples
+        return self._correct(samples, check)
 
-    def _verify(self, samples: Samples, rows: np.ndarray, scores: Scores) -> float:
-        recomputed = scores.logprobs_BKA.detach().cpu().numpy()
-        difference_B = np.abs(recomputed - samples.logprobs_BKA[rows]).max(axis=(1, 2))
-        worst = int(difference_B.argmax())
-        if not difference_B[worst] <= self.settings.logprob_tolerance:
-            row = rows[worst]
-            raise ServedTrainedMismatch(
-                f"episode {samples.episode_id_B[row]}, step {samples.step_index_B[row]}: the "
-                f"recorded log-probabilities differ from the learner's by "
-                f"{difference_B[worst]:.3g} nats, at most {self.settings.logprob_tolerance:g} is "
-                f"accepted; it was served by {samples.version_B[row]}. Wrong version, wrong "
-                "pixels, or a base model that is not the learner's"
-            )
-        return float(difference_B[worst])
+    def _correct(self, samples: Samples, check: ServedCheck) -> Samples:
+        """All samples against the policy as it is; before the first step."""
+        proximal_BKA = self._score(samples, np.arange(len(samples)), check)
+        return correct(samples, proximal_BKA, self.settings.served.weight_cap)
+
+    @torch.no_grad()
+    def _score(self, samples: Samples, rows: np.ndarray, check: ServedCheck) -> np.ndarray:
+        """Log-probabilities of these rows under the policy as it is, f32[rows, K, A]."""
+        logprobs = np.zeros_like(samples.logprobs_BKA)
+        for batch, _ in micro_batches(samples, rows, self.settings.micro_batch):
+            if self.should_stop():
+                raise Stopped
+            scores = self.policy.score(samples, batch)
+            check.observe(samples, batch, scores)
+            logprobs[batch] = scores.logprobs_BKA.float().cpu().numpy()
+        return logprobs[rows]

@@ -52,6 +52,7 @@ class Episode:
     """The episode a lane is in. executed_K: codes of the last chunk received; [] before one."""
 
     lease: SlotLease
+    cameras: tuple[str, ...]
     episode_id: str = ""
     version: str = ""
     versions: list[str] = field(default_factory=list)  # distinct, as the chunks named them
@@ -76,9 +77,9 @@ class Lane:
         """The slot it holds; "" when idle."""
         return self._episode.lease.slot_id if self._episode else ""
 
-    def take(self, lease: SlotLease) -> EpisodeStart:
-        """Starts the episode of a leased slot."""
-        self._episode = Episode(lease)
+    def take(self, lease: SlotLease, cameras: tuple[str, ...]) -> EpisodeStart:
+        """Starts the episode of a leased slot; `cameras` are those that the policy looks at."""
+        self._episode = Episode(lease, cameras)
         self.phase = Phase.STARTING
         start_key = uuid.uuid4().hex
         return EpisodeStart(
@@ -174,7 +175,8 @@ class Lane:
     def _observe(self) -> Act:
         at, seen = self._open(), self.player.observe()
         self.phase = Phase.WAITING
-        return Act(at.episode_id, at.step_index, seen.images, seen.proprio, at.executed_K)
+        images = {camera: seen.images[camera] for camera in at.cameras}
+        return Act(at.episode_id, at.step_index, images, seen.proprio, at.executed_K)
 
     def _end(self, outcome: Outcome, reason: str) -> EpisodeEnd:
         at = self._open()

@@ -202,10 +202,12 @@ class Worker:
                 raise UnknownTask(self._suite.name, lease.task, self._suite.tasks)
         # A lane that is ending gives its slot up: after a restart the server may lease it again.
         held = {lane.slot_id for lane in self.lanes if lane.phase is not Phase.ENDING}
+        assert self._welcome is not None, "nothing is leased before the hello is answered"
+        cameras = tuple(self._welcome.images)
         idle = [lane for lane in self.lanes if lane.phase is Phase.IDLE]
         fresh = [lease for lease in reply.leases if lease.slot_id not in held]
         for lane, lease in zip(idle, fresh, strict=False):
-            self._requests.ask(lane, lane.take(lease))
+            self._requests.ask(lane, lane.take(lease, cameras))
 
     def _on_lane(self, answer: Answer) -> None:
         """Moves a lane on. Whatever is wrong with its answer ends this lane's episode only."""

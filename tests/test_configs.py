@@ -1,5 +1,6 @@
 """Every shipped configuration composes, fits its process's schema, and refuses typos."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,19 @@ def test_every_combination_fits_the_schemas(
         assert isinstance(OmegaConf.to_object(merged), schema)
 
 
+@pytest.mark.parametrize("algorithm", options("algorithm"))
+def test_every_algorithm_can_be_chosen_for_a_run(algorithm: str, model_dir: Path) -> None:
+    run = compose_run(
+        [f"algorithm={algorithm}", f"model.model_dir={model_dir}", "learner.sft.demonstrations=[d]"]
+    )
+    merged = OmegaConf.merge(
+        OmegaConf.structured(LearnerConfig), OmegaConf.create(run.processes["learner"])
+    )
+    learner = OmegaConf.to_object(merged)
+    assert isinstance(learner, LearnerConfig)
+    assert learner.algorithm.method == algorithm.partition("-")[0]
+
+
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_a_process_file_lists_every_setting(name: str, default_run: RunConfig) -> None:
     assert set(default_run.tree[name]) == set(SCHEMAS[name].__dataclass_fields__)
@@ -90,6 +104,7 @@ def test_the_toy_file_says_what_the_suite_is() -> None:
         ("sede=3", "did you mean 'seed'"),
         ("suite=tabeltop", "did you mean 'tabletop'"),
         ("budget=dem", "did you mean 'demo'"),
+        ("algorithm=ppo", "did you mean 'ppo-nano'"),
         ("learner.algorithm.learning_rat=1", "did you mean 'learner.algorithm.learning_rate'"),
         ("task_order=[0,9]", "there is no task 9"),
         ("task_order=[1,1]", "a task is trained once"),
@@ -113,3 +128,13 @@ def test_task_order_chooses_and_orders_the_trained_tasks(model_dir: Path) -> Non
     trained = [tabletop.TRAIN_TASKS[2], tabletop.TRAIN_TASKS[0]]
     assert run.processes["learner"]["suite"]["train_tasks"] == trained
     assert run.processes["probe"]["task"] == trained[0]
+
+
+def test_every_fact_that_a_folder_may_leave_out_can_be_stated() -> None:
+    from agent.model.config import OpenVLAConfig
+
+    names = [field.name for field in dataclasses.fields(OpenVLAConfig)]
+    extension = names[names.index("variant") :]
+    stated = OmegaConf.load(CONFIGS / "architecture" / "unstated.yaml")
+    assert list(stated) == [n for n in extension if n not in ("vision_towers", "empty_token")]
+    assert set(stated.values()) == {None}

@@ -1,4 +1,4 @@
-"""Action tokens <-> robot actions, numpy only. Every output transform sits beside its inverse.
+"""What the policy chooses <-> robot actions, numpy only. Every transform sits beside its inverse.
 
 A token here is an index 0..V-1 into the action bins, ascending in vocabulary id. The published
 numbering runs backwards: the highest id is the lowest action. There are V bin edges on [-1, 1]
@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-EPSILON = 1e-8
+EPSILON = 1e-8  # of OpenVLA-OFT; the causal OpenVLA has none
+BOUND_NAMES = {"q99": ("q01", "q99"), "minmax": ("min", "max")}
 
 
 def bin_centres(n_bins: int) -> np.ndarray:
@@ -31,82 +32,119 @@ def decode_tokens(tokens: np.ndarray, n_bins: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Quantiles:
-    """Per-dimension 1% and 99% quantiles of a dataset; unmasked dimensions pass unchanged."""
+class NormBounds:
+    """What maps to [-1, 1], per dimension; unmasked dimensions pass unchanged.
 
-    q01: np.ndarray
-    q99: np.ndarray
+    low, high, mask: (D,) in dataset units.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
     mask: np.ndarray
+    epsilon: float = EPSILON
 
     def __post_init__(self) -> None:
-        if not self.q01.shape == self.q99.shape == self.mask.shape or self.q01.ndim != 1:
+        if not self.low.shape == self.high.shape == self.mask.shape or self.low.ndim != 1:
             raise ValueError(
-                f"q01, q99 and mask must be vectors of one length, got {self.q01.shape}, "
-                f"{self.q99.shape}, {self.mask.shape}"
+                f"low, high and mask must be vectors of one length, got {self.low.shape}, "
+                f"{self.high.shape}, {self.mask.shape}"
             )
-        if not (np.isfinite(self.q01).all() and np.isfinite(self.q99).all()):
-            raise ValueError("q01 and q99 must be finite")
+        if not (np.isfinite(self.low).all() and np.isfinite(self.high).all()):
+            raise ValueError("low and high must be finite")
 
     @classmethod
     def from_stats(
-        cls, norm_stats: dict[str, Any], unnorm_key: str, modality: str = "action"
-    ) -> "Quantiles":
+        cls,
+        norm_stats: dict[str, Any],
+        unnorm_key: str,
+        modality: str = "action",
+        kind: str = "q99",
+        epsilon: float = EPSILON,
+    ) -> "NormBounds":
         """Statistics of one dataset; `unnorm_key` falls back to `{unnorm_key}_no_noops`.
 
+        Args:
+            kind: q99 (1% and 99% quantiles) or minmax.
+
         Raises:
-            KeyError: unknown key or modality; the message lists what there is.
+            KeyError: unknown key, modality or statistic; the message lists what there is.
         """
         for key in (unnorm_key, f"{unnorm_key}_no_noops"):
             if key in norm_stats:
                 break
         else:
             raise KeyError(f"unnorm_key {unnorm_key!r} is not in {sorted(norm_stats)}")
-        if modality not in norm_stats[key]:
+        stats = norm_stats[key].get(modality)
+        if stats is None:
             raise KeyError(f"norm_stats[{key!r}] lacks {modality!r}: {sorted(norm_stats[key])}")
-        stats = norm_stats[key][modality]
-        q01 = np.asarray(stats["q01"], dtype=np.float64)
-        mask = np.asarray(stats.get("mask", np.ones(q01.shape, dtype=bool)), dtype=bool)
-        return cls(q01, np.asarray(stats["q99"], dtype=np.float64), mask)
+        names = BOUND_NAMES[kind]
+        if not all(name in stats for name in names):
+            raise KeyError(f"norm_stats[{key!r}][{modality!r}] lacks {names}: {sorted(stats)}")
+        low, high = (np.asarray(stats[name], dtype=np.float64) for name in names)
+        mask = np.asarray(stats.get("mask", np.ones(low.shape, dtype=bool)), dtype=bool)
+        return cls(low, high, mask, epsilon)
 
     def normalise(self, values: np.ndarray) -> np.ndarray:
-        """(..., D) in dataset units to [-1, 1] between the quantiles, not clipped."""
-        span = self.q99 - self.q01 + EPSILON
-        return np.where(self.mask, 2.0 * (values - self.q01) / span - 1.0, values)
+        """(..., D) in dataset units to [-1, 1] between the bounds, not clipped."""
+        span = self.high - self.low + self.epsilon
+        return np.where(self.mask, 2.0 * (values - self.low) / span - 1.0, values)
 
     def unnormalise(self, values: np.ndarray) -> np.ndarray:
         """Inverse of `normalise`: (..., D) in [-1, 1] to dataset units."""
-        span = self.q99 - self.q01 + EPSILON
-        return np.where(self.mask, 0.5 * (values + 1.0) * span + self.q01, values)
+        span = self.high - self.low + self.epsilon
+        return np.where(self.mask, 0.5 * (values + 1.0) * span + self.low, values)
 
 
-def normalise_proprio(proprio: np.ndarray, quantiles: Quantiles) -> np.ndarray:
+def normalise_proprio(proprio: np.ndarray, bounds: NormBounds) -> np.ndarray:
     """(..., P) robot state in dataset units to float32, clipped to [-1, 1]."""
-    return np.clip(quantiles.normalise(proprio), -1.0, 1.0).astype(np.float32)
+    return np.clip(bounds.normalise(proprio), -1.0, 1.0).astype(np.float32)
 
 
-def gripper_to_env(gripper: np.ndarray) -> np.ndarray:
-    """Dataset gripper (1 open .. 0 closed) to the environment's command: -1 open, +1 close."""
-    return -np.sign(2.0 * np.asarray(gripper) - 1.0)
+def gripper_to_env(gripper: np.ndarray, convention: str) -> np.ndarray:
+    """Dataset gripper (1 open .. 0 closed) to the robot's command.
+
+    libero: -1 open, +1 close. simpler: +1 open, -1 close. continuous: as it is.
+    """
+    if convention == "continuous":
+        return np.asarray(gripper)
+    opened = np.sign(2.0 * np.asarray(gripper) - 1.0)
+    return opened if convention == "simpler" else -opened
 
 
-def gripper_to_dataset(command: np.ndarray) -> np.ndarray:
-    """Inverse of `gripper_to_env` for the commands -1 and +1."""
-    return (1.0 - np.asarray(command)) / 2.0
+def gripper_to_dataset(command: np.ndarray, convention: str) -> np.ndarray:
+    """Inverse of `gripper_to_env` for the commands -1 and +1 (continuous: for any)."""
+    if convention == "continuous":
+        return np.asarray(command)
+    opened = np.asarray(command) if convention == "simpler" else -np.asarray(command)
+    return (1.0 + opened) / 2.0
 
 
-def tokens_to_env_actions(tokens: np.ndarray, quantiles: Quantiles, n_bins: int) -> np.ndarray:
-    """Tokens (..., A) to environment actions float64 (..., A); the last dimension is the gripper.
+@dataclass(frozen=True)
+class ActionCodec:
+    """Between the policy's choices and the robot's actions (..., A); the gripper comes last.
 
     The policy decodes the gripper in [-1, 1] where the dataset has 0..1: like the reference,
     unmasked dimensions are read as they are.
     """
-    actions = quantiles.unnormalise(decode_tokens(tokens, n_bins))
-    actions[..., -1] = gripper_to_env(actions[..., -1])
-    return actions
 
+    bounds: NormBounds
+    n_bins: int
+    gripper: str
 
-def env_actions_to_tokens(actions: np.ndarray, quantiles: Quantiles, n_bins: int) -> np.ndarray:
-    """Inverse of `tokens_to_env_actions` up to bin width: (..., A) to int64 tokens."""
-    dataset = np.array(actions, dtype=np.float64)
-    dataset[..., -1] = gripper_to_dataset(dataset[..., -1])
-    return encode_actions(quantiles.normalise(dataset), n_bins)
+    def to_env(self, choices: np.ndarray) -> np.ndarray:
+        """Choices to environment actions, float64: integers are tokens, floats normalised."""
+        is_token = np.issubdtype(choices.dtype, np.integer)
+        normalised = decode_tokens(choices, self.n_bins) if is_token else choices
+        actions = self.bounds.unnormalise(np.asarray(normalised, dtype=np.float64))
+        actions[..., -1] = gripper_to_env(actions[..., -1], self.gripper)
+        return actions
+
+    def to_normalised(self, actions: np.ndarray) -> np.ndarray:
+        """Inverse of `to_env` for normalised choices; a binarised gripper comes back as 0 or 1."""
+        dataset = np.array(actions, dtype=np.float64)
+        dataset[..., -1] = gripper_to_dataset(dataset[..., -1], self.gripper)
+        return self.bounds.normalise(dataset)
+
+    def to_tokens(self, actions: np.ndarray) -> np.ndarray:
+        """Inverse of `to_env` for tokens, up to bin width: int64."""
+        return encode_actions(self.to_normalised(actions), self.n_bins)

@@ -1,155 +1,252 @@
-"""The published model folder: config, safetensors (single or sharded), proprio projector.
+"""Loading and saving the published model folder.
 
-Keys are accounted for strictly: a folder that lacks, adds or re-shapes one tensor is refused.
+Keys are accounted for strictly: a folder that lacks, adds or re-shapes one tensor is refused
+before a weight is read. Weights then stream to their place one tensor at a time.
 """
 
-import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from agent.model.config import ModelFolderError, OpenVLAConfig
+from agent.model.config import OpenVLAConfig, read_json
+from agent.model.errors import ModelFolderError
+from agent.model.film import read_film_backbone, write_film_backbone
+from agent.model.folder import (
+    COMPONENTS,
+    INDEX_FILE,
+    SINGLE_FILE,
+    ModelFolder,
+    component_name,
+    read_component,
+    read_shapes,
+    stream_tensors,
+)
 from agent.model.openvla import OpenVLA
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-PROPRIO_PATTERN = "proprio_projector--*_checkpoint.pt"
-PROPRIO_PREFIX = "proprio_projector."
+SHARDS = "model-*.safetensors"
+HEADS = ("action_head", "proprio_projector")  # components that are modules of the same name
+NAMED_IN_ERRORS = 8  # keys
+STORED_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def read_config(folder: ModelFolder, architecture: dict[str, Any] | None = None) -> OpenVLAConfig:
+    """The config of a folder, completed by what its files show.
+
+    An action head makes it oft-l1; a proprio projector switches proprio on and gives its width;
+    a FiLM backbone switches FiLM on. config.json and then `architecture` have the last word.
+
+    Raises:
+        ModelFolderError: fields missing, impossible, or unknown.
+    """
+    stated = {**read_json(folder.path / "config.json"), **(architecture or {})}
+    shown: dict[str, Any] = {}
+    if "action_head" in folder.components:
+        shown["variant"] = "oft-l1"
+    if "noisy_action_projector" in folder.components and not stated.get("variant"):
+        raise ModelFolderError(
+            f"{folder.path} holds a diffusion head ({component_name('noisy_action_projector', '*')}"
+            "); it is not served. Use the L1 or the discrete checkpoint"
+        )
+    if "vision_backbone" in folder.components:
+        shown["use_film"] = True
+    if "proprio_projector" in folder.components:
+        shown["use_proprio"] = True
+        fc1 = read_component(folder.components["proprio_projector"]).get("fc1.weight")
+        if fc1 is not None and fc1.ndim == 2:
+            shown["proprio_dim"] = fc1.shape[1]
+    shown = {key: value for key, value in shown.items() if stated.get(key) in (None, "")}
+    try:
+        config = OpenVLAConfig.from_folder(folder.path, **{**shown, **(architecture or {})})
+        config.llama_config()
+    except ModelFolderError:
+        raise
+    except (TypeError, ValueError, AttributeError, StrictDataclassError) as error:
+        raise ModelFolderError(
+            f"{folder.path / 'config.json'} or the stated architecture holds a value of the wrong "
+            f"kind: {' '.join(str(error).split())}"
+        ) from error
+    return config
 
 
 def load_model(
-    folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu", **overrides: Any
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    **architecture: Any,
 ) -> OpenVLA:
-    """Load a published OpenVLA-OFT folder, weights cast to `dtype`, in eval mode.
+    """Load a published OpenVLA or OpenVLA-OFT folder, weights cast to `dtype`, in eval mode.
 
     Args:
-        folder: the model folder.
-        overrides: config fields that replace the file's (`num_images`, `keep_stop_token`, ...).
+        path: the model folder.
+        architecture: config fields that replace the file's (`variant`, `num_images`, ...).
 
     Raises:
-        ModelFolderError: files or keys missing, unexpected or mis-shaped.
+        ModelFolderError: files or keys missing, unexpected, mis-shaped, damaged or not finite.
     """
-    folder = Path(folder)
-    if any(folder.glob("vision_backbone--*_checkpoint.pt")):
-        raise ModelFolderError(f"{folder} holds a FiLM vision backbone, which is not supported")
-    config = OpenVLAConfig.from_folder(folder, **overrides)
-    with torch.device("meta"):
-        model = OpenVLA(config)
-    state = read_weights(folder)
-    if config.use_proprio:
-        state.update(read_proprio_projector(folder))
-    load_weights(model, {k: v.to(device=device, dtype=dtype) for k, v in state.items()})
+    folder = ModelFolder.open(Path(path))
+    config = read_config(folder, architecture)
+    model, components = check_folder(folder, config)
+    replaced = frozenset(components)
+    wanted = ((key, t) for key, t in stream_tensors(folder) if key not in replaced)
+    # Components first: they lie in host memory, which the shards then have to themselves.
+    _assign(model, components.items(), dtype, device)
+    components.clear()
+    _assign(model, wanted, dtype, device)
+    # Rotary frequencies are computed, not stored: rebuild them off the meta device.
+    rotary = LlamaRotaryEmbedding(model.config.llama_config()).to(device)
+    model.language_model.model.rotary_emb = rotary
     return model.eval()
 
 
-def load_weights(model: OpenVLA, state: dict[str, Tensor]) -> None:
-    """Make `state` the model's parameters; the model may live on the meta device.
+def check_folder(folder: ModelFolder, config: OpenVLAConfig) -> tuple[OpenVLA, dict[str, Tensor]]:
+    """Account for every tensor of a folder; the weights themselves are not read.
+
+    Returns:
+        the model on the meta device, and the tensors of the `.pt` files that the config uses,
+        under the model's key names. They replace those of the shards.
 
     Raises:
-        ModelFolderError: the keys or shapes are not exactly the model's.
+        ModelFolderError: files or keys missing, unexpected, mis-shaped or damaged.
     """
-    wanted = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    missing = sorted(set(wanted) - set(state))
-    unexpected = sorted(set(state) - set(wanted))
+    with torch.device("meta"):
+        model = OpenVLA(config)
+    components = _read_components(folder, config)
+    found = read_shapes(folder)
+    found.update({key: tuple(tensor.shape) for key, tensor in components.items()})
+    check_keys(model, found)
+    return model, components
+
+
+def check_keys(model: OpenVLA, found: dict[str, tuple[int, ...]]) -> None:
+    """Raises ModelFolderError unless `found` (key -> shape) is exactly what the model holds."""
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    missing = sorted(set(wanted) - set(found))
+    unexpected = sorted(set(found) - set(wanted))
     misshaped = [
-        f"{k}: expected {wanted[k]}, got {tuple(state[k].shape)}"
-        for k in sorted(set(wanted) & set(state))
-        if wanted[k] != tuple(state[k].shape)
+        f"{key}: expected {wanted[key]}, got {found[key]}"
+        for key in sorted(set(wanted) & set(found))
+        if wanted[key] != found[key]
     ]
     if missing or unexpected or misshaped:
         raise ModelFolderError(
             "the weights do not fit the config: "
-            f"{len(missing)} missing {missing[:8]}, {len(unexpected)} unexpected "
-            f"{unexpected[:8]}, {len(misshaped)} mis-shaped {misshaped[:8]}"
+            f"{len(missing)} missing {missing[:NAMED_IN_ERRORS]}, "
+            f"{len(unexpected)} unexpected {unexpected[:NAMED_IN_ERRORS]}, "
+            f"{len(misshaped)} mis-shaped {misshaped[:NAMED_IN_ERRORS]}. State the fields that "
+            "config.json lacks (architecture.*), or fetch the files of one revision"
         )
-    model.load_state_dict(state, assign=True)
-    # Rotary frequencies are computed, not stored: rebuild them off the meta device.
-    device = next(iter(state.values())).device
-    rotary = LlamaRotaryEmbedding(model.config.llama_config()).to(device)
-    model.language_model.model.rotary_emb = rotary
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Tensors of `model.safetensors`, or of every shard the index names.
-
-    Raises:
-        ModelFolderError: no weights, or the index disagrees with the shards.
-    """
-    if (folder / SINGLE_FILE).exists():
-        return load_file(folder / SINGLE_FILE)
-    if not (folder / INDEX_FILE).exists():
-        raise ModelFolderError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}")
-    index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-    weight_map: dict[str, str] = index["weight_map"]
-    state: dict[str, Tensor] = {}
-    for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard or not (folder / shard).exists():
-            raise ModelFolderError(f"{folder / INDEX_FILE} names {shard!r}, which is not there")
-        state.update(load_file(folder / shard))
-    if set(state) != set(weight_map):
-        differing = sorted(set(state) ^ set(weight_map))
-        raise ModelFolderError(f"{INDEX_FILE} and its shards differ in {differing[:8]}")
-    return state
+def _read_components(folder: ModelFolder, config: OpenVLAConfig) -> dict[str, Tensor]:
+    """Tensors of the `.pt` files that the config uses, under the model's key names."""
+    tensors: dict[str, Tensor] = {}
+    used = {"action_head": config.is_regression, "proprio_projector": config.use_proprio}
+    for component in HEADS:
+        if used[component]:
+            file = _component_file(folder, component)
+            stored = read_component(file)
+            tensors.update({f"{component}.{key}": value for key, value in stored.items()})
+    if config.use_film:
+        tensors.update(
+            read_film_backbone(read_component(_component_file(folder, "vision_backbone")))
+        )
+    return tensors
 
 
-def read_proprio_projector(folder: Path) -> dict[str, Tensor]:
-    """The proprio projector's tensors under the model's key names.
-
-    Raises:
-        ModelFolderError: not exactly one projector file.
-    """
-    files = sorted(folder.glob(PROPRIO_PATTERN))
-    if len(files) != 1:
+def _component_file(folder: ModelFolder, component: str) -> Path:
+    if component not in folder.components:
         raise ModelFolderError(
-            f"use_proprio needs exactly one {PROPRIO_PATTERN} in {folder}, got "
-            f"{[f.name for f in files]}"
+            f"the config needs {component_name(component, '*')} in {folder.path}; components "
+            f"there: {sorted(folder.components) or 'none'}"
         )
-    stored = torch.load(files[0], map_location="cpu", weights_only=True)
-    return {PROPRIO_PREFIX + k.removeprefix("module."): v for k, v in stored.items()}
+    return folder.components[component]
 
 
-def hash_folder(folder: Path) -> str:
-    """SHA-256 (hex) over the names and contents of all files that decide the policy's answers."""
-    patterns = ("*.json", "*.safetensors", "*_checkpoint.pt")
-    files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
-    if not files:
-        raise ModelFolderError(f"{folder} holds no model files")
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.name} {content}\n".encode())
-    return digest.hexdigest()
+def _assign(
+    model: OpenVLA, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, device: str
+) -> None:
+    """Make `tensors` the model's parameters; the model may live on the meta device."""
+    for key, tensor in tensors:
+        if tensor.dtype not in STORED_DTYPES:
+            raise ModelFolderError(
+                f"{key} is stored as {tensor.dtype}: quantised checkpoints are not read; use the "
+                f"published one in {', '.join(str(d) for d in STORED_DTYPES)}"
+            )
+        # The extremes carry any NaN and infinity, and need no tensor-sized intermediate.
+        if not all(bound.isfinite() for bound in torch.aminmax(tensor)):
+            raise ModelFolderError(
+                f"{key} holds NaN or infinity: the checkpoint is damaged; fetch it again, or take "
+                "an earlier training step"
+            )
+        # A copy in any case: the file stays mapped no longer than it is read.
+        placed = tensor.to(device=device, dtype=dtype, copy=True)
+        owner, _, leaf = key.rpartition(".")
+        module = model.get_submodule(owner)
+        setattr(module, leaf, torch.nn.Parameter(placed, requires_grad=False))
 
 
-def save_model(model: OpenVLA, folder: Path, step: int) -> None:
+def save_model(model: OpenVLA, path: Path, step: int, shard_bytes: int | None = None) -> None:
     """Write weights (bfloat16), config and statistics in the published layout.
 
     The tokenizer and the model card are written by whoever made them.
 
     Args:
-        step: training step, part of the proprio projector's published file name.
+        step: training step, part of the components' published file names.
+        shard_bytes: largest size of a weight file; None writes one file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
     config = model.config
-    _write_json(folder / "config.json", config.to_dict())
-    _write_json(folder / "dataset_statistics.json", config.norm_stats)
+    _write_json(path / "config.json", config.to_dict())
+    _write_json(path / "dataset_statistics.json", config.norm_stats)
+    stale = [*(component_name(name, "*") for name in COMPONENTS), SINGLE_FILE, INDEX_FILE, SHARDS]
+    for file in [file for pattern in stale for file in path.glob(pattern)]:
+        file.unlink()
     state = {
-        k: v.detach().to("cpu", torch.bfloat16).contiguous()
-        for k, v in sorted(model.state_dict().items())
+        key: tensor.detach().to("cpu", torch.bfloat16).contiguous()
+        for key, tensor in sorted(model.state_dict().items())
     }
-    proprio = {k: state.pop(k) for k in list(state) if k.startswith(PROPRIO_PREFIX)}
-    save_file(state, folder / SINGLE_FILE, metadata={"format": "pt"})
-    for stale in folder.glob(PROPRIO_PATTERN):
-        stale.unlink()
-    if proprio:
-        published = {"module." + k.removeprefix(PROPRIO_PREFIX): v for k, v in proprio.items()}
-        torch.save(published, folder / PROPRIO_PATTERN.replace("*", str(step)))
+    for component in HEADS:
+        prefix = f"{component}."
+        part = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
+        _write_component(
+            path, component, step, {f"module.{k.removeprefix(prefix)}": v for k, v in part.items()}
+        )
+    if config.use_film:
+        _write_component(path, "vision_backbone", step, write_film_backbone(state))
+        state = {key: tensor for key, tensor in state.items() if ".film." not in key}
+    _write_shards(path, state, shard_bytes)
+
+
+def _write_component(path: Path, component: str, step: int, tensors: dict[str, Tensor]) -> None:
+    if tensors:
+        torch.save(tensors, path / component_name(component, step))
+
+
+def _write_shards(path: Path, state: dict[str, Tensor], shard_bytes: int | None) -> None:
+    metadata = {"format": "pt"}
+    if shard_bytes is None:
+        save_file(state, path / SINGLE_FILE, metadata=metadata)
+        return
+    shards: list[dict[str, Tensor]] = [{}]
+    for key, tensor in state.items():
+        held = sum(t.nbytes for t in shards[-1].values())
+        if shards[-1] and held + tensor.nbytes > shard_bytes:
+            shards.append({})
+        shards[-1][key] = tensor
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        name = SHARDS.replace("*", f"{number:05d}-of-{len(shards):05d}")
+        save_file(shard, path / name, metadata=metadata)
+        weight_map.update(dict.fromkeys(shard, name))
+    total = sum(tensor.nbytes for tensor in state.values())
+    _write_json(path / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -12,55 +12,25 @@ from typing import Any, Literal
 
 from transformers import LlamaConfig
 
+from agent.model.errors import ModelFolderError
+from agent.model.towers import PUBLISHED_TOWERS, TowerConfig, parse_tower
 
-class ModelFolderError(ValueError):
-    """A model folder or its config cannot be used; the message names the field and the way out."""
-
-
-@dataclass(frozen=True)
-class TowerConfig:
-    """Geometry of one vision tower.
-
-    `depth` counts the stored blocks; the last one is stored but never run. `registers` counts
-    DINOv2 register tokens (a SigLIP tower has none, and no cls token either).
-    """
-
-    kind: Literal["dinov2", "siglip"]
-    dim: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    patch_size: int
-    registers: int = 0
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("dinov2", "siglip"):
-            raise ModelFolderError(f"vision_towers.kind must be dinov2 or siglip, got {self.kind}")
-        if self.dim % self.heads:
-            raise ModelFolderError(
-                f"vision_towers: dim {self.dim} is not divisible by heads {self.heads}"
-            )
-        if self.depth < 2:
-            raise ModelFolderError(
-                f"vision_towers.depth must be at least 2 (the last block never runs), got "
-                f"{self.depth}"
-            )
-        if self.kind == "siglip" and self.registers:
-            raise ModelFolderError("vision_towers: a siglip tower has no registers")
-
-
-PUBLISHED_TOWERS = {
-    "vit_large_patch14_reg4_dinov2": TowerConfig("dinov2", 1024, 24, 16, 4096, 14, registers=4),
-    "vit_so400m_patch14_siglip_224": TowerConfig("siglip", 1152, 27, 16, 4304, 14),
+VARIANTS = ("openvla", "oft-l1", "oft-discrete")
+CHOICES = {
+    "variant": VARIANTS,
+    "greedy_range": ("bins", "vocabulary"),
+    "norm_bounds": ("q99", "minmax"),
+    "gripper": ("libero", "simpler", "continuous"),
+    "image_pipeline": ("bicubic", "jpeg-lanczos-crop"),
 }
 
 
 @dataclass(frozen=True)
 class OpenVLAConfig:
-    """Everything the architecture depends on.
+    """Everything the computation depends on.
 
     The first block holds published fields. The second holds extension fields, absent from
-    published configs; their defaults describe the published single-image LIBERO fine-tunes.
+    published configs: whoever loads a published folder states those that the files do not show.
     """
 
     text_config: dict[str, Any]
@@ -79,18 +49,63 @@ class OpenVLAConfig:
     hf_llm_id: str = "meta-llama/Llama-2-7b-hf"
     llm_max_length: int = 2048
 
+    variant: str = ""
+    """openvla: causal, one token after another. oft-l1: parallel, actions by regression.
+    oft-discrete: parallel, one token per action dimension."""
     vision_towers: tuple[TowerConfig, ...] = ()
     num_images: int = 1
     use_proprio: bool = False
     proprio_dim: int = 8
+    use_film: bool = False
+    """The instruction modulates every vision block (FiLM)."""
     chunk_size: int = 8
     action_dim: int = 7
     keep_stop_token: bool = True
     """True: moojink and SimpleVLA-RL append STOP after the placeholders. False: RLinf."""
+    greedy_range: str = "bins"
+    """What a greedy token is chosen among. vocabulary: as openvla and openvla-oft do, an id
+    outside the action bins counts as the nearest bin."""
+    laplace_scale: float = 0.05
+    """oft-l1: spread of sampled actions around the head's, in normalised units, at T = 1."""
+    norm_bounds: str = "q99"
+    """Statistics that map to [-1, 1]: 1% and 99% quantiles, or minimum and maximum (ALOHA)."""
+    gripper: str = "libero"
+    """libero: closed is +1, binarised. simpler: open is +1, binarised. continuous: as it is."""
+    image_pipeline: Literal["bicubic", "jpeg-lanczos-crop"] = "bicubic"
+    center_crop: bool = False
+    rotate_180: bool = False
     empty_token: str = "▁"
     """Vocabulary entry that must end a prompt; the first action's logits are read there."""
 
     def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ModelFolderError(
+                    f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                    + (_WHICH_VARIANT if name == "variant" else "")
+                )
+        self._check_vision()
+        for name in ("num_images", "proprio_dim", "chunk_size", "action_dim"):
+            if getattr(self, name) < 1:
+                raise ModelFolderError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.n_action_bins < 2:
+            raise ModelFolderError(f"n_action_bins must be at least 2, got {self.n_action_bins}")
+        if self.action_vocab_start < 0:
+            raise ModelFolderError(
+                f"n_action_bins {self.n_action_bins} exceeds the unpadded vocabulary "
+                f"{self.action_vocab_end}"
+            )
+        if not self.laplace_scale > 0:
+            raise ModelFolderError(f"laplace_scale must be > 0, got {self.laplace_scale}")
+        extras = (self.num_images != 1, self.use_proprio, self.use_film, self.chunk_size != 1)
+        if self.is_autoregressive and any(extras):
+            raise ModelFolderError(
+                "variant openvla has one image, chunk_size 1, no proprio and no FiLM; got "
+                f"num_images {self.num_images}, chunk_size {self.chunk_size}, use_proprio "
+                f"{self.use_proprio}, use_film {self.use_film}"
+            )
+
+    def _check_vision(self) -> None:
         if not self.use_fused_vision_backbone:
             raise ModelFolderError("use_fused_vision_backbone must be true: one tower is untested")
         if len(self.image_sizes) != 2 or self.image_sizes[0] != self.image_sizes[1]:
@@ -113,11 +128,16 @@ class OpenVLAConfig:
                 )
         if len({tower.patch_size for tower in self.towers}) != 1:
             raise ModelFolderError("vision_towers must share one patch_size")
-        if self.action_vocab_start < 0:
-            raise ModelFolderError(
-                f"n_action_bins {self.n_action_bins} exceeds the unpadded vocabulary "
-                f"{self.action_vocab_end}"
-            )
+
+    @property
+    def is_autoregressive(self) -> bool:
+        """Tokens are generated one after another under a causal mask."""
+        return self.variant == "openvla"
+
+    @property
+    def is_regression(self) -> bool:
+        """Actions come from the L1 head; there are no action tokens."""
+        return self.variant == "oft-l1"
 
     @property
     def towers(self) -> tuple[TowerConfig, ...]:
@@ -146,7 +166,7 @@ class OpenVLAConfig:
 
     @property
     def action_tokens(self) -> int:
-        """K * A, the number of placeholder positions."""
+        """K * A, the number of action positions."""
         return self.chunk_size * self.action_dim
 
     @property
@@ -170,16 +190,17 @@ class OpenVLAConfig:
         return int(self.llama_config().eos_token_id)
 
     def llama_config(self) -> LlamaConfig:
-        """The language model's config, attention bidirectional."""
+        """The language model's config; attention is bidirectional unless autoregressive."""
         text = {k: v for k, v in self.text_config.items() if k not in ("torch_dtype", "dtype")}
         text["pad_token_id"] = self.pad_token_id
-        return LlamaConfig(**text, is_causal=False, attn_implementation="sdpa")
+        return LlamaConfig(**text, is_causal=self.is_autoregressive, attn_implementation="sdpa")
 
     def sequence_length(self, prompt_length: int) -> int:
         """Positions the language model sees for a prompt of `prompt_length` tokens."""
         vision = self.num_images * self.patches_per_image
-        tail = self.action_tokens + int(self.keep_stop_token)
-        return prompt_length + vision + int(self.use_proprio) + tail
+        # The last of several generated tokens is never fed back.
+        last = -1 if self.is_autoregressive else int(self.keep_stop_token)
+        return prompt_length + vision + int(self.use_proprio) + self.action_tokens + last
 
     def to_dict(self) -> dict[str, Any]:
         """The config as `config.json` holds it."""
@@ -204,6 +225,7 @@ class OpenVLAConfig:
         unknown = sorted(set(overrides) - names)
         if unknown:
             raise ModelFolderError(f"unknown model override {unknown}; known: {sorted(names)}")
+        _check_types(overrides)
         chosen = {k: v for k, v in {**values, **overrides}.items() if k in names}
         required = ("text_config", "timm_model_ids", "image_sizes", "pad_token_id")
         missing = [k for k in (*required, "pad_to_multiple_of") if chosen.get(k) is None]
@@ -215,40 +237,56 @@ class OpenVLAConfig:
             if name in chosen:
                 chosen[name] = tuple(chosen[name])
         chosen["vision_towers"] = tuple(
-            t if isinstance(t, TowerConfig) else _parse_tower(t)
+            t if isinstance(t, TowerConfig) else parse_tower(t)
             for t in chosen.get("vision_towers", ())
         )
+        if chosen.get("variant") == "openvla":
+            chosen.setdefault("chunk_size", 1)
         return cls(**chosen)
 
     @classmethod
     def from_folder(cls, folder: Path, **overrides: Any) -> "OpenVLAConfig":
-        """Read `config.json` and let `dataset_statistics.json`, if there, update `norm_stats`.
+        """Read `config.json`; `dataset_statistics.json`, if there, replaces its `norm_stats`.
+
+        A fine-tune's config still lists the data sets of its base.
 
         Raises:
             ModelFolderError: no config.json, not JSON, or impossible values.
         """
-        values = _read_json(folder / "config.json")
+        values = read_json(folder / "config.json")
         statistics = folder / "dataset_statistics.json"
         if statistics.exists():
-            values["norm_stats"] = {**(values.get("norm_stats") or {}), **_read_json(statistics)}
+            values["norm_stats"] = read_json(statistics)
         return cls.from_dict(values, **overrides)
 
 
-def _parse_tower(values: dict[str, Any]) -> TowerConfig:
-    try:
-        return TowerConfig(**values)
-    except TypeError as error:
-        raise ModelFolderError(f"vision_towers entry {values}: {error}") from error
+_WHICH_VARIANT = (
+    ". config.json does not tell a causal OpenVLA from a discrete OpenVLA-OFT: state "
+    "architecture.variant (model.architecture.variant of a run; --set variant=... of "
+    "`perennial model`)"
+)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _check_types(overrides: dict[str, Any]) -> None:
+    """A number in quotes must not get as far as the network."""
+    for name, value in overrides.items():
+        default = getattr(OpenVLAConfig, name, None)
+        kinds = (int, float) if isinstance(default, float) else (type(default),)
+        if isinstance(default, bool | int | float | str) and type(value) not in kinds:
+            raise ModelFolderError(
+                f"{name}: expected {kinds[-1].__name__}, e.g. {default!r}, got {value!r}"
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder. Raises ModelFolderError."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelFolderError(
-            f"{path} does not exist: expected an OpenVLA-OFT folder with config.json"
+            f"{path} does not exist: expected an OpenVLA folder with config.json"
         ) from error
-    except json.JSONDecodeError as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelFolderError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ModelFolderError(f"{path} must hold a JSON object, got {type(values).__name__}")

@@ -7,67 +7,28 @@ zero gradients for ever.
 """
 
 import json
-import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from agent.model.adapter_config import AdapterError, LoraSpec
 from agent.model.openvla import OpenVLA
 
 VISION_SUFFIXES = ("proj", "qkv", "fc1", "fc2", "q", "kv", "fc3")
 LLAMA_SUFFIXES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TARGET_SUFFIXES = {*VISION_SUFFIXES, *LLAMA_SUFFIXES, "lm_head"}
+OUTSIDE_LORA = ("proprio_projector.", "action_head.")
+"""Small modules of their own that are trained whole, and share the towers' layer names."""
 KEY_PREFIX = "base_model.model."
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-
-
-class AdapterError(ValueError):
-    """An adapter does not fit the model; the message names tensor, expected and got."""
-
-
-@dataclass(frozen=True)
-class LoraSpec:
-    """The part of adapter_config.json that decides what the tensors mean."""
-
-    rank: int
-    alpha: float
-    use_rslora: bool = False
-
-    @property
-    def scale(self) -> float:
-        """Factor on B A x: alpha / r, or alpha / sqrt(r) for rsLoRA."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "LoraSpec":
-        """Parse adapter_config.json content.
-
-        Raises:
-            AdapterError: not LoRA, or a variant this code would compute wrongly.
-        """
-        if values.get("peft_type") != "LORA":
-            raise AdapterError(f"adapter peft_type must be LORA, got {values.get('peft_type')!r}")
-        variants = ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
-        unsupported = [name for name in variants if values.get(name)]
-        if values.get("bias", "none") != "none":
-            unsupported.append("bias")
-        if values.get("modules_to_save"):
-            unsupported.append("modules_to_save")
-        if unsupported:
-            raise AdapterError(f"adapter uses {unsupported}; only plain LoRA can be served")
-        rank, alpha = values.get("r"), values.get("lora_alpha")
-        if not isinstance(rank, int) or rank < 1:
-            raise AdapterError(f"adapter rank r must be a positive integer, got {rank!r}")
-        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise AdapterError(f"adapter lora_alpha must be a finite number, got {alpha!r}")
-        return cls(rank, float(alpha), bool(values.get("use_rslora", False)))
+PICKLE_NAME = "adapter_model.bin"
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def lora_targets(model: OpenVLA) -> list[str]:
@@ -77,7 +38,7 @@ def lora_targets(model: OpenVLA) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
         and name.rsplit(".", 1)[-1] in TARGET_SUFFIXES
-        and not name.startswith("proprio_projector.")
+        and not name.startswith(OUTSIDE_LORA)
         and not is_dead(model, name)
     ]
 
@@ -136,17 +97,27 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], LoraSpec]:
     """Tensors and spec of a PEFT folder.
 
     Raises:
-        AdapterError: a file is missing or malformed.
+        AdapterError: a file is missing, malformed, truncated, or a pickle.
     """
+    config, weights = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+    if not weights.exists() and (folder / PICKLE_NAME).exists():
+        raise AdapterError(
+            f"{folder / PICKLE_NAME} is a pickle, which can run any code when it is read: where "
+            f"you trust it, let PEFT load it and save_pretrained() write {WEIGHTS_NAME}"
+        )
     try:
-        values = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS_NAME)
+        values = json.loads(config.read_text(encoding="utf-8"))
+        tensors = load_file(weights)
     except OSError as error:
         raise AdapterError(
             f"{folder} must hold {CONFIG_NAME} and {WEIGHTS_NAME}: {error}"
         ) from error
     except ValueError as error:
-        raise AdapterError(f"{folder / CONFIG_NAME} is not JSON: {error}") from error
+        raise AdapterError(f"{config} is not JSON: {error}") from error
+    except SafetensorError as error:
+        raise AdapterError(f"{weights} is truncated or no safetensors file: {error}") from error
+    if not isinstance(values, dict):
+        raise AdapterError(f"{config} must hold a JSON object, got {type(values).__name__}")
     return tensors, LoraSpec.from_dict(values)
 
 
@@ -167,15 +138,16 @@ def load_lora_weights(peft_model: PeftModel, tensors: dict[str, Tensor]) -> None
 
 
 def pair_adapter_tensors(
-    model: OpenVLA, targets: list[str], tensors: dict[str, Tensor]
+    model: OpenVLA, targets: list[str], tensors: dict[str, Tensor], spec: LoraSpec | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Adapter tensors as {module: (A, B)}, exactly one pair a target.
+    """Adapter tensors as {module: (A, B)}, at most one pair a target.
 
-    Pairs of dead modules and PEFT's copy of `lm_head.base_layer.weight` are dropped: foreign
-    trainers write both, and neither can change an action.
+    Only a target that `spec` does not name may lack its pair. Foreign trainers also write pairs
+    of dead modules, which are dropped, and copies of base weights (PEFT's
+    `lm_head.base_layer.weight`), which are dropped where they are this model's own.
 
     Raises:
-        AdapterError: missing, unknown or non-finite tensors.
+        AdapterError: missing, unknown or non-finite tensors, or the copy of another base.
     """
     pairs: dict[str, dict[str, Tensor]] = {name: {} for name in targets}
     unknown = []
@@ -183,15 +155,50 @@ def pair_adapter_tensors(
         name = key.removeprefix(KEY_PREFIX)
         module, _, part = name.partition(".lora_")
         if module in pairs and part in ("A.weight", "B.weight"):
+            _check_values(key, tensor)
             pairs[module][part[0]] = tensor
-            if not torch.isfinite(tensor).all():
-                raise AdapterError(f"adapter tensor {key} holds NaN or infinity")
-        elif not (is_dead(model, module) or name.endswith(".base_layer.weight")):
+        elif not (is_dead(model, module) or _is_base_copy(model, name, tensor)):
             unknown.append(key)
-    missing = [name for name, pair in pairs.items() if set(pair) != {"A", "B"}]
+    missing = [
+        name
+        for name, pair in pairs.items()
+        if set(pair) != {"A", "B"} and (pair or spec is None or spec.targets.name(name))
+    ]
     if missing or unknown:
         raise AdapterError(
             f"adapter does not fit the model: {len(missing)} modules lack lora_A or lora_B "
             f"{missing[:6]}, {len(unknown)} unknown tensors {unknown[:6]}"
         )
-    return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
+    found = {name: (pair["A"], pair["B"]) for name, pair in pairs.items() if pair}
+    if not found:
+        raise AdapterError("adapter does not fit the model: it adapts none of its live modules")
+    return found
+
+
+def _check_values(key: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FLOATS:
+        raise AdapterError(f"adapter tensor {key} must be floating point, got {tensor.dtype}")
+    if not torch.isfinite(tensor).all():
+        raise AdapterError(f"adapter tensor {key} holds NaN or infinity")
+
+
+def _is_base_copy(model: OpenVLA, name: str, tensor: Tensor) -> bool:
+    """Whether `name` is a base weight saved along. Raises AdapterError if it is another base's."""
+    owner, _, leaf = name.replace(".base_layer.", ".").rpartition(".")
+    modules = dict(model.named_modules())
+    if owner not in modules:
+        return False
+    module = getattr(modules[owner], "base", modules[owner])  # below a slot layer
+    weight = getattr(module, leaf, None)
+    if not isinstance(weight, Tensor):
+        return False
+    copy = tensor.to(weight.device)
+    # Either may have been rounded to the other's type.
+    if copy.shape == weight.shape and (
+        torch.equal(copy.to(weight.dtype), weight) or torch.equal(copy, weight.to(copy.dtype))
+    ):
+        return True
+    raise AdapterError(
+        f"adapter stores {name}, which differs from this model's: it was trained on another base, "
+        "or trained that layer whole; serve it on its own base, merged"
+    )

@@ -91,6 +91,7 @@ def build_nano_config(
             "llm_backbone_id": "nano",
             "hf_llm_id": "none",
             "llm_max_length": 256,
+            "variant": "oft-discrete",
             "num_images": num_images,
             "use_proprio": use_proprio,
             "chunk_size": chunk_size,

@@ -1,8 +1,9 @@
-"""OpenVLA-OFT with discrete action tokens, decoded in parallel (Kim et al., 2025).
+"""The OpenVLA family: causal OpenVLA (Kim et al., 2024) and OpenVLA-OFT (Kim et al., 2025).
 
-The sequence is [BOS][patches of every image][proprio][rest of the prompt ... empty token]
-[K * A zero embeddings][STOP, if kept], attention is full in both directions, and the logits of
-action token i are read one position before its placeholder.
+Parallel variants read [BOS][patches of every image][proprio][rest of the prompt ... empty token]
+[K * A zero embeddings][STOP, if kept] with full attention in both directions; what belongs to
+action position i is read one position before its placeholder. The causal variant reads
+[BOS][patches][rest of the prompt ... empty token][tokens so far].
 """
 
 from typing import NamedTuple
@@ -14,19 +15,22 @@ from transformers import LlamaModel
 
 from agent.model.config import OpenVLAConfig
 from agent.model.projector import FusedProjector, ProprioProjector
+from agent.model.regression import RegressionHead
 from agent.model.vision import VisionBackbone
 
 
 class ActionOutput(NamedTuple):
-    """One forward pass.
+    """One forward pass. One of the first two is there: logits, or the means of a regression.
 
     Attributes:
         logits_BKAV: float32 (B, K, A, V) over the action bins, V ascending in token id.
-        hidden_BKAH: (B, K, A, H) final-norm hidden states the logits were read from;
+        means_BKA: float32 (B, K, A), normalised actions.
+        hidden_BKAH: (B, K, A, H) final-norm hidden states that the above were read from;
             `hidden_BKAH[:, 0, 0]` is h0, the state a value head reads.
     """
 
-    logits_BKAV: Tensor
+    logits_BKAV: Tensor | None
+    means_BKA: Tensor | None
     hidden_BKAH: Tensor
 
 
@@ -61,6 +65,9 @@ class OpenVLA(nn.Module):
         self.proprio_projector = (
             ProprioProjector(config.proprio_dim, llm_dim) if config.use_proprio else None
         )
+        self.action_head = (
+            RegressionHead(llm_dim, config.action_dim) if config.is_regression else None
+        )
         self.stop_token_id = config.stop_token_id
 
     def forward(
@@ -69,8 +76,9 @@ class OpenVLA(nn.Module):
         pixel_values_BNCHW: Tensor,
         proprio_BP: Tensor | None = None,
         attention_mask_BL: Tensor | None = None,
+        tokens_BKA: Tensor | None = None,
     ) -> ActionOutput:
-        """Score every action bin of the chunk.
+        """Score every action bin of the chunk, or regress the chunk.
 
         Args:
             input_ids_BL: int64 (B, L), column 0 BOS and last column the empty token. Shorter
@@ -80,68 +88,106 @@ class OpenVLA(nn.Module):
                 config has `use_proprio`.
             attention_mask_BL: (B, L), 0 on pads; None when no row is padded, which keeps the
                 faster attention kernels usable.
+            tokens_BKA: int64 action bins 0..V-1 whose probabilities are asked for; the causal
+                variant needs them, for each is conditioned on those before it.
 
         Raises:
             ValueError: a shape does not fit the config.
         """
-        self._check_shapes(input_ids_BL, pixel_values_BNCHW, proprio_BP)
-        prefix = self.projector(self.vision_backbone(pixel_values_BNCHW))
-        if self.proprio_projector is not None:
-            prefix = torch.cat([prefix, self.proprio_projector(proprio_BP)], dim=1)
-        embeds = self._assemble(input_ids_BL, prefix)
-        mask, positions = self._extend_mask(attention_mask_BL, prefix.shape[1])
-        hidden = self.language_model.model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state
-        first = input_ids_BL.shape[1] + prefix.shape[1] - 1
-        hidden = hidden[:, first : first + self.config.action_tokens]
+        hidden = self.hidden_states(
+            input_ids_BL, pixel_values_BNCHW, proprio_BP, attention_mask_BL, tokens_BKA
+        )
         chunk = (self.config.chunk_size, self.config.action_dim)
-        return ActionOutput(
-            self._action_logits(hidden).float().unflatten(1, chunk), hidden.unflatten(1, chunk)
-        )
+        hidden = hidden[:, : self.config.action_tokens]
+        hidden_BKAH = hidden.unflatten(1, chunk)
+        if self.action_head is not None:
+            return ActionOutput(None, full_precision(self.action_head(hidden_BKAH)), hidden_BKAH)
+        return ActionOutput(self.action_logits(hidden).unflatten(1, chunk), None, hidden_BKAH)
 
-    def _assemble(self, input_ids: Tensor, prefix: Tensor) -> Tensor:
-        embed_tokens = self.language_model.model.embed_tokens
-        prompt = embed_tokens(input_ids)
-        batch, _, dim = prompt.shape
-        parts = [
-            prompt[:, :1],
-            prefix.to(prompt.dtype),
-            prompt[:, 1:],
-            prompt.new_zeros(batch, self.config.action_tokens, dim),
-        ]
-        if self.config.keep_stop_token:
-            parts.append(embed_tokens(input_ids.new_full((batch, 1), self.stop_token_id)))
-        return torch.cat(parts, dim=1)
+    def hidden_states(
+        self,
+        input_ids_BL: Tensor,
+        pixel_values_BNCHW: Tensor,
+        proprio_BP: Tensor | None = None,
+        attention_mask_BL: Tensor | None = None,
+        tokens_BKA: Tensor | None = None,
+    ) -> Tensor:
+        """Final-norm states (B, positions, H) from the empty token to the last position.
 
-    def _extend_mask(
-        self, mask: Tensor | None, prefix_length: int
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Widen a prompt mask to the sequence; positions count the tokens that are there."""
-        if mask is None:
-            return None, None
-        tail = self.config.action_tokens + int(self.config.keep_stop_token)
-        batch = len(mask)
-        full = torch.cat(
-            [
-                mask[:, :1],
-                mask.new_ones(batch, prefix_length),
-                mask[:, 1:],
-                mask.new_ones(batch, tail),
-            ],
-            dim=1,
-        )
-        return full, (full.long().cumsum(1) - 1).clamp(min=0)
+        Arguments as `forward`. The first K * A predict the action; with STOP kept the next one
+        predicts STOP, and the last is STOP's own.
+        """
+        self.check_inputs(input_ids_BL, pixel_values_BNCHW, proprio_BP)
+        self._check_tokens(input_ids_BL, tokens_BKA)
+        prefix = self.embed_prefix(input_ids_BL, pixel_values_BNCHW, proprio_BP, attention_mask_BL)
+        tail = self._embed_tail(input_ids_BL, tokens_BKA)
+        mask, positions = _extend_mask(attention_mask_BL, prefix.shape[1], tail.shape[1])
+        hidden = self.language_model.model(
+            inputs_embeds=torch.cat([self.embed_prompt(input_ids_BL, prefix), tail], dim=1),
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[:, input_ids_BL.shape[1] + prefix.shape[1] - 1 :]
 
-    def _action_logits(self, hidden: Tensor) -> Tensor:
+    def embed_prefix(
+        self, input_ids: Tensor, pixels: Tensor, proprio: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """Patch embeddings of every image, then the robot's state: (B, prefix, H)."""
+        language = self._mean_prompt(input_ids, mask) if self.config.use_film else None
+        prefix = self.projector(self.vision_backbone(pixels, language))
+        if self.proprio_projector is not None:
+            prefix = torch.cat([prefix, self.proprio_projector(proprio)], dim=1)
+        return prefix
+
+    def embed_prompt(self, input_ids: Tensor, prefix: Tensor) -> Tensor:
+        """[BOS][prefix][rest of the prompt] as embeddings (B, positions, H)."""
+        prompt = self.language_model.model.embed_tokens(input_ids)
+        return torch.cat([prompt[:, :1], prefix.to(prompt.dtype), prompt[:, 1:]], dim=1)
+
+    def action_logits(self, hidden: Tensor) -> Tensor:
+        """(B, positions, H) -> float32 (B, positions, V) over the action bins."""
         start, stop = self.config.action_vocab_start, self.config.action_vocab_end
         head = self.language_model.lm_head
         if hasattr(head, "rows"):
-            return head.rows(hidden, start, stop)
+            return full_precision(head.rows(hidden, start, stop))
         # PEFT's wrapper computes the whole vocabulary; its adapter has no row restriction.
-        return head(hidden)[..., start:stop]
+        return full_precision(head(hidden)[..., start:stop])
 
-    def _check_shapes(self, input_ids: Tensor, pixels: Tensor, proprio: Tensor | None) -> None:
+    def greedy_ids(self, hidden: Tensor) -> Tensor:
+        """(B, positions, H) -> the likeliest token ids among `config.greedy_range`, int64."""
+        if self.config.greedy_range == "bins":
+            return self.action_logits(hidden).argmax(-1) + self.config.action_vocab_start
+        return self.language_model.lm_head(hidden).argmax(-1)
+
+    def _embed_tail(self, input_ids: Tensor, tokens: Tensor | None) -> Tensor:
+        """What follows the prompt: given tokens but the last, or placeholders and STOP."""
+        embed_tokens = self.language_model.model.embed_tokens
+        if self.config.is_autoregressive:
+            assert tokens is not None
+            return embed_tokens(tokens.flatten(1)[:, :-1] + self.config.action_vocab_start)
+        weight = embed_tokens.weight
+        tail = weight.new_zeros(len(input_ids), self.config.action_tokens, weight.shape[1])
+        if not self.config.keep_stop_token:
+            return tail
+        return torch.cat([tail, embed_tokens(self._stop_ids(input_ids))], dim=1)
+
+    def _stop_ids(self, input_ids: Tensor) -> Tensor:
+        return input_ids.new_full((len(input_ids), 1), self.stop_token_id)
+
+    def _mean_prompt(self, input_ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Mean embedding of the prompt's tokens and STOP, pads left out: (B, H)."""
+        if self.config.keep_stop_token:
+            input_ids = torch.cat([input_ids, self._stop_ids(input_ids)], dim=1)
+            mask = None if mask is None else torch.cat([mask, mask[:, :1]], dim=1)
+        embeddings = self.language_model.model.embed_tokens(input_ids)
+        if mask is None:
+            return embeddings.mean(1)
+        weights = mask.to(embeddings.dtype).unsqueeze(-1)
+        return (embeddings * weights).sum(1) / weights.sum(1)
+
+    def check_inputs(self, input_ids: Tensor, pixels: Tensor, proprio: Tensor | None) -> None:
+        """Raises ValueError for a shape that does not fit the config."""
         config = self.config
         batch, size = len(input_ids), config.image_size
         expected = (batch, config.num_images, 6, size, size)
@@ -156,3 +202,35 @@ class OpenVLA(nn.Module):
             raise ValueError(
                 f"proprio: expected {(batch, config.proprio_dim)}, got {tuple(proprio.shape)}"
             )
+
+    def _check_tokens(self, input_ids: Tensor, tokens: Tensor | None) -> None:
+        config = self.config
+        expected = (len(input_ids), config.chunk_size, config.action_dim)
+        if config.is_autoregressive and (tokens is None or tuple(tokens.shape) != expected):
+            raise ValueError(
+                f"tokens: the causal variant needs {expected}, got "
+                f"{'none' if tokens is None else tuple(tokens.shape)}; to generate them, use "
+                "autoregressive.generate"
+            )
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """At least float32: what probabilities are computed in, whatever the weights' type."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def nearest_bins(ids: Tensor, config: OpenVLAConfig) -> Tensor:
+    """Token ids to action bins 0..V-1; ids outside them count as the nearest."""
+    return (ids - config.action_vocab_start).clamp(0, config.n_action_bins - 1)
+
+
+def _extend_mask(
+    mask: Tensor | None, prefix_length: int, tail_length: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Widen a prompt mask to the sequence; positions count the tokens that are there."""
+    if mask is None:
+        return None, None
+    ones = mask.new_ones(len(mask), prefix_length + tail_length)
+    parts = [mask[:, :1], ones[:, :prefix_length], mask[:, 1:], ones[:, prefix_length:]]
+    full = torch.cat(parts, dim=1)
+    return full, (full.long().cumsum(1) - 1).clamp(min=0)

@@ -1,48 +1,15 @@
-"""Observations to model inputs: pixels and prompt ids."""
+"""Instructions to prompt ids."""
 
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from agent.model.config import ModelFolderError, OpenVLAConfig
+from agent.model.config import OpenVLAConfig
+from agent.model.errors import ModelFolderError
 
 PROMPT_TEMPLATE = "In: What action should the robot take to {task}?\nOut:"
-CHANNEL_MEAN = torch.tensor([0.485, 0.456, 0.406, 0.5, 0.5, 0.5])
-CHANNEL_STD = torch.tensor([0.229, 0.224, 0.225, 0.5, 0.5, 0.5])
-
-
-def images_to_pixels(images: np.ndarray, size: int) -> Tensor:
-    """Camera images to pixel values.
-
-    Args:
-        images: uint8 (..., H, W, 3), upright as the policy was trained on.
-        size: side of the model's input [pixels]; other sizes are resized first (bicubic with
-            antialiasing, rounded back to 8 bits, as RLinf's preprocessing does).
-
-    Returns:
-        float32 (..., 6, size, size): channels 0..2 with ImageNet statistics for DINOv2, 3..5
-        scaled to [-1, 1] for SigLIP.
-
-    Raises:
-        ValueError: not uint8 or not (..., H, W, 3).
-    """
-    if images.dtype != np.uint8 or images.ndim < 3 or images.shape[-1] != 3:
-        raise ValueError(
-            f"images: expected uint8 (..., H, W, 3), got {images.dtype} {images.shape}"
-        )
-    lead = images.shape[:-3]
-    flat = torch.from_numpy(images.astype(np.float32)).reshape(-1, *images.shape[-3:])
-    pixels = flat.permute(0, 3, 1, 2).contiguous()
-    if pixels.shape[-2:] != (size, size):
-        pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
-        pixels = pixels.round().clamp(0, 255)
-    six = (pixels / 255.0).repeat(1, 2, 1, 1)
-    normalised = (six - CHANNEL_MEAN.view(6, 1, 1)) / CHANNEL_STD.view(6, 1, 1)
-    return normalised.reshape(*lead, 6, size, size)
 
 
 def append_empty_token(ids: list[int], empty_token_id: int) -> list[int]:
@@ -76,11 +43,25 @@ class PromptEncoder:
         path = Path(folder) / "tokenizer.json"
         if not path.exists():
             raise ModelFolderError(f"{path} does not exist: the model folder needs a tokenizer")
-        self.tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises no narrower type
+            raise ModelFolderError(
+                f"{path} is no tokenizer: {error}; copy it from the published checkpoint"
+            ) from error
         self.config = config
         empty = self.tokenizer.token_to_id(config.empty_token)
         if empty is None:
-            raise ModelFolderError(f"{path} lacks the empty token {config.empty_token!r}")
+            raise ModelFolderError(
+                f"{path} lacks the empty token {config.empty_token!r}; copy the file from the "
+                "published checkpoint"
+            )
+        largest = max(self.tokenizer.get_vocab().values())
+        if largest >= config.text_config["vocab_size"]:
+            raise ModelFolderError(
+                f"{path} has ids up to {largest}, text_config.vocab_size is "
+                f"{config.text_config['vocab_size']}: it belongs to another model"
+            )
         self.empty_token_id = empty
         self.unknown_token_id = self.tokenizer.token_to_id("<unk>")
         self._cache: dict[str, list[int]] = {}

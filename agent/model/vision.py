@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agent.model.config import OpenVLAConfig, TowerConfig
+from agent.model.config import OpenVLAConfig
+from agent.model.towers import TowerConfig
 
 LAYER_NORM_EPS = 1e-6
 
@@ -69,10 +70,31 @@ class LayerScale(nn.Module):
         return tokens * self.scale_factor
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block; DINOv2 scales both residual branches."""
+class Film(nn.Module):
+    """Feature-wise linear modulation by the instruction (Perez et al., 2018; OpenVLA-OFT+).
 
-    def __init__(self, tower: TowerConfig) -> None:
+    One gain and one offset per channel, the same for every token: x (1 + scale(l)) + shift(l).
+    """
+
+    def __init__(self, language_dim: int, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Linear(language_dim, dim)
+        self.shift = nn.Linear(language_dim, dim)
+
+    def forward(self, tokens: Tensor, language: Tensor) -> Tensor:
+        """(N, tokens, dim) and the mean prompt embedding (N, language_dim) -> (N, tokens, dim)."""
+        return tokens * (1 + self.scale(language)[:, None]) + self.shift(language)[:, None]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; DINOv2 scales both residual branches.
+
+    Args:
+        film_dim: width of the instruction's embedding, 0 without FiLM. The modulation sits
+            between the attention and the MLP.
+    """
+
+    def __init__(self, tower: TowerConfig, film_dim: int) -> None:
         super().__init__()
         scaled = tower.kind == "dinov2"
         self.norm1 = nn.LayerNorm(tower.dim, eps=LAYER_NORM_EPS)
@@ -81,10 +103,13 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(tower.dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(tower.dim, tower.mlp_dim)
         self.ls2 = LayerScale(tower.dim) if scaled else nn.Identity()
+        self.film = Film(film_dim, tower.dim) if film_dim else None
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(N, tokens, dim) -> (N, tokens, dim)."""
+    def forward(self, tokens: Tensor, language: Tensor | None) -> Tensor:
+        """(N, tokens, dim) -> (N, tokens, dim); `language` (N, film_dim) is there with FiLM."""
         tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
+        if self.film is not None:
+            tokens = self.film(tokens, language)
         return tokens + self.ls2(self.mlp(self.norm2(tokens)))
 
 
@@ -104,7 +129,7 @@ class StoredAttentionPool(nn.Module):
 class VisionTower(nn.Module):
     """One ViT. Position embeddings are added to the patches only, prefix tokens have none."""
 
-    def __init__(self, tower: TowerConfig, patches: int) -> None:
+    def __init__(self, tower: TowerConfig, patches: int, film_dim: int) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(tower)
         self.pos_embed = nn.Parameter(torch.zeros(1, patches, tower.dim))
@@ -117,16 +142,16 @@ class VisionTower(nn.Module):
                 self.prefix_names.append("reg_token")
         else:
             self.attn_pool = StoredAttentionPool(tower)
-        self.blocks = nn.ModuleList(Block(tower) for _ in range(tower.depth))
+        self.blocks = nn.ModuleList(Block(tower, film_dim) for _ in range(tower.depth))
         self.norm = nn.LayerNorm(tower.dim, eps=LAYER_NORM_EPS)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, language: Tensor | None) -> Tensor:
         """(N, 3, H, W) -> (N, patches, dim), the second-to-last block's output."""
         patches = self.patch_embed(pixels) + self.pos_embed
         prefix = [getattr(self, name).expand(len(pixels), -1, -1) for name in self.prefix_names]
         tokens = torch.cat([*prefix, patches], dim=1)
         for block in list(self.blocks)[:-1]:
-            tokens = block(tokens)
+            tokens = block(tokens, language)
         return tokens[:, tokens.shape[1] - patches.shape[1] :]
 
 
@@ -136,16 +161,21 @@ class VisionBackbone(nn.Module):
     def __init__(self, config: OpenVLAConfig) -> None:
         super().__init__()
         dino, siglip = config.towers
-        self.featurizer = VisionTower(dino, config.patches_per_image)
-        self.fused_featurizer = VisionTower(siglip, config.patches_per_image)
+        film_dim = config.llama_config().hidden_size if config.use_film else 0
+        self.featurizer = VisionTower(dino, config.patches_per_image, film_dim)
+        self.fused_featurizer = VisionTower(siglip, config.patches_per_image, film_dim)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, language: Tensor | None = None) -> Tensor:
         """(B, images, 6, H, W) -> (B, images * patches, dino dim + siglip dim).
 
-        Channels 0..2 carry DINOv2's normalisation, 3..5 SigLIP's.
+        Channels 0..2 carry DINOv2's normalisation, 3..5 SigLIP's. `language` (B, llm dim) is the
+        mean prompt embedding, needed with FiLM.
         """
         flat = pixel_values.flatten(0, 1)
+        if language is not None:
+            language = language.repeat_interleave(pixel_values.shape[1], dim=0)
         features = torch.cat(
-            [self.featurizer(flat[:, :3]), self.fused_featurizer(flat[:, 3:])], dim=-1
+            [self.featurizer(flat[:, :3], language), self.fused_featurizer(flat[:, 3:], language)],
+            dim=-1,
         )
         return features.view(len(pixel_values), -1, features.shape[-1])

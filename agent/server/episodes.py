@@ -246,7 +246,7 @@ class Episodes:
             step_index=act.step_index,
             images=act.images if episode.keep_images else {},
             proprio=act.proprio,
-            tokens_KA=result.tokens_KA,
+            choices_KA=result.choices_KA,
             logprobs_KA=result.logprobs_KA,
             actions_KA=result.actions_KA,
             version=meta.version,

@@ -63,7 +63,7 @@ def make_policy(config: PolicyConfig) -> Policy:
     """The policy that the config names. Raises ConfigError if its files cannot be used."""
     if config.kind == "noop":
         return NoopPolicy(cameras=tuple(config.cameras), adapter_slots=config.adapter_slots)
-    from agent.vla_policy import load_vla_policy
+    from agent.vla_loading import load_vla_policy
 
     return load_vla_policy(config)
 

@@ -22,6 +22,7 @@ settings (Hydra overrides; configs/run.yaml has all of them):
   seed=0                     everything random derives from it
   run_dir=runs/NAME          where the run lives; the same folder again resumes it
   budget=demo|smoke|eval     how long to train and how much to evaluate
+  algorithm=grpo-nano|ppo-nano   how to learn; there are more in configs/algorithm
   model=nano-tabletop        the policy to start from; model.model_dir=FOLDER for your own
   learner.algorithm.learning_rate=0.001   any setting of a process, by section
 """

@@ -85,9 +85,12 @@ def _compose(overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    # The algorithm is the learner's own group; here it is chosen as the run's other groups are.
+    short, full = "algorithm=", "algorithm@learner.algorithm="
+    settings = [full + o.removeprefix(short) if o.startswith(short) else o for o in overrides]
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = compose("run", list(overrides))
+            config = compose("run", settings)
         tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         known = _flat_keys(OmegaConf.to_container(_defaults()))

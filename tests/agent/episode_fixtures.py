@@ -63,7 +63,7 @@ def make_chunk(step_index: int, image_size: int = 8, seed: int = 0) -> ChunkReco
         step_index=step_index,
         images={"agentview": pixels[0], "wrist": pixels[1]} if image_size else {},
         proprio=rng.standard_normal(PROPRIO_DIM, np.float32),
-        tokens_KA=rng.integers(0, 256, (CHUNK_STEPS, ACTION_DIM), np.int32),
+        choices_KA=rng.integers(0, 256, (CHUNK_STEPS, ACTION_DIM), np.int32),
         logprobs_KA=-rng.random((CHUNK_STEPS, ACTION_DIM), np.float32),
         actions_KA=rng.standard_normal((CHUNK_STEPS, ACTION_DIM), np.float32),
         version="base",

@@ -1,62 +1,31 @@
 """The agent as a process: one-line errors, readiness, a clean stop, and no orphan."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from process_fixtures import COMMAND, ROOT, agent_process, wait_for_endpoints
 from server_fixtures import start_own
 
 from agent.wire.messages import EpisodeEnd, EpisodeStart, Hello, Status
 from agent.wire.sockets import DealerClient
 
-ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "agent"]
 NONE_EXECUTED = np.zeros(0, np.uint8)
 
 
-def run_agent(*arguments: str) -> subprocess.CompletedProcess:
+def run_agent(
+    *arguments: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    command = [*COMMAND, *arguments]
     return subprocess.run(
-        [*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
-
-
-@contextmanager
-def agent_process(folder: Path, *overrides: str):
-    config = folder / "agent.yaml"
-    config.write_text("tasks: {own: {instruction: go}}\npolicy: {kind: noop}\n", encoding="utf-8")
-    arguments = [
-        f"--config={config}",
-        f"state_dir={folder}/agent",
-        f"adapters_dir={folder}/adapters",
-        f"robots_endpoint=ipc://{folder}/r.sock",
-        f"operator_endpoint=ipc://{folder}/o.sock",
-        *overrides,
-    ]
-    process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(10)
-        process.stderr.close()
-
-
-def wait_for_endpoints(folder: Path, process: subprocess.Popen) -> dict[str, str]:
-    path = folder / "agent" / "endpoints.json"
-    deadline_s = time.monotonic() + 30
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
-    return json.loads(path.read_text())
 
 
 @pytest.mark.slow
@@ -80,6 +49,18 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, arguments, text):
     assert text in done.stderr
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_missing_compiler_is_one_line(tmp_path):
+    done = run_agent(
+        "policy.compile=true",
+        f"state_dir={tmp_path}/agent",
+        environment={**os.environ, "CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "policy.compile=false" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ def episodes(draw: st.DrawFn) -> Episode:
             step_index=t,
             images=draw(st.dictionaries(st.sampled_from(["agentview", "wrist"]), image)),
             proprio=floats(P),
-            tokens_KA=draw(hnp.arrays(np.int32, (K, A))),
+            choices_KA=draw(hnp.arrays(np.int32, (K, A))),
             logprobs_KA=floats(K, A),
             actions_KA=floats(K, A),
             version=draw(text),
@@ -218,8 +218,8 @@ NAN = np.full((4, 3), np.nan, np.float32)
         {"proprio": np.full(5, np.inf, np.float32)},
         {"logprobs_KA": NAN},
         {"actions_KA": NAN},
-        {"tokens_KA": np.zeros((4, 3), np.int64)},
-        {"tokens_KA": np.zeros((4, 2), np.int32)},
+        {"choices_KA": np.zeros((4, 3), np.int64)},
+        {"choices_KA": np.zeros((4, 2), np.int32)},
     ],
 )
 def test_a_chunk_that_no_episode_can_hold_is_refused(changes: dict[str, object]) -> None:

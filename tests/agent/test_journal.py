@@ -87,7 +87,7 @@ def test_many_interleaved_episodes_each_keep_their_own_chunks(journal: Journal) 
     for i, row in enumerate(rows):
         chunks = read_episode(journal.payload(row)).chunks
         for t, chunk in enumerate(chunks):
-            assert np.array_equal(chunk.tokens_KA, make_chunk(t, seed=i).tokens_KA)
+            assert np.array_equal(chunk.choices_KA, make_chunk(t, seed=i).choices_KA)
 
 
 def test_episodes_without_images(journal: Journal) -> None:

@@ -7,11 +7,14 @@ import torch
 from model_fixtures import INSTRUCTIONS, STATS, random_inputs, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 
-from agent.model.checkpoint import hash_folder, load_model, save_model
-from agent.model.config import ModelFolderError, OpenVLAConfig
+from agent.model.checkpoint import load_model, save_model
+from agent.model.config import OpenVLAConfig
+from agent.model.errors import ModelFolderError
+from agent.model.folder import hash_folder
+from agent.model.images import images_to_pixels
 from agent.model.nano import build_nano_config, build_nano_tokenizer, init_nano
 from agent.model.openvla import OpenVLA
-from agent.model.processing import PromptEncoder, images_to_pixels, pad_prompts
+from agent.model.processing import PromptEncoder, pad_prompts
 
 
 @torch.no_grad()
@@ -150,10 +153,10 @@ def test_missing_folder_is_a_clear_error(tmp_path: Path) -> None:
         load_model(tmp_path / "nowhere")
 
 
-def test_statistics_file_updates_norm_stats(tmp_path: Path) -> None:
+def test_statistics_file_replaces_norm_stats(tmp_path: Path) -> None:
     save_model(tiny_model(), tmp_path, step=1)
     (tmp_path / "dataset_statistics.json").write_text('{"other": {"action": {}}}')
-    assert set(OpenVLAConfig.from_folder(tmp_path).norm_stats) == {"nano", "other"}
+    assert set(OpenVLAConfig.from_folder(tmp_path).norm_stats) == {"other"}
 
 
 def test_nano_token_ids_follow_the_published_derivation(tmp_path: Path) -> None:

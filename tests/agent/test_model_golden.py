@@ -11,14 +11,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from agent.model.actions import Quantiles, decode_tokens, encode_actions
+from agent.model.actions import ActionCodec, NormBounds, decode_tokens, encode_actions
+from agent.model.autoregressive import generate
 from agent.model.checkpoint import load_model
-from agent.model.config import OpenVLAConfig, TowerConfig
+from agent.model.config import OpenVLAConfig
+from agent.model.images import images_to_pixels
 from agent.model.lora import attach_lora, lora_targets, pair_adapter_tensors, read_adapter
 from agent.model.openvla import ActionOutput, OpenVLA
-from agent.model.processing import append_empty_token, images_to_pixels, pad_prompts
+from agent.model.processing import append_empty_token, pad_prompts
 from agent.model.sampling import sample_tokens, token_entropy, token_logprobs
 from agent.model.slots import SlotBank
+from agent.model.towers import TowerConfig
 
 pytestmark = pytest.mark.golden
 
@@ -29,13 +32,15 @@ TOWERS = (
 )
 EMPTY_TOKEN_ID = json.loads((GOLDEN / "prompt_ids.json").read_text())["special"]["empty"]
 OFT = load_file(GOLDEN / "cases_oft.safetensors")
+AR = load_file(GOLDEN / "cases_ar.safetensors")
 RL = load_file(GOLDEN / "cases_rl.safetensors")
 LORA = load_file(GOLDEN / "cases_lora.safetensors")
 
 
 def load(**overrides: object) -> OpenVLA:
     """The golden model in float32."""
-    return load_model(GOLDEN, vision_towers=TOWERS, **overrides)
+    stated = {"variant": "oft-discrete", "use_proprio": False, **overrides}
+    return load_model(GOLDEN, vision_towers=TOWERS, **stated)
 
 
 def read_image(name: str) -> np.ndarray:
@@ -51,8 +56,9 @@ def read_pixels(rows: list[list[int]]) -> Tensor:
 
 def actions_of(tokens: np.ndarray, config: OpenVLAConfig) -> np.ndarray:
     """Un-normalised actions of tokens 0..V-1, the gripper as the dataset has it."""
-    stats = Quantiles.from_stats(config.norm_stats, "libero_spatial")
-    return stats.unnormalise(decode_tokens(tokens, config.n_action_bins))
+    epsilon = 0.0 if config.is_autoregressive else 1e-8
+    bounds = NormBounds.from_stats(config.norm_stats, "libero_spatial", epsilon=epsilon)
+    return ActionCodec(bounds, config.n_action_bins, "continuous").to_env(tokens)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +67,7 @@ def actions_of(tokens: np.ndarray, config: OpenVLAConfig) -> np.ndarray:
 )
 @torch.no_grad()
 def test_oft_discrete_cases(case: str, images: list[int]) -> None:
-    model = load(num_images=len(images))
+    model = load(num_images=len(images), greedy_range="vocabulary")
     config = model.config
     ids = append_empty_token(OFT[f"{case}.input_ids"][0].tolist(), EMPTY_TOKEN_ID)
     assert config.sequence_length(len(ids)) == int(OFT[f"{case}.seq_len"])
@@ -72,7 +78,7 @@ def test_oft_discrete_cases(case: str, images: list[int]) -> None:
     torch.testing.assert_close(hidden, OFT[f"{case}.hidden_at_actions"], atol=1e-4, rtol=0)
     expected = OFT[f"{case}.logits_at_actions"][..., : config.n_action_bins]
     torch.testing.assert_close(output.logits_BKAV.flatten(1, 2), expected, atol=1e-3, rtol=0)
-    full = F.linear(hidden, model.language_model.lm_head.weight).argmax(-1)
+    full = model.greedy_ids(hidden)
     assert torch.equal(full, OFT[f"{case}.full_argmax"])
     tokens = (full[0] - config.action_vocab_start).numpy().reshape(8, 7)
     np.testing.assert_array_equal(
@@ -85,15 +91,79 @@ def test_oft_discrete_cases(case: str, images: list[int]) -> None:
     ("case", "images"), [("l1_2img_proprio", [0, 1]), ("l1_2img", [0, 1]), ("l1_1img", [0])]
 )
 @torch.no_grad()
-def test_oft_hidden_states_with_proprio(case: str, images: list[int]) -> None:
-    # The regression head is not built here, but what it reads is the same forward pass.
+def test_oft_regression_cases(case: str, images: list[int]) -> None:
     proprio = OFT.get(f"{case}.proprio")
-    model = load(num_images=len(images), use_proprio=proprio is not None)
+    model = load(variant="oft-l1", num_images=len(images), use_proprio=proprio is not None)
     ids = append_empty_token(OFT[f"{case}.input_ids"][0].tolist(), EMPTY_TOKEN_ID)
     proprio = None if proprio is None else proprio.float().view(1, -1)
     output = model(torch.tensor([ids]), read_pixels([images]), proprio)
     hidden = output.hidden_BKAH.flatten(1, 2)
     torch.testing.assert_close(hidden, OFT[f"{case}.hidden_at_actions"], atol=1e-4, rtol=0)
+    assert output.means_BKA is not None
+    means = output.means_BKA[0]
+    torch.testing.assert_close(means, OFT[f"{case}.normalized"].float(), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(
+        actions_of(means.numpy(), model.config), OFT[f"{case}.actions"], atol=1e-4, rtol=0
+    )
+
+
+def test_the_regression_head_is_found_without_being_named() -> None:
+    config = load_model(GOLDEN, vision_towers=TOWERS, num_images=2).config
+    assert (config.variant, config.use_proprio, config.proprio_dim) == ("oft-l1", True, 8)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", [0, 1, 2])
+def test_causal_cases(case: int) -> None:
+    model = load(variant="openvla", chunk_size=1, greedy_range="vocabulary")
+    config = model.config
+    ids = torch.tensor([append_empty_token(AR[f"ar{case}.input_ids"][0].tolist(), EMPTY_TOKEN_ID)])
+    pixels = read_pixels([[case]])
+    noise = torch.zeros(1, 1, config.action_dim, config.n_action_bins)
+
+    drawn = generate(model, ids, pixels, torch.zeros(1), noise)
+
+    tokens = drawn.tokens_BKA[0, 0]
+    assert torch.equal(tokens + config.action_vocab_start, AR[f"ar{case}.tokens"])
+    expected = AR[f"ar{case}.logits"][:, : config.n_action_bins]
+    torch.testing.assert_close(drawn.logits_BKAV[0, 0], expected, atol=1e-3, rtol=0)
+    np.testing.assert_array_equal(
+        actions_of(tokens.numpy(), config), AR[f"ar{case}.actions"].numpy()
+    )
+    # One forward over the finished tokens is what a learner scores with.
+    scored = model(ids, pixels, tokens_BKA=drawn.tokens_BKA)
+    torch.testing.assert_close(scored.logits_BKAV[0, 0], expected, atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
+def test_training_batch_and_its_loss() -> None:
+    model = load()
+    config = model.config
+    labels, mask = OFT["train.labels"], OFT["train.attention_mask"]
+    is_label = labels != -100
+    prompts = [
+        ids[row_mask & ~row_labels].tolist()
+        for ids, row_mask, row_labels in zip(OFT["train.input_ids"], mask, is_label, strict=True)
+    ]
+    ids, prompt_mask = pad_prompts(prompts, config.pad_token_id)
+    hidden = model.hidden_states(ids, read_pixels([[0], [1]]), None, prompt_mask)
+    hidden = hidden[:, : config.action_tokens + 1]  # the last of them predicts STOP
+    logits = model.language_model.lm_head(hidden)
+    for row in range(2):
+        torch.testing.assert_close(
+            hidden[row, : config.action_tokens],
+            OFT[f"train.hidden_at_actions.{row}"], atol=1e-4, rtol=0,
+        )  # fmt: skip
+        torch.testing.assert_close(
+            logits[row, :, config.action_vocab_start :],
+            OFT[f"train.logits_at_actions.{row}"], atol=1e-3, rtol=0,
+        )  # fmt: skip
+    targets = torch.stack([row[keep] for row, keep in zip(labels, is_label, strict=True)])
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(loss, OFT["train.loss"], atol=1e-4, rtol=0)
+    bounds_free = encode_actions(OFT["train.gt_actions.0"].numpy(), config.n_action_bins)
+    expected = targets[0, : config.action_tokens] - config.action_vocab_start
+    np.testing.assert_array_equal(bounds_free.flatten(), expected.numpy())
 
 
 @torch.no_grad()
@@ -183,7 +253,7 @@ def test_simplevla_left_padded_batch() -> None:
 
 
 def test_action_encoding_matches_the_reference() -> None:
-    config = OpenVLAConfig.from_folder(GOLDEN, vision_towers=TOWERS)
+    config = OpenVLAConfig.from_folder(GOLDEN, vision_towers=TOWERS, variant="oft-discrete")
     tokens = np.arange(1, config.n_action_bins)
     centres = decode_tokens(tokens, config.n_action_bins)
     np.testing.assert_array_equal(encode_actions(centres, config.n_action_bins), tokens)
@@ -248,6 +318,7 @@ def test_full_size_keys_and_shapes() -> None:
             "image_sizes": [224, 224],
             "pad_token_id": 32000,
             "pad_to_multiple_of": 64,
+            "variant": "oft-discrete",
         }
     )
     with torch.device("meta"):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_fixtures import train_fake_adapter
 from model_fixtures import random_inputs, tiny_model
 from peft import PeftModel
 
@@ -14,21 +15,8 @@ from agent.model.lora import (
     load_lora_weights,
     lora_targets,
     read_adapter,
-    save_adapter,
 )
 from agent.model.slots import SlotBank
-
-
-def train_fake_adapter(folder: Path, rank: int, alpha: float, seed: int) -> PeftModel:
-    """An adapter with all weights nonzero, saved to `folder`, on a fresh copy of the tiny model."""
-    torch.manual_seed(seed)
-    peft_model = attach_lora(tiny_model(), rank, alpha)
-    with torch.no_grad():
-        for parameter in peft_model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(0.0, 0.05)
-    save_adapter(peft_model, folder)
-    return peft_model
 
 
 def test_targets_are_the_live_published_modules() -> None:

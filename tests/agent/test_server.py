@@ -502,4 +502,4 @@ def test_evaluation_keeps_pixels_of_a_few_episodes_a_task(tmp_path):
             items += operator.request(FetchEpisodes(1, 10, 10.0)).items
         episodes = [read_episode(item.payload.tobytes()) for item in items]
     assert [bool(episode.chunks[0].images) for episode in episodes] == [True, False, False]
-    assert all(episode.chunks[0].tokens_KA.shape == (K, A) for episode in episodes)
+    assert all(episode.chunks[0].choices_KA.shape == (K, A) for episode in episodes)

@@ -13,7 +13,7 @@ from agent.model.checkpoint import save_model
 from agent.model.lora import attach_lora, save_adapter
 from agent.model.nano import build_nano_tokenizer, init_nano
 from agent.policy import ActRequest, AdapterUnusable, NoFreeSlot, UnknownInstruction
-from agent.vla_policy import load_vla_policy
+from agent.vla_loading import load_vla_policy
 from agent.wire.errors import ConfigError
 
 
@@ -67,7 +67,7 @@ def make_request(seed: int, **changes) -> ActRequest:
 
 
 def assert_same(left, right, atol=0.0):
-    np.testing.assert_array_equal(left.tokens_KA, right.tokens_KA)
+    np.testing.assert_array_equal(left.choices_KA, right.choices_KA)
     np.testing.assert_array_equal(left.actions_KA, right.actions_KA)
     np.testing.assert_allclose(left.logprobs_KA, right.logprobs_KA, atol=atol, rtol=0)
 
@@ -109,9 +109,9 @@ def test_noise_is_a_function_of_its_key(policy):
         policy.act([make_request(1, noise_key=key)])[0] for key in ((1, 2, 3), (1, 2, 3), (1, 2, 4))
     )
     assert_same(first, again)
-    assert (first.tokens_KA != other.tokens_KA).any()
+    assert (first.choices_KA != other.choices_KA).any()
     fresh = [policy.act([make_request(1, noise_key=None)])[0] for _ in range(2)]
-    assert (fresh[0].tokens_KA != fresh[1].tokens_KA).any()
+    assert (fresh[0].choices_KA != fresh[1].choices_KA).any()
     greedy = [policy.act([make_request(1, temperature=0.0, noise_key=None)])[0] for _ in range(2)]
     assert_same(*greedy)
 

@@ -7,11 +7,16 @@ import numpy as np
 import torch
 
 from agent.episode import ChunkRecord, EndRecord, Episode, EpisodeMeta
+from agent.model.action_scale import initial_scale
+from agent.model.autoregressive import generate
 from agent.model.config import OpenVLAConfig
+from agent.model.distributions import action_distribution
 from agent.model.nano import build_nano_config, build_nano_tokenizer, init_nano
-from agent.model.processing import PromptEncoder
-from agent.model.sampling import gumbel_noise, sample_tokens, token_logprobs
-from learner.policy import LoraPolicy
+from agent.model.openvla import ActionOutput
+from agent.model.policy_model import wrap_network
+from agent.model.processing import pad_prompts
+from agent.model.sampling import gumbel_noise, laplace_noise
+from learner.policy import LOG_SCALE, LoraPolicy
 
 torch.set_num_threads(1)  # threads that fight over few cores cost more than they bring
 
@@ -25,15 +30,18 @@ STATS = {
 }
 
 
-def micro_config(tokenizer) -> OpenVLAConfig:
+def micro_config(tokenizer, variant="oft-discrete") -> OpenVLAConfig:
     nano = build_nano_config(
         tokenizer, STATS, image_size=16, patch_size=8, n_action_bins=BINS, chunk_size=K
     )
     tower = {"dim": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
     text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
             "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
+    causal = {"num_images": 1, "use_proprio": False, "chunk_size": 1}
     return dataclasses.replace(
         nano,
+        variant=variant,
+        **(causal if variant == "openvla" else {}),
         vision_towers=tuple(dataclasses.replace(t, **tower) for t in nano.vision_towers),
         text_config={**nano.text_config, **text},
     )
@@ -45,17 +53,28 @@ def write_micro_tokenizer(folder):
     return tokenizer
 
 
-def micro_policy(folder, seed=0, rank=2) -> LoraPolicy:
+def micro_policy(
+    folder,
+    seed=0,
+    rank=2,
+    variant="oft-discrete",
+    learn_scale=False,
+    dtype=torch.float32,
+    recompute=False,
+) -> LoraPolicy:
     """A policy with a non-zero adapter."""
-    config = micro_config(write_micro_tokenizer(folder))
-    network = init_nano(config, seed).eval()
+    config = micro_config(write_micro_tokenizer(folder), variant)
+    network = init_nano(config, seed).eval().to(dtype)
     # A fresh head is all but uniform: sharpen it, so that actions carry information.
     with torch.no_grad():
         network.language_model.lm_head.weight.mul_(10)
-    policy = LoraPolicy(network, PromptEncoder(folder, config), "micro", rank, rank, seed)
+    model = wrap_network(network, folder, CAMERAS, "micro", base_sha256="0" * 64)
+    policy = LoraPolicy(model, rank, rank, seed, learn_scale, recompute)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
-        for parameter in policy.parameters.values():
+        for name, parameter in policy.parameters.items():
+            if name == LOG_SCALE:
+                continue  # episodes are played with the initial one
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     return policy
 
@@ -73,22 +92,45 @@ def play(policy, index, chunks=3, success=False, version="v00001-aaaaaaaaaaaa", 
         client_id="c", started_unix_s=1.0,
     )  # fmt: skip
     records = [act(policy, meta, step, rng) for step in range(chunks)]
-    executed = np.ones((chunks, K), dtype=np.uint8)
-    executed[-1, 1 + index % K :] = 0
+    chunk_steps = policy.network.config.chunk_size
+    executed = np.ones((chunks, chunk_steps), dtype=np.uint8)
+    executed[-1, 1 + index % chunk_steps :] = 0
     end = EndRecord("success" if success else "timeout", int(executed.sum()), executed, "", 2.0)
     return Episode(meta, records, dataclasses.replace(end, **changes))
 
 
 @torch.no_grad()
 def act(policy, meta, step, rng) -> ChunkRecord:
-    images = {name: rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for name in CAMERAS}
+    cameras = policy.model.cameras
+    images = {name: rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for name in cameras}
     proprio = rng.uniform(-1, 1, 8).astype(np.float32)
-    stacked = np.stack([images[name] for name in CAMERAS])[None]
-    logits = policy.logits(stacked, proprio[None], [meta.instruction])
-    noise = torch.from_numpy(gumbel_noise(0, meta.slot_index, step, (K, A, BINS)))[None]
-    tokens = sample_tokens(logits, meta.temperature, noise)
-    logprobs = token_logprobs(logits, tokens, meta.temperature)
+    stacked = np.stack([images[name] for name in cameras])[None]
+    choices, logprobs = draw(policy, meta, step, (stacked, proprio[None], [meta.instruction]))
     return ChunkRecord(
-        step, images, proprio, tokens[0].numpy().astype(np.int32),
-        logprobs[0].numpy(), np.zeros((K, A), dtype=np.float32), meta.version,
+        step, images, proprio, choices, logprobs, np.zeros(choices.shape, dtype=np.float32),
+        meta.version,
     )  # fmt: skip
+
+
+def draw(policy, meta, step, observation) -> tuple[np.ndarray, np.ndarray]:
+    """Choices and log-probabilities (K, A), drawn as the variant draws them."""
+    config, key = policy.network.config, (0, meta.slot_index, step)
+    if config.is_autoregressive:
+        images, _, instructions = observation
+        ids, _ = pad_prompts([policy.model.prompts.encode(i) for i in instructions], 0)
+        temperatures = torch.tensor([meta.temperature])
+        noise = torch.from_numpy(gumbel_noise(*key, (1, 1, A, BINS)))
+        dtype = next(policy.network.parameters()).dtype
+        pixels = policy.model.images.pixels(images).to(dtype)
+        drawn = generate(policy.network, ids, pixels, temperatures, noise)
+        output = ActionOutput(drawn.logits_BKAV, None, drawn.hidden_BKAH)
+        choices = drawn.tokens_BKA
+        distribution = action_distribution(output, meta.temperature)
+    else:
+        output = policy.forward(*observation, np.zeros(0))
+        scale = initial_scale(config) if config.is_regression else None
+        distribution = action_distribution(output, meta.temperature, scale)
+        noise = laplace_noise if config.is_regression else gumbel_noise
+        choices = distribution.sample(torch.from_numpy(noise(*key, distribution.noise_shape)))
+    kind = np.float32 if config.is_regression else np.int32
+    return choices[0].numpy().astype(kind), distribution.logprobs(choices)[0].numpy()

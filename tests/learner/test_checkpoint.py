@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -32,6 +34,15 @@ def test_what_is_saved_is_loaded(folder):
     assert torch.equal(loaded.adapter["a"], saved.adapter["a"])
     assert loaded.optimizer.keys() == saved.optimizer.keys()
     assert torch.equal(loaded.torch_rng, saved.torch_rng)
+
+
+def test_a_critic_is_kept_and_its_loss_is_noticed(folder):
+    saved = dataclasses.replace(checkpoint(), critic={"layers.0.weight": torch.ones(2, 2)})
+    name, sha256 = folder.save(saved)
+    assert torch.equal(folder.load(name, sha256).critic["layers.0.weight"], torch.ones(2, 2))
+    (folder.root / name / "critic.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="altered"):
+        folder.load(name, sha256)
 
 
 def test_equal_content_has_an_equal_hash_and_replaces_an_uncommitted_folder(folder):

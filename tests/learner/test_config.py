@@ -6,12 +6,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from learner.config import LearnerConfig
+from agent.wire.errors import ConfigError
+from learner.config import AlgorithmConfig, LearnerConfig, PpoConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("algorithm", ["grpo-nano", "grpo-7b", "sft-nano"])
+@pytest.mark.parametrize("algorithm", ["grpo-nano", "grpo-7b", "ppo-nano", "sft-nano"])
 def test_shipped_settings_fit_the_schema_key_by_key(algorithm):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         shipped = compose("learner", [f"algorithm={algorithm}"])
@@ -20,6 +21,37 @@ def test_shipped_settings_fit_the_schema_key_by_key(algorithm):
     assert set(shipped) == set(schema)
     assert set(shipped.algorithm) == set(schema.algorithm)
     assert set(shipped.evaluation) == set(schema.evaluation)
+
+
+def test_the_ppo_file_lists_every_ppo_setting():
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        shipped = compose("learner", ["algorithm=ppo-nano"])
+    assert set(shipped.algorithm.ppo) == set(PpoConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ppo": None}, "algorithm.ppo belongs to algorithm.method=ppo"),
+        ({"method": "grpo"}, "algorithm.ppo belongs to algorithm.method=ppo"),
+        ({"resample_degenerate": 2}, "resample_degenerate=0"),
+        ({"advantage_control": "permute_within_group"}, "advantage_control=none"),
+    ],
+)
+def test_ppo_settings_that_contradict_each_other_are_refused(change, message):
+    settings = {"method": "ppo", "ppo": PpoConfig(), **change}
+    with pytest.raises(ConfigError, match=message):
+        AlgorithmConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"gamma": 1.1}, {"gae_lambda": -0.1}, {"epochs": 0}, {"value_clip": 0}, {"huber_delta": 0},
+     {"value_lr": -1}, {"value_coef": -1}, {"hidden_sizes": [0]}],
+)  # fmt: skip
+def test_impossible_ppo_settings_are_refused_by_name(change):
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        PpoConfig(**change)
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from learner.loss import Clip, LossSums, grpo_loss
+from learner.loss import Clip, LossSums, grpo_loss, value_loss
 
 CLIP = Clip(0.2, 0.28)
 
@@ -112,3 +112,46 @@ def test_sums_of_micro_batches_equal_the_whole_batch():
     assert loss == pytest.approx(whole_loss.item())
     for name, value in whole.means().items():
         assert total.means()[name] == pytest.approx(value)
+
+
+def critic_loss(value, old, target, value_clip=0.2, huber_delta=10.0):
+    values = torch.tensor([value], dtype=torch.float64, requires_grad=True)
+    rest = (torch.tensor([x], dtype=torch.float64) for x in (old, target, 1.0))
+    loss = value_loss(values, *rest, value_clip, huber_delta)
+    loss.backward()
+    return loss.item(), values.grad.item()
+
+
+@pytest.mark.parametrize(
+    ("value", "old", "target", "loss", "gradient"),
+    [
+        (0.5, 0.5, 1.0, 0.125, -0.5),  # before the first step: half the squared error
+        (0.6, 0.5, 1.0, 0.08, -0.4),  # within the clip
+        (0.9, 0.5, 1.0, 0.045, 0.0),  # has moved by more than .2 towards the target: held at .7
+        (0.1, 0.5, 1.0, 0.405, -0.9),  # has moved away: pulled back
+        (0.9, 0.5, 0.6, 0.045, 0.3),  # beyond the target: pulled back
+    ],
+)
+def test_value_clipping_by_hand(value, old, target, loss, gradient):
+    assert critic_loss(value, old, target) == pytest.approx((loss, gradient))
+
+
+def test_huber_is_linear_beyond_its_delta():
+    # delta (|e| - delta / 2) = .1 * (.5 - .05)
+    assert critic_loss(0.5, 0.5, 1.0, huber_delta=0.1) == pytest.approx((0.045, -0.1))
+
+
+def test_value_gradient_equals_a_finite_difference():
+    g = torch.Generator().manual_seed(0)
+    values, old, returns = torch.randn(3, 12, generator=g, dtype=torch.float64)
+    weights = torch.rand(12, generator=g, dtype=torch.float64)
+    values.requires_grad_()
+    settings = (old, returns, weights, 0.2, 0.7)
+    value_loss(values, *settings).backward()
+    step = 1e-6
+    for index in range(12):
+        nudge = torch.zeros(12, dtype=torch.float64)
+        nudge[index] = step
+        up, down = (value_loss(values.detach() + s * nudge, *settings) for s in (1, -1))
+        slope = (up - down).item() / (2 * step)
+        assert values.grad[index].item() == pytest.approx(slope, abs=1e-7)

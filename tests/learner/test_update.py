@@ -9,15 +9,17 @@ from learner.advantages import normalise_group
 from learner.batch import Trajectory, build_samples
 from learner.checkpoint import load_optimizer_tensors, optimizer_tensors
 from learner.loss import Clip
+from learner.served import ServedLimits, ServedTrainedMismatch
 from learner.stopping import Stopped
-from learner.update import ServedTrainedMismatch, Updater, UpdateSettings, build_optimizer
+from learner.update import NonFiniteGradient, Updater, UpdateSettings, build_optimizer
 
+EXACT = ServedLimits(tolerance=1e-4, trusted=0.1, refused=1.0, weight_cap=2.0)
 SETTINGS = UpdateSettings(
     optimizer_steps=2,
     micro_batch=4,
     clip=Clip(0.2, 0.28),
     clip_norm=1.0,
-    logprob_tolerance=1e-4,
+    served=EXACT,
     seed=0,
 )
 
@@ -57,9 +59,9 @@ def test_dropped_and_masked_degenerate_groups_give_the_same_gradient(policy):
     degenerate = group_of(policy, [1, 1, 1], first=4)
     everyone = np.arange(7)
     updater = updater_for(policy)
-    updater.accumulate_gradient(build_samples(mixed, CAMERAS), everyone, verify=False)
+    updater.accumulate_gradient(build_samples(mixed, CAMERAS), everyone)
     dropped = gradient(policy).clone()
-    updater.accumulate_gradient(build_samples(mixed + degenerate, CAMERAS), everyone, verify=False)
+    updater.accumulate_gradient(build_samples(mixed + degenerate, CAMERAS), everyone)
     masked = gradient(policy)
     assert dropped.norm() > 1e-3
     assert (dropped - masked).abs().max() < 1e-6
@@ -68,25 +70,33 @@ def test_dropped_and_masked_degenerate_groups_give_the_same_gradient(policy):
 def test_the_denominator_counts_every_collected_trajectory(policy):
     samples = build_samples(group_of(policy, [1, 0, 0, 1]), CAMERAS)
     updater = updater_for(policy)
-    updater.accumulate_gradient(samples, np.arange(4), verify=False)
+    updater.accumulate_gradient(samples, np.arange(4))
     four = gradient(policy).clone()
-    updater.accumulate_gradient(samples, np.arange(8), verify=False)
+    updater.accumulate_gradient(samples, np.arange(8))
     torch.testing.assert_close(gradient(policy) * 2, four)
+
+
+def test_recomputed_activations_give_the_same_gradient(policy, tmp_path):
+    samples = build_samples(group_of(policy, [1, 0, 0, 1]), CAMERAS)
+    updater_for(policy).accumulate_gradient(samples, np.arange(4))
+    recomputing = micro_policy(tmp_path, recompute=True)
+    updater_for(recomputing).accumulate_gradient(samples, np.arange(4))
+    torch.testing.assert_close(gradient(recomputing), gradient(policy), atol=1e-7, rtol=0)
 
 
 def test_gradient_does_not_depend_on_the_micro_batch_size(policy):
     samples = build_samples(group_of(policy, [1, 0, 0, 1]), CAMERAS)
-    updater_for(policy).accumulate_gradient(samples, np.arange(4), verify=False)
+    updater_for(policy).accumulate_gradient(samples, np.arange(4))
     by_four = gradient(policy).clone()
     seven = dataclasses.replace(SETTINGS, micro_batch=7)
-    updater_for(policy, seven).accumulate_gradient(samples, np.arange(4), verify=False)
+    updater_for(policy, seven).accumulate_gradient(samples, np.arange(4))
     torch.testing.assert_close(gradient(policy), by_four, atol=1e-6, rtol=1e-4)
 
 
 def test_policy_gradient_equals_a_finite_difference_through_the_model(policy):
     samples = build_samples(group_of(policy, [1, 0, 0]), CAMERAS)
     updater = updater_for(policy)
-    updater.accumulate_gradient(samples, np.arange(3), verify=False)
+    updater.accumulate_gradient(samples, np.arange(3))
     direction = {
         name: torch.sign(p.grad) * (p.grad.abs() > 0) for name, p in policy.parameters.items()
     }
@@ -96,7 +106,7 @@ def test_policy_gradient_equals_a_finite_difference_through_the_model(policy):
         with torch.no_grad():
             for name, p in policy.parameters.items():
                 p.add_(direction[name] * step)
-        sums, _ = updater.accumulate_gradient(samples, np.arange(3), verify=False)
+        sums = updater.accumulate_gradient(samples, np.arange(3))
         with torch.no_grad():
             for name, p in policy.parameters.items():
                 p.sub_(direction[name] * step)
@@ -111,7 +121,7 @@ def test_an_update_makes_rewarded_actions_more_likely(policy):
     samples = build_samples(trajectories, CAMERAS)
     report = updater_for(policy, learning_rate=1e-3).run(samples, 4, update_id=1)
     assert report.first_clip_fraction == 0.0
-    assert report.logprob_difference_max <= 1e-4
+    assert report.agreement.largest <= 1e-4
     assert report.grad_norm > 0
     with torch.no_grad():
         change = policy.score(samples, np.arange(len(samples))).logprobs_BKA.numpy()
@@ -156,7 +166,16 @@ def test_samples_of_two_instructions_never_share_a_batch_and_still_verify(policy
         policy, [1, 0], first=2, instruction=INSTRUCTIONS[1]
     )
     report = updater_for(policy).run(build_samples(mixed, CAMERAS), 4, update_id=1)
-    assert report.logprob_difference_max <= 1e-4
+    assert report.agreement.largest <= 1e-4
+
+
+def test_a_gradient_that_is_not_finite_is_refused_before_its_step(policy):
+    samples = build_samples(group_of(policy, [1, 0]), CAMERAS)
+    spoilt = dataclasses.replace(samples, advantages_B=samples.advantages_B * np.float32(np.inf))
+    before = adapter_bytes(policy)
+    with pytest.raises(NonFiniteGradient, match="lower learning rate"):
+        updater_for(policy).run(spoilt, 2, update_id=1)
+    assert adapter_bytes(policy) == before
 
 
 def test_stop_is_honoured_between_micro_batches(policy):

@@ -18,8 +18,11 @@ STATS = {
 }
 
 
-def write_micro_model(folder: Path) -> None:
-    """A fresh OpenVLA-OFT, 16 wide, that knows the toy suite's instructions."""
+CAUSAL = {"num_images": 1, "use_proprio": False, "chunk_size": 1}
+
+
+def write_micro_model(folder: Path, variant: str = "oft-discrete") -> None:
+    """A fresh model, 16 wide, that knows the toy suite's instructions."""
     folder.mkdir()
     tokenizer = build_nano_tokenizer(list(toy.INSTRUCTIONS.values()), n_action_bins=16)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -31,6 +34,8 @@ def write_micro_model(folder: Path) -> None:
             "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
     config = dataclasses.replace(
         nano,
+        variant=variant,
+        **(CAUSAL if variant == "openvla" else {}),
         vision_towers=tuple(dataclasses.replace(t, **tower) for t in nano.vision_towers),
         text_config={**nano.text_config, **text},
     )

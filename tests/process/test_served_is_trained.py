@@ -22,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.episode import Episode, read_episode
-from agent.model.checkpoint import hash_folder
+from agent.model.folder import hash_folder
 from agent.model.lora import read_adapter
+from agent.model.policy_model import load_policy_model
 from agent.wire.messages import Order, Phase
 from agent.wire.sockets import DealerClient
 from deploy.local.settings import make_socket_folder, socket_folder
@@ -80,9 +81,8 @@ def assert_scored_as_served(run_dir: Path, episodes: dict[str, list[Episode]]) -
     """Recorded and recomputed agree under the version's adapter, but not without it."""
     settings = OmegaConf.load(run_dir / "config" / "learner.yaml")
     algorithm = settings.algorithm
-    policy = LoraPolicy.load(
-        run_dir.parent / "model", "micro", algorithm.lora_rank, algorithm.lora_alpha, seed=0
-    )
+    model = load_policy_model(str(run_dir.parent / "model"), {}, ["agentview", "wrist"], "micro")
+    policy = LoraPolicy(model, algorithm.lora_rank, algorithm.lora_alpha, seed=0)
     base = policy.adapter_tensors()
     for version, group in episodes.items():
         policy.load_adapter(read_adapter(run_dir / "adapters" / version)[0])

@@ -73,13 +73,16 @@ class Disturber:
             os.kill(pid, signal.SIGKILL)
 
 
-def finish_run(run_dir: Path, model_dir: Path, kills: Sequence[Kill] = ()) -> ToyRun:
+def finish_run(
+    run_dir: Path, model_dir: Path, kills: Sequence[Kill] = (), settings: Sequence[str] = ()
+) -> ToyRun:
     """Runs to the end under the supervisor, killing on the way.
 
     Raises AssertionError if the run was over before all kills were carried out, TimeoutError
     after `LIMIT_S`.
     """
-    config = compose_run([*SETTINGS, f"model.model_dir={model_dir}", f"run_dir={run_dir}"])
+    own = [f"model.model_dir={model_dir}", f"run_dir={run_dir}"]
+    config = compose_run([*SETTINGS, *settings, *own])
     folder = RunFolder(config.settings.run_dir)
     disturber = Disturber(folder.path, kills)
     with folder.lock(), folder.sockets():

@@ -1,0 +1,152 @@
+"""A model folder with everything between its network and a robot, as server and learner need it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agent.model.actions import ActionCodec, NormBounds, normalise_proprio
+from agent.model.checkpoint import load_model
+from agent.model.config import OpenVLAConfig, read_json
+from agent.model.errors import ModelFolderError
+from agent.model.folder import hash_folder
+from agent.model.images import ImagePipeline
+from agent.model.openvla import OpenVLA
+from agent.model.preprocessor import read_preprocessor
+from agent.model.processing import PromptEncoder
+
+NANO_FOLDER = Path(__file__).parents[1] / "assets" / "nano"
+
+
+@dataclass(frozen=True)
+class PolicyModel:
+    """A loaded checkpoint.
+
+    cameras: names of the network's images, in its order. base_sha256: identity of the base.
+    proprio: None for a policy that sees no robot state.
+    """
+
+    name: str
+    base_sha256: str
+    network: OpenVLA
+    prompts: PromptEncoder
+    images: ImagePipeline
+    actions: ActionCodec
+    proprio: NormBounds | None
+    cameras: tuple[str, ...]
+
+    @property
+    def config(self) -> OpenVLAConfig:
+        """The network's."""
+        return self.network.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def proprio_input(self, proprio_BP: np.ndarray) -> Tensor | None:
+        """Robot state in robot units to the network's input, float32 on its device."""
+        if self.proprio is None:
+            return None
+        return torch.from_numpy(normalise_proprio(proprio_BP, self.proprio)).to(self.device)
+
+
+def load_policy_model(
+    model_dir: str,
+    architecture: dict[str, Any],
+    cameras: Sequence[str],
+    unnorm_key: str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> PolicyModel:
+    """Load a model folder.
+
+    Args:
+        model_dir: "" is the nano model that comes along.
+        architecture: config fields that the folder's files do not show; None is unstated.
+        cameras: at least as many as the network has images; the first ones are used. Without
+            `num_images` in the config their number decides.
+        unnorm_key: whose statistics turn the network's output into robot units; "" takes the
+            only ones there are.
+
+    Raises:
+        ModelFolderError: the folder or a setting cannot be used.
+    """
+    folder = Path(model_dir) if model_dir else NANO_FOLDER
+    stated = {name: value for name, value in architecture.items() if value is not None}
+    shown = {*stated, *read_json(folder / "config.json")}
+    counted = {} if "num_images" in shown else {"num_images": len(cameras)}
+    network = load_model(folder, dtype, device, **stated, **counted)
+    return wrap_network(network, folder, cameras, unnorm_key, hash_folder(folder, stated))
+
+
+def wrap_network(
+    network: OpenVLA, folder: Path, cameras: Sequence[str], unnorm_key: str, base_sha256: str
+) -> PolicyModel:
+    """A network with the tokenizer and the preprocessor of `folder`; see `load_policy_model`."""
+    config = network.config
+    if len(cameras) < config.num_images:
+        raise ModelFolderError(
+            f"cameras: the model sees {config.num_images} images, got {list(cameras)}"
+        )
+    return PolicyModel(
+        name=folder.resolve().name,
+        base_sha256=base_sha256,
+        network=network,
+        prompts=PromptEncoder(folder, config),
+        images=image_pipeline(folder, config),
+        actions=ActionCodec(
+            norm_bounds(config, unnorm_key, "action"), config.n_action_bins, config.gripper
+        ),
+        proprio=norm_bounds(config, unnorm_key, "proprio") if config.use_proprio else None,
+        cameras=tuple(cameras[: config.num_images]),
+    )
+
+
+def image_pipeline(folder: Path, config: OpenVLAConfig) -> ImagePipeline:
+    """How the folder's images are prepared."""
+    return ImagePipeline(
+        config.image_size,
+        config.image_pipeline,
+        config.center_crop,
+        config.rotate_180,
+        read_preprocessor(folder, config.image_size),
+    )
+
+
+def norm_bounds(config: OpenVLAConfig, unnorm_key: str, modality: str) -> NormBounds:
+    """The bounds that map to [-1, 1]; as wide as the network's actions or state.
+
+    Raises:
+        ModelFolderError: unknown or ambiguous key, missing statistics, or another width.
+    """
+    keys = sorted(config.norm_stats)
+    if not unnorm_key:
+        if len(keys) != 1:
+            raise ModelFolderError(f"unnorm_key: the model has {keys or 'no statistics'}; name one")
+        unnorm_key = keys[0]
+    try:
+        # The causal OpenVLA divides by the plain span.
+        bounds = NormBounds.from_stats(
+            config.norm_stats, unnorm_key, modality, config.norm_bounds,
+            **({"epsilon": 0.0} if config.is_autoregressive else {}),
+        )  # fmt: skip
+    except KeyError as error:
+        raise ModelFolderError(f"unnorm_key: {error.args[0]}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelFolderError(
+            f"norm_stats of {unnorm_key!r}: {modality} is no table of statistics ({error}); fetch "
+            "dataset_statistics.json again"
+        ) from error
+    wanted = config.action_dim if modality == "action" else config.proprio_dim
+    if len(bounds.low) != wanted:
+        raise ModelFolderError(
+            f"norm_stats of {unnorm_key!r}: {modality} has {len(bounds.low)} dimensions, the "
+            f"config {wanted}; state {'action' if modality == 'action' else 'proprio'}_dim"
+        )
+    return bounds

@@ -1,0 +1,200 @@
+"""One PPO update of adapter and critic from one iteration's samples."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from agent.wire.messages import Outcome
+from learner.advantages import episode_advantages, explained_variance, normalise_batch
+from learner.batch import Samples, micro_batches
+from learner.config import PpoConfig
+from learner.critic import ValueHead
+from learner.loss import LossSums, grpo_loss, value_loss
+from learner.policy import LoraPolicy
+from learner.randomness import keyed_rng
+from learner.served import Agreement, ServedCheck, correct
+from learner.stopping import Stopped
+from learner.update import (
+    UpdateReport,
+    UpdateSettings,
+    clear_gradient,
+    clip_gradient,
+    float_tensor,
+)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Samples with normalised advantages; values before the update and lambda-returns, f64[B]."""
+
+    samples: Samples
+    values_B: np.ndarray
+    returns_B: np.ndarray
+
+    @property
+    def trained_rows(self) -> np.ndarray:
+        """Chunks with an executed action and a known advantage, i64."""
+        return np.flatnonzero(self.samples.mask_BK.any(axis=1))
+
+
+def judge(
+    samples: Samples, values_B: np.ndarray, outcomes: Mapping[int, str], ppo: PpoConfig
+) -> Judged:
+    """Advantages of all chunks from the critic's values and the episodes' ends.
+
+    Args:
+        outcomes: by trajectory index. The reward is 1 for a success, else 0.
+    """
+    advantages_B = np.zeros(len(samples))
+    mask_BK = samples.mask_BK.copy()
+    for index in np.unique(samples.trajectory_B):
+        rows = np.flatnonzero(samples.trajectory_B == index)
+        outcome = outcomes[int(index)]
+        advantages_B[rows], known = episode_advantages(
+            values_B[rows],
+            success=outcome == Outcome.SUCCESS,
+            cut_off=ppo.bootstrap_at_limit and outcome == Outcome.TIMEOUT,
+            gamma=ppo.gamma,
+            decay=ppo.gae_lambda,
+        )
+        mask_BK[rows[known:]] = 0.0
+    trained_B = mask_BK.any(axis=1)
+    normalised_B = np.zeros(len(samples))
+    normalised_B[trained_B] = normalise_batch(advantages_B[trained_B])
+    judged = replace(samples, advantages_B=normalised_B, mask_BK=mask_BK)
+    return Judged(judged, values_B, advantages_B + values_B)
+
+
+class PpoUpdater:
+    """One iteration's optimisation of `policy` and `critic`.
+
+    Each has its own learning rate and its gradient is clipped on its own: the critic's is far
+    larger at first and would shrink the policy's to nothing.
+    """
+
+    def __init__(
+        self,
+        policy: LoraPolicy,
+        critic: ValueHead,
+        optimizer: torch.optim.Optimizer,
+        settings: UpdateSettings,
+        ppo: PpoConfig,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.policy, self.critic, self.optimizer = policy, critic, optimizer
+        self.settings, self.ppo, self.should_stop = settings, ppo, should_stop
+
+    def run(
+        self, samples: Samples | None, outcomes: Mapping[int, str], update_id: int
+    ) -> UpdateReport:
+        """Judge all chunks, then take the optimiser steps; without any chunk, change nothing.
+
+        Raises:
+            ServedTrainedMismatch: before any weight is changed.
+            Stopped: the weights may have changed; resume from the last checkpoint.
+        """
+        if samples is None:
+            return UpdateReport({}, 0.0, 0.0, Agreement(), 0)
+        samples, values_B, agreement = self.evaluate(samples)
+        judged = judge(samples, values_B, outcomes, self.ppo)
+        total, value_total, norms, first_clip = LossSums(), 0.0, [], 0.0
+        minibatches = self._minibatches(judged.trained_rows, update_id)
+        for step, rows in enumerate(minibatches):
+            sums, value_part = self.accumulate_gradient(judged, rows)
+            norms.append(self._step())
+            total.add(sums)
+            value_total += value_part
+            if step == 0:
+                first_clip = sums.means()["clip_fraction"]
+        rows, steps = judged.trained_rows, max(len(minibatches), 1)
+        policy_loss, mean_value_loss = total.loss / steps, value_total / steps
+        policy_norm, value_norm = np.mean(norms, axis=0) if norms else (0.0, 0.0)
+        means = total.means() | {
+            "loss": policy_loss + self.ppo.value_coef * mean_value_loss,
+            "policy_loss": policy_loss,
+            "value_loss": mean_value_loss,
+            "value_mean": float(values_B[rows].mean()) if len(rows) else 0.0,
+            "explained_variance": explained_variance(values_B[rows], judged.returns_B[rows]),
+            "value_grad_norm": float(value_norm),
+        }
+        return UpdateReport(means, first_clip, float(policy_norm), agreement, len(rows))
+
+    @torch.no_grad()
+    def evaluate(self, samples: Samples) -> tuple[Samples, np.ndarray, Agreement]:
+        """The samples, corrected if need be; values of all chunks as things are, f64[B].
+
+        The chunks pass through the model anyway, so every one is checked against what was served.
+        """
+        values_B, check = np.zeros(len(samples)), ServedCheck(self.settings.served)
+        proximal_BKA = np.zeros_like(samples.logprobs_BKA)
+        for batch, fill in micro_batches(
+            samples, np.arange(len(samples)), self.settings.micro_batch
+        ):
+            if self.should_stop():
+                raise Stopped
+            scores = self.policy.score(samples, batch)
+            check.observe(samples, batch, scores)
+            proximal_BKA[batch] = scores.logprobs_BKA.float().cpu().numpy()
+            values = self.critic(scores.state_BH).cpu().numpy()
+            values_B[batch[fill > 0]] = values[fill > 0]
+        agreement = check.conclude()
+        if agreement.needs_correction:
+            samples = correct(samples, proximal_BKA, self.settings.served.weight_cap)
+        return samples, values_B, agreement
+
+    def accumulate_gradient(self, judged: Judged, rows: np.ndarray) -> tuple[LossSums, float]:
+        """Set the gradient of one minibatch's loss; returns diagnostics and the value loss.
+
+        The policy's loss is the mean over the executed tokens of all rows, the critic's the mean
+        over the rows.
+        """
+        samples, ppo = judged.samples, self.ppo
+        clear_gradient([*self.policy.parameters.values(), *self.critic.parameters()])
+        tokens = float(samples.mask_BK[rows].sum()) * samples.choices_BKA.shape[2]
+        sums, value_sum = LossSums(), 0.0
+        for batch, fill in micro_batches(samples, rows, self.settings.micro_batch):
+            if self.should_stop():
+                raise Stopped
+            scores = self.policy.score(samples, batch)
+            tensor = partial(float_tensor, device=scores.logprobs_BKA.device)
+            loss, part = grpo_loss(
+                scores.logprobs_BKA,
+                tensor(samples.logprobs_BKA[batch]),
+                scores.entropy_BKA,
+                tensor(samples.advantages_B[batch]),
+                tensor(samples.mask_BK[batch]),
+                tensor(fill / tokens),
+                self.settings.clip,
+                tensor(samples.importance_BKA[batch]),
+            )
+            critic_loss = value_loss(
+                self.critic(scores.state_BH),
+                tensor(judged.values_B[batch]),
+                tensor(judged.returns_B[batch]),
+                tensor(fill / len(rows)),
+                ppo.value_clip,
+                ppo.huber_delta,
+            )
+            (loss + ppo.value_coef * critic_loss).backward()
+            sums.add(part)
+            value_sum += critic_loss.item()
+        return sums, value_sum
+
+    def _minibatches(self, rows: np.ndarray, update_id: int) -> list[np.ndarray]:
+        """Every epoch deals all rows out anew, a pure function of the key."""
+        parts: list[np.ndarray] = []
+        for epoch in range(self.ppo.epochs):
+            rng = keyed_rng(self.settings.seed, f"ppo_minibatches/{update_id}", epoch)
+            parts += np.array_split(rng.permutation(rows), self.settings.optimizer_steps)
+        return [part for part in parts if len(part)]
+
+    def _step(self) -> tuple[float, float]:
+        """Clip and step; returns the norms of the policy's and the critic's gradient before."""
+        clip_norm = self.settings.clip_norm
+        policy_norm = clip_gradient(self.policy.parameters.values(), clip_norm)
+        value_norm = clip_gradient(self.critic.parameters(), clip_norm)
+        self.optimizer.step()
+        return policy_norm, value_norm

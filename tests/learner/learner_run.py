@@ -1,0 +1,119 @@
+"""One learning process in memory, with a fake agent, that can be made to crash."""
+
+import threading
+
+from fake_agent import FakeAgent
+from micro_fixtures import CAMERAS, INSTRUCTIONS, micro_policy
+from safetensors.torch import load_file
+
+from agent.adapters import AdapterStore
+from learner.checkpoint import CheckpointFolder
+from learner.config import AlgorithmConfig, EvalConfig, LearnerConfig, SuiteConfig, TaskConfig
+from learner.critic import ValueHead
+from learner.grpo import GrpoTeacher
+from learner.loop import Loop, Watchers
+from learner.metrics import LearnerMetrics
+from learner.ppo import PpoTeacher
+from learner.progress import ProgressLog
+from learner.publication import Identity, Publication
+from learner.receiver import Inbox, Receiver
+from learner.store import LearnerStore
+
+STATE_SIZE = 16  # of the micro model
+PLAYED = {}  # by every run here: a version names its content, and the base is always the same
+
+
+def make_config(**algorithm):
+    settings = {"group_size": 3, "groups_per_iteration": 2, "iterations_per_task": 1,
+                "optimizer_steps_per_iteration": 2, "lora_rank": 2, "lora_alpha": 2.0,
+                "learning_rate": 5e-3, "resample_degenerate": 2}  # fmt: skip
+    return LearnerConfig(
+        suite=SuiteConfig(
+            "toy",
+            [TaskConfig(slug, INSTRUCTIONS[i % 2], 50) for i, slug in enumerate("abh")],
+            ["a", "b"], ["h"], train_init_states=4, eval_init_states=2,
+        ),
+        algorithm=AlgorithmConfig(**{**settings, **algorithm}),
+        evaluation=EvalConfig(slots_per_state=1),
+        cameras=list(CAMERAS), temperature=1.6, micro_batch=4, unnorm_key="micro",
+    )  # fmt: skip
+
+
+class Crash(Exception):
+    """A process that ends here."""
+
+
+class Run:
+    """One learning process on `folder`; several may follow one another."""
+
+    def __init__(self, folder, config, agent=None, crash_at=None):
+        for name in ("state", "agent", "model"):
+            (folder / name).mkdir(exist_ok=True)
+        self.folder, self.config = folder, config
+        self.policy = micro_policy(folder / "model")
+        self.serving = micro_policy(folder / "model")
+        ppo = config.algorithm.ppo
+        self.critic = ValueHead(STATE_SIZE, ppo.hidden_sizes, config.seed) if ppo else None
+        self.base, self.served = self.policy.adapter_tensors(), ""
+        self.adapters = AdapterStore(folder / "adapters")
+        self.store = LearnerStore(folder / "state" / "learner.db")
+        self.agent = agent or FakeAgent(folder / "agent", self.serve, PLAYED)
+        self.agent.policy_of = self.serve
+        self.inbox = Inbox(folder / "state" / "episodes", self.store)
+        self.stop = threading.Event()
+        publication = Publication(
+            self.policy, self.store, CheckpointFolder(folder / "state" / "checkpoints"),
+            self.adapters, self.agent,
+            Identity("0" * 64, config.algorithm.method, ["a", "b"], config.resume_settings()),
+            self.critic,
+        )  # fmt: skip
+        if crash_at:
+            self.plant(publication, *crash_at)
+        watchers = Watchers(
+            LearnerMetrics(),
+            ProgressLog(folder / "state" / "progress.jsonl"),
+            folder / "state" / "filmstrips",
+        )
+        parts = (self.inbox, self.agent, self.stop.is_set)
+        teacher = (
+            PpoTeacher(config, self.policy, self.critic, *parts)
+            if self.critic
+            else GrpoTeacher(config, self.policy, *parts)
+        )
+        self.loop = Loop(config, teacher, publication, self.inbox, watchers, self.stop.is_set)
+
+    def serve(self, version):
+        if version != self.served:
+            tensors = self.base
+            if version != "base":
+                tensors = load_file(self.adapters.verify(version) / "adapter_model.safetensors")
+            self.serving.load_adapter(tensors)
+            self.served = version
+        return self.serving
+
+    def plant(self, publication, update_id, moment):
+        """Crash at a moment of an update's publication."""
+        target, name = {
+            "before_commit": (self.store, "commit_update"),
+            "before_publish": (self.adapters, "publish"),
+            "before_activate": (self.agent, "activate"),
+        }[moment]
+        original, calls = getattr(target, name), []
+
+        def crash(*args, **kwargs):
+            calls.append(name)
+            if len(calls) == update_id:
+                raise Crash
+            return original(*args, **kwargs)
+
+        setattr(target, name, crash)
+        self.restore = lambda: setattr(target, name, original)
+
+    def go(self):
+        receiver = Receiver(self.agent, self.inbox, self.stop)
+        receiver.start()
+        try:
+            return self.loop.run()
+        finally:
+            self.stop.set()
+            receiver.join(5)
