@@ -12,7 +12,7 @@ RUN ?= runs/demo
 # Torch and BLAS threads that spin while they wait cost a small machine a factor of 5 to 12.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help venv gl demo test test-unit test-slow check format nano bench wheel clean
+.PHONY: help venv gl demo test test-unit test-slow check format nano bench bench-model wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -76,6 +76,9 @@ nano: $(STAMP) $(GL_STAMP) ## rebuild the nano policy from nothing (an hour or t
 bench: $(STAMP) $(GL_STAMP) ## speed of the server alone; where an iteration's time goes
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.iteration
+
+bench-model: $(STAMP) ## speed of the 7B on this CUDA device (hours; resumable), random weights
+	$(BIN)/python -m benchmarks.model_latency --device cuda --size 7b
 
 wheel: $(STAMP) ## build dist/*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

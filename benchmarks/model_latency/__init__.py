@@ -1,0 +1,1 @@
+"""How fast the model runs on this machine, beside what its arithmetic costs."""
