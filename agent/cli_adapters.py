@@ -1,4 +1,4 @@
-"""`perennial adapters`: what was published, what is served, and switching between versions."""
+"""`perennial adapters`: what was published, what is served, switching and exporting versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPERATOR_EPOCH = 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 the server refused or does not answer, 2 nothing to work on."""
+    """Exit status: 0 done, 1 refused or no answer, 2 nothing to work on."""
     arguments = _parser().parse_args(argv)
 
     from agent.wire.errors import ConfigError, PerennialError  # after the parser: help is instant
@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
             from agent.wire.messages import Activate
 
             _print_activated(_ask(arguments.folder, Activate(OPERATOR_EPOCH, arguments.version)))
+        elif arguments.action == "export":
+            _export(arguments.folder, arguments.version, arguments.out, arguments.base)
         else:
             from agent.wire.messages import Rollback
 
@@ -66,6 +68,14 @@ def _list(folder: Path) -> None:
         except AdapterCorrupt as error:
             what = f"DAMAGED: {error}"
         print(f"  {version:20} {_mark(version, status):8} {what}")
+
+
+def _export(folder: Path, version: str, out: Path, base_name: str) -> None:
+    from agent.adapter_export import export_version
+    from agent.adapters import AdapterStore
+
+    export_version(AdapterStore(folder / "adapters"), version, out, base_name)
+    print(f"{out}: {version} as a plain PEFT folder")
 
 
 def _mark(version: str, status: ServerStatus | None) -> str:
@@ -108,11 +118,20 @@ def _parser() -> argparse.ArgumentParser:
         ("list", "published versions, and which of them the server holds"),
         ("activate", "serve a version to new episodes of robots' own tasks"),
         ("rollback", "go back to the version that was active before"),
+        ("export", "copy a verified version as a plain PEFT folder, for use elsewhere"),
     ):
         action = actions.add_parser(name, help=summary, description=summary)
         action.add_argument("folder", type=Path, help="a run's folder")
         if name == "activate":
             action.add_argument("version", help="as `perennial adapters list` shows it, or base")
+        if name == "export":
+            action.add_argument("version", help="as `perennial adapters list` shows it")
+            action.add_argument("out", type=Path, help="the new folder")
+            action.add_argument(
+                "--base",
+                default="",
+                help="base model to name in adapter_config.json: path or hub id",
+            )
     return parser
 
 

@@ -13,6 +13,7 @@ from deploy.local.cli import COMMANDS
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
+INNER = [f"{name} {word}" for name, command in COMMANDS.items() for word in command.inner]
 HEAVY = {"torch", "transformers", "hydra", "omegaconf", "numpy", "matplotlib", "mujoco", "zmq"}
 
 
@@ -41,9 +42,9 @@ def test_help_names_every_command() -> None:
     assert imported_packages(done.stderr) & HEAVY == set()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *INNER])
 def test_help_of_a_command_imports_nothing_heavy(command: str) -> None:
-    done = run_perennial(command, "--help")
+    done = run_perennial(*command.split(), "--help")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "usage:" in done.stdout
     packages = imported_packages(done.stderr)

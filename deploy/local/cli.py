@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from deploy.local.processes import module_command, module_environment
 
 
 @dataclass(frozen=True)
 class Command:
-    """`module` is run with `fixed` and then the user's own arguments."""
+    """`module` is run with `fixed` and then the user's own arguments.
+
+    inner: first argument -> the module that takes it and what follows instead.
+    """
 
     module: str
     summary: str
     fixed: tuple[str, ...] = ()
+    inner: Mapping[str, str] = field(default_factory=dict)
 
 
 COMMANDS = {
@@ -29,7 +34,14 @@ COMMANDS = {
     "sim": Command("sim_bridge", "a simulator worker, for a running server"),
     "eval": Command("deploy.local.run", "measure the base policy, train nothing", ("budget=eval",)),
     "plan": Command("learner.plan", "expected usable groups, episodes and hours of a training"),
-    "adapters": Command("agent.cli_adapters", "list, activate and roll back adapter versions"),
+    "adapters": Command(
+        "agent.cli_adapters", "list, activate, roll back and export adapter versions"
+    ),
+    "model": Command(
+        "agent.cli_model",
+        "inspect, verify, merge or convert a checkpoint",
+        inner={"to-discrete": "learner.to_discrete"},
+    ),
     "episodes": Command("agent.cli_episodes", "list and inspect recorded episodes"),
     "report": Command("deploy.local.report", "summary, plots and recount of a finished run"),
 }
@@ -62,7 +74,10 @@ def main(argv: list[str] | None = None) -> None:
     """Replaces this process by the chosen program; returns only through SystemExit."""
     chosen = _parser().parse_args(argv)
     command = COMMANDS[chosen.command]
-    words = module_command(command.module, [*command.fixed, *chosen.arguments])
+    module, arguments = command.module, [*command.fixed, *chosen.arguments]
+    if arguments and arguments[0] in command.inner:
+        module = command.inner[arguments.pop(0)]
+    words = module_command(module, arguments)
     os.execve(words[0], words, module_environment())
 
 

@@ -1,0 +1,79 @@
+"""Adapter versions outside the store: plain PEFT folders that still know where they come from."""
+
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from agent.adapters import MANIFEST_NAME, AdapterCorrupt, AdapterStore, Manifest
+from agent.durable import storage_errors, sync_folder
+from agent.records import from_json
+from agent.wire.errors import ConfigError, WireError
+
+EXPORTED_MANIFEST_NAME = "perennial-manifest.json"
+PEFT_CONFIG_NAME = "adapter_config.json"
+
+
+def export_version(store: AdapterStore, version: str, out: Path, base_name: str) -> None:
+    """Copy a verified version to the new folder `out`, in the layout that stock PEFT loads.
+
+    Args:
+        base_name: what adapter_config.json is to name as the base, a path or a hub id; "" leaves
+            it open.
+
+    Raises:
+        UnknownAdapter, AdapterCorrupt: no such version, or not as it was published.
+        ConfigError: `out` exists.
+        StorageError: the disk refused; nothing is left at `out`.
+    """
+    folder = store.verify(version)
+    if out.exists():
+        raise ConfigError(f"{out} exists: name a new folder, nothing is overwritten")
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+    with storage_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            for path in folder.iterdir():
+                name = EXPORTED_MANIFEST_NAME if path.name == MANIFEST_NAME else path.name
+                shutil.copyfile(path, temporary / name)
+            _name_base(temporary / PEFT_CONFIG_NAME, base_name)
+            for path in temporary.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            sync_folder(temporary)
+            temporary.rename(out)
+            sync_folder(out.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_origin(folder: Path) -> Manifest | None:
+    """The manifest of a version in its store (verified) or of an exported one; None for others.
+
+    Raises:
+        AdapterCorrupt: the version is not as it was published, or its manifest is unreadable.
+    """
+    if (folder / MANIFEST_NAME).exists():
+        folder = folder.resolve()
+        store = AdapterStore(folder.parent)
+        store.verify(folder.name)
+        return store.manifest(folder.name)
+    exported = folder / EXPORTED_MANIFEST_NAME
+    if not exported.exists():
+        return None
+    try:
+        with storage_errors(exported):
+            return from_json(Manifest, exported.read_bytes(), EXPORTED_MANIFEST_NAME)
+    except WireError as error:
+        raise AdapterCorrupt(f"{exported} is unreadable: {error}") from error
+
+
+def _name_base(path: Path, base_name: str) -> None:
+    if base_name:
+        values = {
+            **json.loads(path.read_text(encoding="utf-8")),
+            "base_model_name_or_path": base_name,
+        }
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
