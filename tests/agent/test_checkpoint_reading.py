@@ -45,6 +45,7 @@ def editable(regression_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(regression_folder, tmp_path / "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stated", VARIANTS.values(), ids=VARIANTS)
 def test_sharded_folder_of_every_variant_round_trips(stated: dict, tmp_path: Path) -> None:
     model = random_model(narrow_config(**stated))

@@ -71,6 +71,7 @@ def folder_answer(folder: Path) -> Tensor:
     return answer(model, model.config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["openvla", "oft-l1", "oft-discrete"])
 def test_merged_is_what_peft_and_the_slot_bank_compute(variant: str, tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", variant_model(variant))

@@ -93,6 +93,7 @@ def test_current_stock_folders_with_dead_modules_load(tmp_path: Path) -> None:
     assert_served(tmp_path, wrapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["base_layer.weight", "weight"])
 def test_older_stock_folders_with_the_saved_head_load(name: str, tmp_path: Path) -> None:
     wrapped = write_stock(tmp_path)

@@ -88,6 +88,7 @@ def greedy_difference(base: Path, out: Path, frames: Demonstrations) -> float:
     return float(np.abs(chunks[0] - chunks[1])[..., :-1].mean())
 
 
+@pytest.mark.slow
 def test_the_token_policy_learns_what_the_head_says(demos: Path, tmp_path: Path, capsys) -> None:
     base, out = write_base(tmp_path / "base"), tmp_path / "out"
     before, after = convert(base, out, settings_for(demos))
@@ -119,6 +120,7 @@ def test_the_adapter_alone_changes(demos: Path, tmp_path: Path) -> None:
     assert len(run.held_out) + len(run.training) == FRAMES
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_resumes_to_the_same_weights(demos: Path, tmp_path: Path) -> None:
     class Killed(Exception):
         pass
