@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from agent.model.actions import ActionCodec, NormBounds, normalise_proprio
-from agent.model.checkpoint import load_model
+from agent.model.checkpoint import load_model, read_config
 from agent.model.config import OpenVLAConfig, read_json
 from agent.model.errors import ModelFolderError
-from agent.model.folder import hash_folder
+from agent.model.folder import ModelFolder, hash_folder
 from agent.model.images import ImagePipeline
 from agent.model.openvla import OpenVLA
 from agent.model.preprocessor import read_preprocessor
@@ -81,31 +81,39 @@ def load_policy_model(
     stated = {name: value for name, value in architecture.items() if value is not None}
     shown = {*stated, *read_json(folder / "config.json")}
     counted = {} if "num_images" in shown else {"num_images": len(cameras)}
+    config = read_config(ModelFolder.open(folder), {**stated, **counted})
+    # Whatever small files can be wrong with is said before 15 GB are read.
+    surroundings = _read_surroundings(folder, config, cameras, unnorm_key)
     network = load_model(folder, dtype, device, **stated, **counted)
-    return wrap_network(network, folder, cameras, unnorm_key, hash_folder(folder, stated))
+    base_sha256 = hash_folder(folder, {**stated, **counted})
+    return PolicyModel(network=network, base_sha256=base_sha256, **surroundings)
 
 
 def wrap_network(
     network: OpenVLA, folder: Path, cameras: Sequence[str], unnorm_key: str, base_sha256: str
 ) -> PolicyModel:
     """A network with the tokenizer and the preprocessor of `folder`; see `load_policy_model`."""
-    config = network.config
+    surroundings = _read_surroundings(folder, network.config, cameras, unnorm_key)
+    return PolicyModel(network=network, base_sha256=base_sha256, **surroundings)
+
+
+def _read_surroundings(
+    folder: Path, config: OpenVLAConfig, cameras: Sequence[str], unnorm_key: str
+) -> dict[str, Any]:
+    """All of a PolicyModel but the network and its identity."""
     if len(cameras) < config.num_images:
         raise ModelFolderError(
             f"cameras: the model sees {config.num_images} images, got {list(cameras)}"
         )
-    return PolicyModel(
-        name=folder.resolve().name,
-        base_sha256=base_sha256,
-        network=network,
-        prompts=PromptEncoder(folder, config),
-        images=image_pipeline(folder, config),
-        actions=ActionCodec(
-            norm_bounds(config, unnorm_key, "action"), config.n_action_bins, config.gripper
-        ),
-        proprio=norm_bounds(config, unnorm_key, "proprio") if config.use_proprio else None,
-        cameras=tuple(cameras[: config.num_images]),
-    )
+    bounds = norm_bounds(config, unnorm_key, "action")
+    return {
+        "name": folder.resolve().name,
+        "prompts": PromptEncoder(folder, config),
+        "images": image_pipeline(folder, config),
+        "actions": ActionCodec(bounds, config.n_action_bins, config.gripper),
+        "proprio": norm_bounds(config, unnorm_key, "proprio") if config.use_proprio else None,
+        "cameras": tuple(cameras[: config.num_images]),
+    }
 
 
 def image_pipeline(folder: Path, config: OpenVLAConfig) -> ImagePipeline:
