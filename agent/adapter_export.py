@@ -1,13 +1,11 @@
 """Adapter versions outside the store: plain PEFT folders that still know where they come from."""
 
 import json
-import os
-import secrets
 import shutil
 from pathlib import Path
 
 from agent.adapters import MANIFEST_NAME, AdapterCorrupt, AdapterStore, Manifest
-from agent.durable import storage_errors, sync_folder
+from agent.durable import new_folder, storage_errors
 from agent.records import from_json
 from agent.wire.errors import ConfigError, WireError
 
@@ -30,23 +28,11 @@ def export_version(store: AdapterStore, version: str, out: Path, base_name: str)
     folder = store.verify(version)
     if out.exists():
         raise ConfigError(f"{out} exists: name a new folder, nothing is overwritten")
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    with storage_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        try:
-            for path in folder.iterdir():
-                name = EXPORTED_MANIFEST_NAME if path.name == MANIFEST_NAME else path.name
-                shutil.copyfile(path, temporary / name)
-            _name_base(temporary / PEFT_CONFIG_NAME, base_name)
-            for path in temporary.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            sync_folder(temporary)
-            temporary.rename(out)
-            sync_folder(out.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(out) as temporary:
+        for path in folder.iterdir():
+            name = EXPORTED_MANIFEST_NAME if path.name == MANIFEST_NAME else path.name
+            shutil.copyfile(path, temporary / name)
+        _name_base(temporary / PEFT_CONFIG_NAME, base_name)
 
 
 def read_origin(folder: Path) -> Manifest | None:

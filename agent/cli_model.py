@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.config import DTYPES
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-DTYPES = ("float32", "bfloat16")
 _EPILOG = """\
 `perennial model to-discrete --help`: turn a checkpoint with an L1 head into one with action tokens.
 

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,3 +107,25 @@ def _take(descriptor: int, folder: Path) -> None:
     with storage_errors(folder):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode("ascii"), 0)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes `path`, synced, when the block ends well.
+
+    Raises StorageError; after any error nothing is left at `path`.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in temporary.iterdir():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            sync_folder(temporary)
+            temporary.rename(path)
+            sync_folder(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -12,9 +12,12 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from agent.wire.errors import ConfigError, PerennialError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 BAD_INPUT = 2  # exit status
 FAILED = 1
@@ -83,6 +86,7 @@ def load_config(schema: type[Config], path: Path | None, overrides: list[str]) -
         node = OmegaConf.structured(schema)
         if path is not None:
             node = OmegaConf.merge(node, OmegaConf.load(path))
+        _open_tables(node)
         ConfigStore.instance().store("process", node)
         with initialize(config_path=None, version_base="1.3"):
             loaded = OmegaConf.to_object(compose("process", overrides))
@@ -90,6 +94,19 @@ def load_config(schema: type[Config], path: Path | None, overrides: list[str]) -
         raise ConfigError(f"{path or 'config'}: {_explain(error, schema)}") from error
     assert isinstance(loaded, schema)
     return loaded
+
+
+def _open_tables(node: DictConfig) -> None:
+    """Lets an override put any key into fields of type dict; all else stays closed to typos."""
+    from omegaconf import DictConfig, OmegaConf
+
+    for name in node:
+        value = node._get_node(name)
+        if isinstance(value, DictConfig):
+            if OmegaConf.get_type(value) is dict:
+                OmegaConf.set_struct(value, False)
+            else:
+                _open_tables(value)
 
 
 def _explain(error: Exception, schema: type[ProcessConfig]) -> str:

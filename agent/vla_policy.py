@@ -20,7 +20,7 @@ from agent.model.action_scale import initial_scale, read_scale
 from agent.model.autoregressive import generate
 from agent.model.distributions import action_distribution
 from agent.model.lora import AdapterError, read_adapter
-from agent.model.openvla import ActionOutput, nearest_bins
+from agent.model.openvla import ActionOutput
 from agent.model.policy_model import PolicyModel
 from agent.model.sampling import gumbel_noise, laplace_noise
 from agent.model.slots import PreparedAdapter, SlotBank
@@ -202,8 +202,7 @@ class VlaPolicy:
         is_greedy = any(request.temperature == 0 for request in requests)
         if self._config.is_regression or self._config.greedy_range == "bins" or not is_greedy:
             return None
-        ids = self._model.network.greedy_ids(hidden_BKAH.flatten(1, 2))
-        return nearest_bins(ids, self._config).view(hidden_BKAH.shape[:3]).cpu()
+        return self._model.network.greedy_tokens(hidden_BKAH).cpu()
 
     def _generate(
         self,

@@ -173,7 +173,7 @@ class LearnerConfig:
     dtype: str = "float32"  # of the base; the adapter is float32
     device: str = "cpu"
     micro_batch: int = 32
-    recompute_activations: bool = False  # less memory, a third more time
+    recompute_activations: bool = False  # less memory, half as much arithmetic again
     logprob_tolerance: float = 1e-4  # of a float32 base
     rounding: RoundingConfig = field(default_factory=RoundingConfig)
     threads: int = 1  # of numerical libraries

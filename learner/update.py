@@ -50,7 +50,7 @@ class UpdateSettings:
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """What an update did; `steps` are the diagnostics of each optimiser step."""
+    """What an update did."""
 
     means: dict[str, float]
     first_clip_fraction: float

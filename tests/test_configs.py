@@ -8,6 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from agent.config import AgentConfig
+from agent.process import load_config
+from agent.wire.errors import ConfigError
 from deploy.local.settings import CONFIGS, BadSetting, RunConfig, compose_run
 from learner.config import LearnerConfig
 from sim_bridge import toy
@@ -140,3 +142,13 @@ def test_every_fact_that_a_folder_may_leave_out_can_be_stated() -> None:
     stated = OmegaConf.load(CONFIGS / "architecture" / "unstated.yaml")
     assert list(stated) == [n for n in extension if n not in ("vision_towers", "empty_token")]
     assert set(stated.values()) == {None}
+
+
+def test_a_table_takes_any_key_on_the_command_line_and_nothing_else_does() -> None:
+    words = ["policy.architecture={variant: oft-l1}", "tasks={reach: {instruction: reach}}"]
+    config = load_config(AgentConfig, None, words)
+    assert config.policy.architecture == {"variant": "oft-l1"}
+    assert config.tasks["reach"].instruction == "reach"
+    for typo in ("policy.architectur={}", "policy.nope=1"):
+        with pytest.raises(ConfigError, match="not in"):
+            load_config(AgentConfig, None, [typo])

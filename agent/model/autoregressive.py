@@ -46,15 +46,17 @@ def generate(
     prefix = model.embed_prefix(input_ids_BL, pixel_values_BNCHW, None, None)
     embeds = model.embed_prompt(input_ids_BL, prefix)
     inputs: dict[str, Any] = {"inputs_embeds": embeds}
+    has_greedy = bool((temperatures_B <= 0).any())
     steps = []
     for position in range(config.action_dim):
         output = llama(**inputs, use_cache=True)
         hidden = output.last_hidden_state[:, -1:]
         logits = model.action_logits(hidden)[:, 0]
         tempered = logits / temperatures_B.clamp(min=SMALLEST_TEMPERATURE)[:, None]
-        sampled_ids = (tempered + noise_BKAV[:, 0, position]).argmax(-1) + config.action_vocab_start
-        # A greedy id may lie outside the bins; it is fed back as it is, as the reference does.
-        ids_B = torch.where(temperatures_B > 0, sampled_ids, model.greedy_ids(hidden)[:, 0])
+        ids_B = (tempered + noise_BKAV[:, 0, position]).argmax(-1) + config.action_vocab_start
+        if has_greedy:
+            # Such an id may lie outside the bins; it is fed back as it is, as the reference does.
+            ids_B = torch.where(temperatures_B > 0, ids_B, model.greedy_ids(hidden)[:, 0])
         steps.append((ids_B, logits, hidden[:, 0]))
         inputs = {"input_ids": ids_B[:, None], "past_key_values": output.past_key_values}
     ids, logits, hidden = (

@@ -8,11 +8,12 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from transformers import LlamaConfig
 
 from agent.model.errors import ModelFolderError
+from agent.model.images import PipelineKind
 from agent.model.towers import PUBLISHED_TOWERS, TowerConfig, parse_tower
 
 VARIANTS = ("openvla", "oft-l1", "oft-discrete")
@@ -21,7 +22,7 @@ CHOICES = {
     "greedy_range": ("bins", "vocabulary"),
     "norm_bounds": ("q99", "minmax"),
     "gripper": ("libero", "simpler", "continuous"),
-    "image_pipeline": ("bicubic", "jpeg-lanczos-crop"),
+    "image_pipeline": get_args(PipelineKind),
 }
 
 
@@ -71,7 +72,7 @@ class OpenVLAConfig:
     """Statistics that map to [-1, 1]: 1% and 99% quantiles, or minimum and maximum (ALOHA)."""
     gripper: str = "libero"
     """libero: closed is +1, binarised. simpler: open is +1, binarised. continuous: as it is."""
-    image_pipeline: Literal["bicubic", "jpeg-lanczos-crop"] = "bicubic"
+    image_pipeline: PipelineKind = "bicubic"
     center_crop: bool = False
     rotate_180: bool = False
     empty_token: str = "▁"

@@ -175,6 +175,24 @@ def pair_adapter_tensors(
     return found
 
 
+def check_pair(name: str, a: Tensor, b: Tensor, weight: Tensor, rank: int) -> None:
+    """Raises AdapterError unless A and B have the shapes of an update of `weight` at `rank`."""
+    expected_a = (rank, *weight.shape[1:])
+    expected_b = (len(weight), rank, *([1] * (weight.ndim - 2)))
+    if tuple(a.shape) != expected_a or tuple(b.shape) != expected_b:
+        raise AdapterError(
+            f"adapter shapes of {name}: expected A {expected_a} and B {expected_b}, got "
+            f"{tuple(a.shape)} and {tuple(b.shape)}"
+        )
+
+
+def is_same_weight(copy: Tensor, weight: Tensor) -> bool:
+    """Equal, up to one of them having been rounded to the other's type."""
+    return copy.shape == weight.shape and (
+        torch.equal(copy.to(weight.dtype), weight) or torch.equal(copy, weight.to(copy.dtype))
+    )
+
+
 def _check_values(key: str, tensor: Tensor) -> None:
     if tensor.dtype not in FLOATS:
         raise AdapterError(f"adapter tensor {key} must be floating point, got {tensor.dtype}")
@@ -192,11 +210,7 @@ def _is_base_copy(model: OpenVLA, name: str, tensor: Tensor) -> bool:
     weight = getattr(module, leaf, None)
     if not isinstance(weight, Tensor):
         return False
-    copy = tensor.to(weight.device)
-    # Either may have been rounded to the other's type.
-    if copy.shape == weight.shape and (
-        torch.equal(copy.to(weight.dtype), weight) or torch.equal(copy, weight.to(copy.dtype))
-    ):
+    if is_same_weight(tensor.to(weight.device), weight):
         return True
     raise AdapterError(
         f"adapter stores {name}, which differs from this model's: it was trained on another base, "

@@ -5,9 +5,6 @@ summed in float32 and rounded once to the stored type.
 """
 
 import json
-import os
-import secrets
-import shutil
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,14 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agent.durable import storage_errors, sync_folder
+from agent.durable import new_folder
 from agent.model.adapter_config import AdapterError, LoraSpec
 from agent.model.checkpoint import check_folder, read_config
 from agent.model.config import read_json
 from agent.model.errors import ModelFolderError
 from agent.model.film import read_film_backbone, write_film_backbone
 from agent.model.folder import ModelFolder, open_shard, read_component
-from agent.model.lora import KEY_PREFIX, is_dead, lora_targets, pair_adapter_tensors, read_adapter
+from agent.model.lora import (
+    KEY_PREFIX,
+    check_pair,
+    is_dead,
+    is_same_weight,
+    lora_targets,
+    pair_adapter_tensors,
+    read_adapter,
+)
 from agent.model.openvla import OpenVLA
 
 COPY_BLOCK_BYTES = 16 << 20
@@ -69,19 +74,10 @@ def merge_adapter(
     config = read_config(folder, architecture)
     model, components = check_folder(folder, config)
     merge, merged = _plan(model, folder, set(components), adapter)
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    with storage_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        try:
-            _write_folder(folder, merge, temporary, leave_out, report)
-            if architecture:
-                _state_fields(temporary, architecture)
-            _sync_files(temporary)
-            temporary.rename(out)
-            sync_folder(out.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(out) as temporary:
+        _write_folder(folder, merge, temporary, leave_out, report)
+        if architecture:
+            _state_fields(temporary, architecture)
     return merged
 
 
@@ -114,7 +110,7 @@ def _plan(
     _check_copies(folder, copies)
     pairs = pair_adapter_tensors(model, lora_targets(model), factors, spec)
     for name, (a, b) in pairs.items():
-        _check_shapes(name, a, b, model.get_submodule(name).weight, spec.rank)
+        check_pair(name, a, b, model.get_submodule(name).weight, spec.rank)
     in_backbone = {name for name in pairs if f"{name}.weight" in replaced}
     merge = _Merge(
         spec,
@@ -132,27 +128,13 @@ def _check_copies(folder: ModelFolder, copies: dict[str, Tensor]) -> None:
         with open_shard(file) as shard:
             for name in wanted.keys() & set(shard.keys()):
                 weight, copy = shard.get_tensor(name), copies.pop(wanted[name])
-                is_own = copy.shape == weight.shape and (
-                    torch.equal(copy.to(weight.dtype), weight)
-                    or torch.equal(copy, weight.to(copy.dtype))
-                )
-                if not is_own:
+                if not is_same_weight(copy, weight):
                     raise AdapterError(
                         f"adapter stores {name}, which differs from the base's: it was trained on "
                         "another base, or trained that layer whole"
                     )
     if copies:
         raise AdapterError(f"adapter does not fit the model: unknown tensors {sorted(copies)[:6]}")
-
-
-def _check_shapes(name: str, a: Tensor, b: Tensor, weight: Tensor, rank: int) -> None:
-    expected_a = (rank, *weight.shape[1:])
-    expected_b = (len(weight), rank, *([1] * (weight.ndim - 2)))
-    if tuple(a.shape) != expected_a or tuple(b.shape) != expected_b:
-        raise AdapterError(
-            f"adapter shapes of {name}: expected A {expected_a} and B {expected_b}, got "
-            f"{tuple(a.shape)} and {tuple(b.shape)}"
-        )
 
 
 def _write_folder(
@@ -217,10 +199,3 @@ def _state_fields(out: Path, architecture: dict[str, Any]) -> None:
     path = out / "config.json"
     text = json.dumps({**read_json(path), **architecture}, indent=1, ensure_ascii=False) + "\n"
     path.write_text(text, encoding="utf-8")
-
-
-def _sync_files(out: Path) -> None:
-    for path in out.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    sync_folder(out)

@@ -160,6 +160,11 @@ class OpenVLA(nn.Module):
             return self.action_logits(hidden).argmax(-1) + self.config.action_vocab_start
         return self.language_model.lm_head(hidden).argmax(-1)
 
+    def greedy_tokens(self, hidden_BKAH: Tensor) -> Tensor:
+        """The likeliest tokens 0..V-1 of a chunk, int64 (B, K, A); ids outside: the nearest bin."""
+        ids = self.greedy_ids(hidden_BKAH.flatten(1, 2))
+        return nearest_bins(ids, self.config).view(hidden_BKAH.shape[:3])
+
     def _embed_tail(self, input_ids: Tensor, tokens: Tensor | None) -> Tensor:
         """What follows the prompt: given tokens but the last, or placeholders and STOP."""
         embed_tokens = self.language_model.model.embed_tokens

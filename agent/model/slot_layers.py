@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agent.model.adapter_config import AdapterError
-
 Path = Literal["base", "one", "gathered", "masked", "merged"]
 
 
@@ -64,7 +62,7 @@ class Selection:
 
 
 class SlotLayer(nn.Module):
-    """What the linear and the convolutional slot layer share: buffers, checking, merging."""
+    """What the linear and the convolutional slot layer share: buffers and merging."""
 
     A: Tensor
     B: Tensor
@@ -90,17 +88,6 @@ class SlotLayer(nn.Module):
             assert self.merged is not None
             return self.merged
         return self.base.weight
-
-    def check(self, name: str, a: Tensor, b: Tensor, rank: int) -> None:
-        """Refuse tensors whose shape is not this layer's at `rank`."""
-        weight = self.base.weight
-        expected_a = (rank, *weight.shape[1:])
-        expected_b = (len(weight), rank, *([1] * (weight.ndim - 2)))
-        if tuple(a.shape) != expected_a or tuple(b.shape) != expected_b:
-            raise AdapterError(
-                f"adapter shapes of {name}: expected A {expected_a} and B {expected_b}, got "
-                f"{tuple(a.shape)} and {tuple(b.shape)}"
-            )
 
     def merge(self, slot: int) -> None:
         """`merged` = W + B A of `slot`, summed in float32 and rounded once; W stays as it is."""

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agent.model.lora import AdapterError, LoraSpec, lora_targets, pair_adapter_tensors
+from agent.model.lora import (
+    AdapterError,
+    LoraSpec,
+    check_pair,
+    lora_targets,
+    pair_adapter_tensors,
+)
 from agent.model.openvla import OpenVLA
 from agent.model.slot_layers import Selection, SlotConv2d, SlotLayer, SlotLinear
 
@@ -91,7 +97,7 @@ class SlotBank:
         flat = torch.zeros(size, dtype=self._dtype, pin_memory=self._upload is not None)
         blocks = dict(zip(self._layers, self._blocks(flat), strict=True))
         for name, (a, b) in pairs.items():
-            self._layers[name].check(name, a, b, spec.rank)
+            check_pair(name, a, b, self._layers[name].base.weight, spec.rank)
             block_a, block_b = blocks[name]
             block_a[: spec.rank] = a
             block_b[: spec.rank] = b.float().flatten(1).t() * spec.scale

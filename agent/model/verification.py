@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from agent.model.autoregressive import generate
-from agent.model.openvla import nearest_bins
 from agent.model.policy_model import PolicyModel
 
 TEST_IMAGE_SIDE = 256  # as simulators render
@@ -53,7 +52,6 @@ def answer_greedily(
         output = model.network(ids, pixels, middle if config.use_proprio else None)
         choices = output.means_BKA
         if choices is None:
-            tokens = model.network.greedy_ids(output.hidden_BKAH.flatten(1, 2))
-            choices = nearest_bins(tokens, config).unflatten(1, output.hidden_BKAH.shape[1:3])
+            choices = model.network.greedy_tokens(output.hidden_BKAH)
     chosen = choices[0].cpu().numpy()
     return chosen, model.actions.to_env(chosen)
