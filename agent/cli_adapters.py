@@ -24,17 +24,17 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         if arguments.action == "list":
-            _list(arguments.folder)
+            _list(arguments)
         elif arguments.action == "activate":
             from agent.wire.messages import Activate
 
-            _print_activated(_ask(arguments.folder, Activate(OPERATOR_EPOCH, arguments.version)))
+            _print_activated(_ask(arguments, Activate(OPERATOR_EPOCH, arguments.version)))
         elif arguments.action == "export":
             _export(arguments.folder, arguments.version, arguments.out, arguments.base)
         else:
             from agent.wire.messages import Rollback
 
-            _print_activated(_ask(arguments.folder, Rollback()))
+            _print_activated(_ask(arguments, Rollback()))
     except ConfigError as error:
         print(f"perennial adapters: {error}", file=sys.stderr)
         return 2
@@ -44,19 +44,20 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _list(folder: Path) -> None:
+def _list(arguments: argparse.Namespace) -> None:
     """One line per published version; the server, if it runs, says which are loaded and active."""
     from agent.adapters import AdapterCorrupt, AdapterStore
     from agent.wire.errors import ConfigError, PerennialError
     from agent.wire.messages import Status
 
+    folder: Path = arguments.folder
     store = AdapterStore(folder / "adapters")
     versions = store.versions()
     if not any((folder / name).is_dir() for name in ("adapters", "agent")):
         raise ConfigError(f"{folder} is no run: it holds neither adapters nor agent")
     status: ServerStatus | None = None
     try:
-        status = _ask(folder, Status())
+        status = _ask(arguments, Status())
         note = f"served by {status.policy}, active {status.active_version}"
     except PerennialError as error:
         note = f"not served now: {error}"
@@ -91,10 +92,12 @@ def _print_activated(reply: Activated) -> None:
     print(f"active: {reply.version} (before: {reply.previous}; inference held {held_ms:.1f} ms)")
 
 
-def _ask(folder: Path, message: object) -> Any:
+def _ask(arguments: argparse.Namespace, message: object) -> Any:
+    from agent.wire.keys import find_client_keys
     from agent.wire.sockets import DealerClient
 
-    with DealerClient(_operator_endpoint(folder), TIMEOUT_S) as client:
+    endpoint = arguments.endpoint or _operator_endpoint(arguments.folder)
+    with DealerClient(endpoint, TIMEOUT_S, keys=find_client_keys(arguments.keys)) as client:
         return client.request(message)
 
 
@@ -122,6 +125,11 @@ def _parser() -> argparse.ArgumentParser:
     ):
         action = actions.add_parser(name, help=summary, description=summary)
         action.add_argument("folder", type=Path, help="a run's folder")
+        if name != "export":
+            action.add_argument("--keys", default="", help="this operator's folder of keys")
+            action.add_argument(
+                "--endpoint", default="", help="operators' socket (default: endpoints.json's)"
+            )
         if name == "activate":
             action.add_argument("version", help="as `perennial adapters list` shows it, or base")
         if name == "export":

@@ -58,6 +58,8 @@ class AgentConfig:
     operator_endpoint: str = ""  # "": ipc in a fresh private folder
     http_host: str = "127.0.0.1"
     http_port: int = 0  # 0: any free one; endpoints.json has it
+    http_open: bool = False  # may serve metrics and health beyond this machine, in clear
+    keys_dir: str = ""  # made by `perennial keys init`; "": sockets in clear, for this machine only
     insecure: bool = False  # allow binding beyond this machine without encryption
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     tasks: dict[str, TaskConfig] = field(default_factory=dict)  # besides those of orders
@@ -65,6 +67,7 @@ class AgentConfig:
     max_wait_s: float = 0.002  # longest wait for a batch to fill
     max_open_episodes: int = 512
     max_message_bytes: int = 32 << 20
+    latency_budget_s: float = 0.4  # of a whole answer: 8 actions at 20 Hz last so long; a metric
     lease_s: float = 30.0  # silence after which a slot or an open episode is given up
     journal_flush_interval_s: float = 0.2
     keep_eval_images_per_task: int = 1  # eval episodes kept with pixels, per task and version
@@ -76,6 +79,7 @@ class AgentConfig:
         require_range("max_wait_s", self.max_wait_s, 0, 1)
         require_range("max_open_episodes", self.max_open_episodes, 1, 100_000)
         require_range("max_message_bytes", self.max_message_bytes, 1 << 16, 1 << 31)
+        require_range("latency_budget_s", self.latency_budget_s, 0.001, 3600)
         require_range("lease_s", self.lease_s, 0.1, 86_400)
         require_range("journal_flush_interval_s", self.journal_flush_interval_s, 0.001, 10)
         require_range("keep_eval_images_per_task", self.keep_eval_images_per_task, 0, 1_000_000)

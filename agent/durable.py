@@ -56,23 +56,31 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Create `path` with `data` synced; its directory entry is not synced. Raises OSError."""
-    with open(path, "xb") as file:
+def write_synced(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Create `path` with `data` synced; its directory entry is not synced. Raises OSError.
+
+    `mode` less the umask holds from the file's first moment on.
+    """
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, mode: int = 0o666, *, is_of_folder: bool = False) -> None:
     """Put `data` at `path` so that a crash leaves the old file or the new one, durably.
 
-    Raises StorageError.
+    `mode` is that of the new file, less the umask. With `is_of_folder` it belongs to the folder's
+    owner even if root writes it: a service that is not root must be able to read it. Raises
+    StorageError.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with storage_errors(path):
         try:
-            write_synced(temporary, data)
+            write_synced(temporary, data, mode)
+            if is_of_folder and os.geteuid() == 0:
+                owner = path.parent.stat()
+                os.chown(temporary, owner.st_uid, owner.st_gid)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

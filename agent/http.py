@@ -1,18 +1,26 @@
-"""The HTTP side of a process: /metrics, /healthz and /readyz, on a thread of its own."""
+"""The HTTP side of a process: /metrics, /healthz and /readyz, on threads of its own."""
 
 from __future__ import annotations
 
+import logging
+import socket
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
+from agent.metric_set import ScrapeBusy
 from agent.wire.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 _PLAIN = "text/plain; charset=utf-8"
 _SOCKET_TIMEOUT_S = 10.0
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +31,18 @@ class Health:
     ready: bool
     reason: str = ""
 
+    @property
+    def serving(self) -> bool:
+        """Whether /readyz answers 200."""
+        return self.alive and self.ready
+
 
 class HttpServer:
-    """Serves a metrics registry and the process's health; `port` 0 takes any free one.
+    """Serves a process's metrics and health; `port` 0 takes any free one.
+
+    Args:
+        metrics: makes the text of /metrics, on the thread of the request; may raise ScrapeBusy.
+        is_open: whether `host` may be reachable from other machines: nothing is encrypted.
 
     Raises ConfigError if the address cannot be bound.
     """
@@ -34,27 +51,29 @@ class HttpServer:
         self,
         host: str,
         port: int,
-        registry: CollectorRegistry,
+        metrics: Callable[[], bytes],
         health: Callable[[], Health],
         *,
-        insecure: bool = False,
+        is_open: bool = False,
     ) -> None:
-        if not insecure and host not in ("127.0.0.1", "localhost", "::1"):
+        if not is_open and host not in _LOOPBACK:
             raise ConfigError(
-                f"http host {host} is reachable from other machines; use 127.0.0.1, or set "
-                "insecure=true if the network is trusted"
+                f"http_host={host}: other machines could read metrics and health there, in clear; "
+                "use 127.0.0.1, or set http_open=true (they hold no secret)"
             )
         handler = type(
-            "Handler", (_Handler,), {"registry": registry, "health": staticmethod(health)}
+            "Handler",
+            (_Handler,),
+            {"metrics": staticmethod(metrics), "health": staticmethod(health)},
         )
+        server = _ServerV6 if ":" in host else _Server
         try:
-            self._server = ThreadingHTTPServer((host, port), handler)
+            self._server = server((host, port), handler)
         except OSError as error:
             raise ConfigError(
                 f"cannot serve HTTP on {host}:{port}: {error.strerror or error}; "
                 "choose another port, or 0 for any free one"
             ) from error
-        self._server.daemon_threads = True
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             name="http",
@@ -66,7 +85,7 @@ class HttpServer:
     def url(self) -> str:
         """http://HOST:PORT as bound."""
         host, port = self._server.server_address[:2]
-        return f"http://{host if isinstance(host, str) else host.decode()}:{port}"
+        return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
 
     def start(self) -> None:
         """Serves until `close`."""
@@ -80,8 +99,27 @@ class HttpServer:
         self._server.server_close()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Binds without asking for the host's name, which takes long where there is no DNS."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is nothing to report."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):
+            log.error("HTTP request failed", exc_info=error)
+
+
+class _ServerV6(_Server):
+    address_family = socket.AF_INET6
+
+
 class _Handler(BaseHTTPRequestHandler):
-    registry: CollectorRegistry
+    metrics: Callable[[], bytes]
     health: Callable[[], Health]
     timeout = _SOCKET_TIMEOUT_S
     server_version = "perennial"
@@ -91,18 +129,26 @@ class _Handler(BaseHTTPRequestHandler):
         """Answers the three paths; anything else is 404."""
         path = self.path.partition("?")[0]
         if path == "/metrics":
-            self._answer(200, CONTENT_TYPE_LATEST, generate_latest(self.registry))
+            self._answer_metrics()
         elif path == "/healthz":
             health = self.health()
             self._answer_health(health.alive, health.reason)
         elif path == "/readyz":
             health = self.health()
-            self._answer_health(health.alive and health.ready, health.reason)
+            self._answer_health(health.serving, health.reason)
         else:
             self._answer(404, _PLAIN, b"not found; try /metrics, /healthz or /readyz\n")
 
     def log_message(self, format: str, *args: object) -> None:
         """Scrapes are not logged."""
+
+    def _answer_metrics(self) -> None:
+        try:
+            text = self.metrics()
+        except ScrapeBusy as error:
+            self._answer(503, _PLAIN, f"unavailable: {error}\n".encode())
+        else:
+            self._answer(200, CONTENT_TYPE_LATEST, text)
 
     def _answer_health(self, good: bool, reason: str) -> None:
         text = "ok" if good else f"unavailable: {reason}"

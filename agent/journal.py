@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,7 +17,8 @@ from queue import SimpleQueue
 from agent.durable import locked, storage_errors, sync_folder
 from agent.episode import ChunkRecord, EndRecord, EpisodeChecker, EpisodeCorrupt, EpisodeMeta
 from agent.journal_writer import Append, Change, Command, JournalWriter, Open, Seal, Stop
-from agent.ledger import EpisodeRow, Ledger, LedgerReader, SealedRow, ledger_errors
+from agent.ledger import ActivationRow, EpisodeRow, Ledger, LedgerReader, SealedRow
+from agent.ledger_file import ledger_errors
 from agent.recovery import Recovered, episode_path, recover_state
 from agent.wire.errors import PerennialError, WireError
 from agent.wire.messages import Order
@@ -43,6 +44,7 @@ class Journal:
         root: state directory, created if needed; held alone until `close`.
         flush_interval_s: at most this long after `append` a chunk survives a loss of power.
         queue_limit_bytes: chunks that wait for the disk; beyond it `append` is refused.
+        on_synced: gets the seconds that each wait for the disk took.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Journal:
         root: Path,
         flush_interval_s: float = 0.25,
         queue_limit_bytes: int = QUEUE_LIMIT_BYTES,
+        on_synced: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         """Raises StateLocked if another process holds `root`, StorageError."""
         if not flush_interval_s > 0:
@@ -71,7 +74,7 @@ class Journal:
             stack.callback(self._ledger.close)
             self._reader = LedgerReader(root / LEDGER_NAME)
             stack.callback(self._reader.close)
-            self._writer = JournalWriter(self._folder, self._ledger, flush_interval_s)
+            self._writer = JournalWriter(self._folder, self._ledger, flush_interval_s, on_synced)
             self._resources = stack.pop_all()
 
     # ---- life --------------------------------------------------------------------------------
@@ -144,9 +147,9 @@ class Journal:
         posted = list(orders)
         self._put(Change(lambda ledger: ledger.add_orders(posted), lambda _: on_durable()))
 
-    def set_active(self, version: str, on_durable: Callable[[], None]) -> None:
+    def set_active(self, version: str, on_durable: Callable[[ActivationRow], None]) -> None:
         """Add `version` to the history of activations. Raises JournalFailed."""
-        self._put(Change(lambda ledger: ledger.add_activation(version), lambda _: on_durable()))
+        self._put(Change(lambda ledger: ledger.add_activation(version), on_durable))
 
     def ack(self, hashes: Mapping[str, str], on_durable: Callable[[dict[str, str]], None]) -> None:
         """The learner holds {episode id: sha256}; their files are removed once this is durable.
@@ -174,6 +177,11 @@ class Journal:
         """What the ledger knows of one episode."""
         with ledger_errors(self._root / LEDGER_NAME):
             return self._reader.episode(episode_id)
+
+    def history(self) -> Iterator[EpisodeRow | ActivationRow]:
+        """Every durable seal and activation, in order; finish with it before reading on."""
+        with ledger_errors(self._root / LEDGER_NAME):
+            yield from self._reader.history()
 
     def payload(self, row: SealedRow) -> bytes:
         """The file of a sealed episode. Raises EpisodeCorrupt if it was altered, StorageError."""

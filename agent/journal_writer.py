@@ -9,7 +9,8 @@ before its file exists, so a file without a row is never ours.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -75,8 +76,15 @@ class _Round:
 class JournalWriter:
     """Carries out commands; see the module's docstring for the promises."""
 
-    def __init__(self, folder: Path, ledger: Ledger, flush_interval_s: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ledger: Ledger,
+        flush_interval_s: float,
+        on_synced: Callable[[float], None],
+    ) -> None:
         self._folder = folder
+        self._on_synced = on_synced
         self._ledger = ledger
         self._flush_interval_s = flush_interval_s
         self.written_bytes = 0  # of chunks, ever; other threads read it
@@ -143,7 +151,9 @@ class JournalWriter:
         files = []
         for seal in todo.seals:
             self._unsynced.pop(seal.episode_id, None)
-            files.append(self._writers.pop(seal.episode_id).seal(seal.end))
+            writer = self._writers.pop(seal.episode_id)
+            with self._timed():
+                files.append(writer.seal(seal.end))
         if files:
             self._sync_folder()
         with self._ledger.transaction():
@@ -165,11 +175,19 @@ class JournalWriter:
     def _sync(self) -> None:
         """Make every buffered chunk survive a loss of power."""
         for writer in self._unsynced.values():
-            writer.sync()
+            with self._timed():
+                writer.sync()
         self._unsynced.clear()
         self._sync_folder()
 
     def _sync_folder(self) -> None:
         if self._folder_changed:
-            sync_folder(self._folder)
+            with self._timed():
+                sync_folder(self._folder)
             self._folder_changed = False
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started_s = time.perf_counter()
+        yield
+        self._on_synced(time.perf_counter() - started_s)

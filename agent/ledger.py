@@ -7,59 +7,19 @@ from another process while the server runs. A committed transaction survives a l
 
 from __future__ import annotations
 
-import sqlite3
+import heapq
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from agent.durable import StorageError
 from agent.episode import EndRecord, EpisodeMeta
+from agent.ledger_file import create_ledger, open_ledger
 from agent.records import from_json, to_json
 from agent.wire.messages import Order
-
-SCHEMA_VERSION = 1
-_BUSY_TIMEOUT_S = 5.0
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS orders (
-    place INTEGER PRIMARY KEY AUTOINCREMENT,  -- posting order
-    order_id TEXT NOT NULL UNIQUE,
-    task TEXT NOT NULL,
-    phase TEXT NOT NULL,
-    body TEXT NOT NULL                        -- the Order as JSON
-);
-CREATE TABLE IF NOT EXISTS episodes (
-    episode_id TEXT PRIMARY KEY,
-    order_id TEXT NOT NULL,
-    slot_id TEXT NOT NULL,
-    suite TEXT NOT NULL,
-    task TEXT NOT NULL,
-    split TEXT NOT NULL,
-    init_state INTEGER NOT NULL,
-    phase TEXT NOT NULL,
-    version TEXT NOT NULL,
-    state TEXT NOT NULL,
-    outcome TEXT NOT NULL DEFAULT '',
-    steps INTEGER NOT NULL DEFAULT 0,
-    counted INTEGER NOT NULL DEFAULT 0,
-    sha256 TEXT NOT NULL DEFAULT '',
-    size_bytes INTEGER NOT NULL DEFAULT 0,
-    sealed_seq INTEGER NOT NULL DEFAULT 0,
-    reason TEXT NOT NULL DEFAULT '',
-    meta TEXT NOT NULL                        -- the EpisodeMeta as JSON
-);
-CREATE UNIQUE INDEX IF NOT EXISTS one_counted_per_slot
-    ON episodes (slot_id) WHERE counted = 1 AND slot_id != '';
-CREATE UNIQUE INDEX IF NOT EXISTS episodes_by_seq ON episodes (sealed_seq) WHERE sealed_seq > 0;
-CREATE INDEX IF NOT EXISTS episodes_by_state ON episodes (state, sealed_seq);
-CREATE TABLE IF NOT EXISTS activations (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    version TEXT NOT NULL,
-    unix_s REAL NOT NULL
-);
-"""
 
 
 class EpisodeState(StrEnum):
@@ -89,10 +49,21 @@ class EpisodeRow:
     sha256: str
     size_bytes: int
     sealed_seq: int
+    sealed_unix_s: float
     reason: str
 
 
-SealedRow = EpisodeRow  # with sha256, size_bytes and sealed_seq set
+SealedRow = EpisodeRow  # with sha256, size_bytes, sealed_seq and sealed_unix_s set
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationRow:
+    """A version that was made active, after the episode with `after_sealed_seq` was sealed."""
+
+    version: str
+    unix_s: float
+    after_sealed_seq: int
+
 
 _COLUMNS = ", ".join(EpisodeRow.__dataclass_fields__)
 
@@ -103,11 +74,7 @@ class LedgerReader:
     _mode = "ro"
 
     def __init__(self, path: Path) -> None:
-        self._db = _connect(path, self._mode)
-        with ledger_errors(path):
-            found = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if found != SCHEMA_VERSION:
-            raise StorageError(f"{path}: ledger version {found}, expected {SCHEMA_VERSION}")
+        self._db = open_ledger(path, self._mode)
 
     def unacked(self, after_seq: int, limit: int) -> list[SealedRow]:
         """Sealed episodes that the learner has not acknowledged, in seal order."""
@@ -138,20 +105,31 @@ class LedgerReader:
         query = "SELECT slot_id, episode_id FROM episodes WHERE counted = 1 AND slot_id != ''"
         return dict(self._db.execute(query))
 
-    def activations(self) -> list[str]:
-        """The versions that were made active, in order; the last one is active."""
-        query = "SELECT version FROM activations ORDER BY seq"
-        return [version for (version,) in self._db.execute(query)]
+    def activations(self) -> list[ActivationRow]:
+        """What was made active, in order; the last one is active."""
+        query = "SELECT version, unix_s, after_sealed_seq FROM activations ORDER BY seq"
+        return [ActivationRow(*row) for row in self._db.execute(query)]
+
+    def history(self) -> Iterator[EpisodeRow | ActivationRow]:
+        """Every seal and every activation, in the order in which they were committed."""
+        sealed = self._iterate("sealed_seq > 0 ORDER BY sealed_seq")
+        return heapq.merge(sealed, self.activations(), key=_moment)
+
+    def sealed_bytes(self) -> int:
+        """Size of the files that wait for the learner."""
+        query = "SELECT IFNULL(SUM(size_bytes), 0) FROM episodes WHERE state = 'sealed'"
+        return int(self._db.execute(query).fetchone()[0])
 
     def close(self) -> None:
         self._db.close()
 
     def _rows(self, condition: str, *values: object) -> list[EpisodeRow]:
+        return list(self._iterate(condition, *values))
+
+    def _iterate(self, condition: str, *values: object) -> Iterator[EpisodeRow]:
         query = f"SELECT {_COLUMNS} FROM episodes WHERE {condition}"
-        return [
-            EpisodeRow(**{**row, "counted": bool(row["counted"])})
-            for row in self._db.execute(query, values)
-        ]
+        for row in self._db.execute(query, values):
+            yield EpisodeRow(**{**row, "counted": bool(row["counted"])})
 
 
 class Ledger(LedgerReader):
@@ -161,7 +139,7 @@ class Ledger(LedgerReader):
 
     def __init__(self, path: Path) -> None:
         """Opens or creates. Raises StorageError."""
-        _create(path)
+        create_ledger(path)
         super().__init__(path)
         self._db.execute("PRAGMA synchronous = FULL")
         query = "SELECT IFNULL(MAX(sealed_seq), 0) FROM episodes"
@@ -210,10 +188,11 @@ class Ledger(LedgerReader):
         self._last_seq += 1
         changed = self._db.execute(
             "UPDATE episodes SET state = 'sealed', outcome = ?, steps = ?, counted = ?, sha256 = ?,"
-            " size_bytes = ?, sealed_seq = ?, reason = ? WHERE episode_id = ? AND state = 'open'",
+            " size_bytes = ?, sealed_seq = ?, sealed_unix_s = ?, reason = ?"
+            " WHERE episode_id = ? AND state = 'open'",
             (
                 *(str(end.outcome), end.steps, counted, sha256, size_bytes, self._last_seq),
-                *(end.reason, episode_id),
+                *(end.sealed_unix_s, end.reason, episode_id),
             ),
         ).rowcount
         row = self.episode(episode_id)
@@ -249,38 +228,18 @@ class Ledger(LedgerReader):
             (reason, episode_id),
         )
 
-    def add_activation(self, version: str) -> None:
+    def add_activation(self, version: str) -> ActivationRow:
+        """After every episode sealed so far."""
+        row = ActivationRow(version, time.time(), self._last_seq)
         self._db.execute(
-            "INSERT INTO activations (version, unix_s) VALUES (?, ?)", (version, time.time())
+            "INSERT INTO activations (version, unix_s, after_sealed_seq) VALUES (?, ?, ?)",
+            (row.version, row.unix_s, row.after_sealed_seq),
         )
+        return row
 
 
-@contextmanager
-def ledger_errors(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors raised inside into StorageErrors about `path`."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StorageError(f"{path}: {error}; check the disk and who may write there") from error
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    uri = f"{path.absolute().as_uri()}?mode={mode}"
-    with ledger_errors(path):
-        db = sqlite3.connect(
-            uri,
-            uri=True,
-            timeout=_BUSY_TIMEOUT_S,
-            isolation_level=None,  # transactions are explicit
-            check_same_thread=False,
-        )
-    db.row_factory = sqlite3.Row
-    return db
-
-
-def _create(path: Path) -> None:
-    db = _connect(path, "rwc")
-    with ledger_errors(path), closing(db):
-        db.execute("PRAGMA journal_mode = WAL")
-        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
+def _moment(row: EpisodeRow | ActivationRow) -> tuple[int, bool]:
+    """Sorts an activation right behind the last episode sealed before it."""
+    if isinstance(row, ActivationRow):
+        return row.after_sealed_seq, True
+    return row.sealed_seq, False

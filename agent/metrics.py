@@ -1,184 +1,236 @@
-"""Every metric that the agent exports: names, labels and buckets in one place.
+"""Every metric of Perennial's processes: name, type, help, labels, unit and buckets.
 
 Labels are bounded: a task is a slug of an order or of the config, never an instruction or an id.
+`docs/metrics.md` is made from this file (`python -m agent.metrics_page`).
 """
+
+# One declaration a metric reads better here than one argument a line.
+# fmt: off
 
 from __future__ import annotations
 
-import math
-from collections import deque
+from prometheus_client import Counter, Enum, Gauge, Histogram
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from agent.metric_set import (
+    MetricSet,
+    OptionalGauge,
+    counter,
+    gauge,
+    histogram,
+    optional_gauge,
+    state,
+)
 
+PROTOCOL = "perennial"  # the wire protocol of agent.wire, as a label
 LATENCY_BUCKETS_S = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5,
-)  # fmt: skip
+)
 PAUSE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2)
+FSYNC_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+UPDATE_BUCKETS_S = (0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 STEP_BUCKETS = (25, 50, 100, 150, 220, 300, 400, 520, 800)
 SUCCESS_WINDOWS = (20, 100)
-TELEMETRY_GAUGES = ("envs", "step_seconds", "render_seconds", "wait_seconds")
-WILSON_Z = 1.96
+
+LABEL_MEANINGS = {
+    "task": "slug of a registered task",
+    "phase": "why it was collected: train, eval, or serve (a robot's own task)",
+    "outcome": "success, failure, timeout, intervened or aborted",
+    "window": "number of last episodes that are looked at",
+    "row": "row of the success matrix: after so many tasks",
+    "mode": "of evaluation: rollout (sampled) or greedy",
+    "protocol": "wire protocol of the client",
+    "type": "message of the wire protocol, or unreadable",
+    "code": "ok, or the code of the Fault",
+    "stage": "part of the time of one observation",
+    "version": "adapter version, or the program's in build_info",
+    "sha12": "first 12 digits of the adapter's content hash",
+    "parent": "version that the adapter was trained from",
+    "collector": "what failed to be collected",
+}
 
 
-class AgentMetrics:
-    """The agent's metrics in a registry of their own."""
+class SuccessMetrics(MetricSet):
+    """Success per task
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._make_serving_metrics()
-        self._make_adapter_metrics()
-        self._make_episode_metrics()
-        self._recent: dict[tuple[str, str], deque[bool]] = {}
-        self._info_labels: tuple[str, str, str] | None = None
+    Rebuilt from the ledger at start, so a restart changes none of them. Aborted episodes are in
+    no rate. Every rate has its number of episodes beside it, and Wilson intervals: of 95%, but for
+    the best's.
+    """
 
-    def _make_serving_metrics(self) -> None:
-        registry = self.registry
-        self.requests = Counter(
-            "perennial_requests_total",
-            "Answered requests by message type and result code.",
-            ("type", "code"),
-            registry=registry,
-        )
-        self.dropped = Counter(
-            "perennial_dropped_messages_total",
-            "Messages nobody could be answered for, by reason.",
-            ("reason",),
-            registry=registry,
-        )
-        self.duration = Histogram(
-            "perennial_request_duration_seconds",
-            "Time of an observation's request by stage.",
-            ("stage",),
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
-        )
-        self.inference_busy = Counter(
-            "perennial_inference_busy_seconds_total",
-            "Time in which the policy computed, each batch counted once.",
-            registry=registry,
-        )
-        self.batch_size = Histogram(
-            "perennial_batch_size",
-            "Observations per call of the policy.",
-            buckets=BATCH_BUCKETS,
-            registry=registry,
-        )
-        self.inflight = Gauge(
-            "perennial_inflight_requests", "Observations waiting for a chunk.", registry=registry
-        )
-        self.sessions = Gauge(
-            "perennial_sessions_active", "Clients seen within the lease time.", registry=registry
-        )
-        self.client = Gauge(
-            "perennial_client_gauge", "Last value a client told.", ("name",), registry=registry
-        )
-
-    def _make_adapter_metrics(self) -> None:
-        registry = self.registry
-        self.adapter_version = Gauge(
-            "perennial_adapter_version", "Number of the active version.", registry=registry
-        )
-        self.adapter_info = Gauge(
-            "perennial_adapter_info",
-            "1 for the active version.",
-            ("version", "sha12", "parent"),
-            registry=registry,
-        )
-        self.swaps = Counter(
-            "perennial_adapter_swaps_total",
-            "Activations by result.",
-            ("result",),
-            registry=registry,
-        )
-        self.swap_pause = Histogram(
-            "perennial_adapter_swap_pause_seconds",
-            "Time the inference loop was held to copy an adapter in.",
-            buckets=PAUSE_BUCKETS_S,
-            registry=registry,
-        )
-
-    def _make_episode_metrics(self) -> None:
-        registry = self.registry
-        self.episodes = Counter(
-            "perennial_episodes_total",
-            "Sealed episodes.",
-            ("task", "outcome", "phase"),
-            registry=registry,
-        )
-        self.episode_steps = Histogram(
-            "perennial_episode_steps",
-            "Control steps of sealed episodes.",
-            ("task", "outcome"),
-            buckets=STEP_BUCKETS,
-            registry=registry,
-        )
-        self.success_rate = Gauge(
-            "perennial_task_success_rate",
-            "Share of successes among the last episodes of a task.",
-            ("task", "window", "phase"),
-            registry=registry,
-        )
-        self.success_wilson_low = Gauge(
-            "perennial_task_success_wilson_low",
-            "Lower end of the 95% Wilson interval of the largest window.",
-            ("task", "phase"),
-            registry=registry,
-        )
-        self.last_episode = Gauge(
-            "perennial_task_last_episode_timestamp_seconds",
-            "When a task's last episode was sealed.",
-            ("task",),
-            registry=registry,
-        )
-        self.open_episodes = Gauge(
-            "perennial_open_episodes", "Episodes that run now.", registry=registry
-        )
-        self.open_slots = Gauge(
-            "perennial_open_slots", "Slots of orders without a counted episode.", registry=registry
-        )
-        self.unacked = Gauge(
-            "perennial_episodes_unacked",
-            "Sealed episodes that the learner has not acknowledged.",
-            registry=registry,
-        )
-        self.quarantined = Counter(
-            "perennial_episodes_quarantined_total",
-            "Torn episode files put aside at start.",
-            registry=registry,
-        )
-
-    def observe_episode(
-        self, task: str, phase: str, outcome: str, steps: int, sealed_unix_s: float
-    ) -> None:
-        """Counts a sealed episode; aborted ones do not enter the success rates."""
-        self.episodes.labels(task, outcome, phase).inc()
-        self.episode_steps.labels(task, outcome).observe(steps)
-        self.last_episode.labels(task).set(sealed_unix_s)
-        if outcome == "aborted":
-            return
-        recent = self._recent.setdefault((task, phase), deque(maxlen=max(SUCCESS_WINDOWS)))
-        recent.append(outcome == "success")
-        for window in SUCCESS_WINDOWS:
-            last = list(recent)[-window:]
-            self.success_rate.labels(task, str(window), phase).set(sum(last) / len(last))
-        low = wilson_low(sum(recent), len(recent))
-        self.success_wilson_low.labels(task, phase).set(low)
-
-    def set_active(self, version: str, number: int, parent: str) -> None:
-        """Shows the active version; its predecessor's info series disappears."""
-        self.adapter_version.set(number)
-        if self._info_labels is not None:
-            self.adapter_info.remove(*self._info_labels)
-        self._info_labels = (version, version.partition("-")[2], parent)
-        self.adapter_info.labels(*self._info_labels).set(1)
+    episodes_total: Counter = counter("Sealed episodes.", "task", "outcome", "phase")
+    episode_steps: Histogram = histogram(
+        "Control steps of sealed episodes.", "task", "outcome", buckets=STEP_BUCKETS, unit="steps")
+    task_success_rate: Gauge = gauge(
+        "Share of successes among a task's last episodes.",
+        "task", "window=20|100", "phase", unit="ratio")
+    task_success_episodes: Gauge = gauge(
+        "Episodes in the window.", "task", "window=20|100", "phase", unit="episodes")
+    task_success_wilson_low: Gauge = gauge(
+        "Lower end of the interval of window 100.", "task", "phase", unit="ratio")
+    task_success_wilson_high: Gauge = gauge(
+        "Upper end of the interval of window 100.", "task", "phase", unit="ratio")
+    task_success_best: Gauge = gauge(
+        "Best rate that window 100 ever had with 20 or more episodes.",
+        "task", "phase", unit="ratio")
+    task_success_best_wilson_low: Gauge = gauge(
+        "Lower end of the best rate's interval of 4 sigma: it is the largest of many windows.",
+        "task", "phase", unit="ratio")
+    task_forgetting: Gauge = gauge(
+        "Best rate minus the present one of window 100, at least 0.", "task", "phase", unit="ratio")
+    task_success_before_swap: Gauge = gauge(
+        "Rate of window 100 when the active version was activated; absent if it was empty.",
+        "task", "phase", unit="ratio")
+    task_success_before_swap_wilson_low: Gauge = gauge(
+        "Lower end of that rate's interval.", "task", "phase", unit="ratio")
+    task_success_since_swap: Gauge = gauge(
+        "Rate of the active version's episodes since it was activated.",
+        "task", "phase", unit="ratio")
+    task_success_since_swap_wilson_high: Gauge = gauge(
+        "Upper end of that rate's interval.", "task", "phase", unit="ratio")
+    task_episodes_since_swap: Gauge = gauge(
+        "Episodes in that rate.", "task", "phase", unit="episodes")
+    task_last_episode_timestamp_seconds: Gauge = gauge(
+        "When a task's last episode was sealed.", "task")
+    eval_success_rate: Gauge = gauge(
+        "Success matrix: row i is measured after i tasks.", "row", "mode", "task", unit="ratio")
+    eval_episodes: Gauge = gauge(
+        "Episodes measured so far in that cell.", "row", "mode", "task", unit="episodes")
 
 
-def wilson_low(successes: int, trials: int) -> float:
-    """Lower end of the 95% Wilson score interval (Wilson, 1927); 0 without trials."""
-    if trials == 0:
-        return 0.0
-    rate, z2 = successes / trials, WILSON_Z**2
-    centre = rate + z2 / (2 * trials)
-    margin = WILSON_Z * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials**2))
-    return max(0.0, min(rate, (centre - margin) / (1 + z2 / trials)))  # rounding
+class ServingMetrics(MetricSet):
+    """Serving"""
+
+    requests_total: Counter = counter(
+        "Answered requests by message type and result.", "protocol", "type", "code")
+    request_duration_seconds: Histogram = histogram(
+        "Time of one observation by stage; the other messages are not in it.",
+        "protocol", "stage=decode|queue|preprocess|infer|encode|total", buckets=LATENCY_BUCKETS_S)
+    latency_budget_seconds: Gauge = gauge(
+        "What the whole answer to an observation may take: the setting latency_budget_s.")
+    inflight_requests: Gauge = gauge("Observations that wait for their chunk.")
+    batch_size: Histogram = histogram(
+        "Observations per call of the policy.", buckets=BATCH_BUCKETS, unit="observations")
+    inference_busy_seconds_total: Counter = counter(
+        "Time in which the policy computed, each batch counted once.")
+    sessions_active: Gauge = gauge("Clients that were seen within the lease time.", "protocol")
+    dropped_messages_total: Counter = counter(
+        "Answers that nobody could be given.", "reason=nobody_to_answer")
+    actions_total: Counter = counter(
+        "Actions by what clients say became of them.", "how=not_run|run|limited|replaced")
+    actions_rejected_total: Counter = counter(
+        "Chunks of the policy that were not sent.", "reason=non_finite|wrong_shape")
+    clients_refused_total: Counter = counter(
+        "Clients without a key that is known, and messages without the permission.",
+        "reason=unknown_key|no_curve|wrong_server_key|bad_handshake|forbidden")
+    watchdog_trips_total: Counter = counter(
+        "Stalls, each counted once.", "reason=loop_stalled|inference_stalled")
+
+
+class SimulatorMetrics(MetricSet):
+    """Simulator workers
+
+    Told by the workers once a second and summed over them; the totals only grow, also when a worker
+    is started again. What a worker did before the agent first heard of it is not in them.
+    """
+
+    sim_envs: Gauge = gauge("Bodies of the workers that were seen within the lease time.")
+    sim_seconds_total: Counter = counter(
+        "Time in which workers moved bodies, rendered, or had nothing to do.",
+        "part=step|render|wait")
+    sim_steps_total: Counter = counter("Control steps.")
+    sim_requests_resent_total: Counter = counter("Requests that workers had to send again.")
+
+
+class AdapterMetrics(MetricSet):
+    """Adapters"""
+
+    adapter_info: Gauge = gauge("1 for the active version.", "version", "sha12", "parent")
+    adapter_version: Gauge = gauge("Number of the active version; 0 is the base.")
+    adapter_swaps_total: Counter = counter(
+        "Activations, and versions that could not be loaded.",
+        "result=ok|verify_failed|rolled_back")
+    adapter_swap_pause_seconds: Histogram = histogram(
+        "Time for which inference was held to copy an adapter in.", buckets=PAUSE_BUCKETS_S)
+    adapter_staleness_episodes: Gauge = gauge("Episodes sealed since the last activation.")
+    adapter_activated_timestamp_seconds: OptionalGauge = optional_gauge(
+        "When the active version was activated; absent if none ever was.")
+
+
+class DataMetrics(MetricSet):
+    """Data safety"""
+
+    episodes_unacked: Gauge = gauge("Sealed episodes that the learner has not acknowledged.")
+    oldest_unacked_timestamp_seconds: OptionalGauge = optional_gauge(
+        "When the oldest of them was sealed; absent if there is none.")
+    open_episodes: Gauge = gauge("Episodes that run now.")
+    open_slots: Gauge = gauge("Slots of orders without a counted episode.")
+    episode_store_bytes: Gauge = gauge(
+        "Size of the episode files that the agent holds.", "state=open|sealed|quarantined")
+    episode_store_fsync_seconds: Histogram = histogram(
+        "Time to make an episode file or its folder survive a loss of power.",
+        buckets=FSYNC_BUCKETS_S)
+    episodes_quarantined_total: Counter = counter(
+        "Episode files put aside since the start of the process.",
+        "reason=missing|altered|torn|foreign|no_row")
+
+
+class ProcessMetrics(MetricSet):
+    """Both processes"""
+
+    ready: OptionalGauge = optional_gauge("1 where /readyz answers 200, 0 where it answers 503.")
+    build_info: Gauge = gauge("1; the version of the program.", "version", "role=agent|learner")
+    disk_free_bytes: Gauge = gauge(
+        "Free space for this user where a folder lies.", "folder=state|adapters")
+    disk_size_bytes: Gauge = gauge("Size of the disk where a folder lies.", "folder=state|adapters")
+
+
+class LearningMetrics(MetricSet):
+    """Learning
+
+    Figures of the last update are absent before the first one of a process.
+    """
+
+    learner_state: Enum = state(
+        "What the learner does.",
+        "waiting_for_agent", "evaluating", "collecting", "learning", "publishing", "done")
+    learner_last_progress_timestamp_seconds: Gauge = gauge(
+        "When the learner started, accepted an episode, made an update or measured a row.")
+    learner_task_index: Gauge = gauge("Place of the task that is trained, from 0.")
+    learner_episodes_total: Counter = counter(
+        "Episodes by what became of them; continues over restarts.",
+        "disposition=trained|filtered|surplus|eval|demonstration|aborted")
+    grpo_updates_total: Counter = counter("Committed updates; continues over restarts.")
+    grpo_update_seconds: Histogram = histogram(
+        "Time of one iteration by part.", "part=wait|learn|publish", buckets=UPDATE_BUCKETS_S)
+    grpo_groups_total: Counter = counter("Groups of episodes that were collected.")
+    grpo_degenerate_groups_total: Counter = counter(
+        "Groups whose outcomes were all equal: nothing to learn from.")
+    grpo_group_reward_std: OptionalGauge = optional_gauge(
+        "Mean standard deviation of the rewards within a group.")
+    grpo_kl: OptionalGauge = optional_gauge("Estimated KL(old || new).", unit="nats")
+    grpo_clip_fraction: OptionalGauge = optional_gauge("Share of clipped tokens.", unit="ratio")
+    grpo_grad_norm: OptionalGauge = optional_gauge("Mean norm of the gradient before clipping.")
+    grpo_entropy: OptionalGauge = optional_gauge("Mean policy entropy per token.", unit="nats")
+    grpo_logprob_difference_max: OptionalGauge = optional_gauge(
+        "Largest |recomputed - recorded| log-probability.", unit="nats")
+    grpo_logprob_difference_p99: OptionalGauge = optional_gauge(
+        "99% quantile of the same.", unit="nats")
+    ppo_value_loss: OptionalGauge = optional_gauge("The critic's loss.")
+    ppo_explained_variance: OptionalGauge = optional_gauge(
+        "Share of the returns' variance that the critic foresaw; 0 is no better than their mean.",
+        unit="ratio")
+
+
+class AgentMetrics(
+    SuccessMetrics, ServingMetrics, SimulatorMetrics, AdapterMetrics, DataMetrics, ProcessMetrics
+):
+    """What the agent exports."""
+
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        """A part of the time of one observation."""
+        self.request_duration_seconds.labels(PROTOCOL, stage).observe(seconds)
+
+
+class LearnerMetrics(LearningMetrics, ProcessMetrics):
+    """What the learner exports. Success is the agent's to tell."""

@@ -20,6 +20,7 @@ class NoopPolicy:
 
     name = "noop"
     base_sha256 = hashlib.sha256(b"noop").hexdigest()
+    preprocess_s = 0.0
 
     def __init__(
         self,

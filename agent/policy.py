@@ -76,6 +76,7 @@ class Policy(Protocol):
     action_dim: int  # A
     proprio_dim: int  # P
     images: dict[str, list[int]]  # camera -> [height, width, 3] of the policy's input
+    preprocess_s: float  # spent so far, by `act`, on making observations the network's input
 
     def check_instruction(self, instruction: str) -> None:
         """Raises UnknownInstruction if `act` could not read it."""

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,8 @@ _REWRITE_PREFIX = ".rewrite-"
 
 _log = logging.getLogger(__name__)
 
+Distrusted = dict[str, tuple[str, str]]  # episode id or file name -> (kind of reason, reason)
+
 
 @dataclass(slots=True)
 class Recovered:
@@ -34,7 +37,8 @@ class Recovered:
 
     orders: as posted. filled: {slot id: counted episode id}. aborted: episodes that were open when
     the server died, now sealed as aborted. activations: every version made active, in order.
-    quarantined: {episode id or file name: why} of this boot.
+    quarantined: {episode id or file name: why} of this boot; distrusted: how many for which kind of
+    reason (missing, altered, torn, foreign, no_row).
     """
 
     orders: list[Order]
@@ -42,6 +46,7 @@ class Recovered:
     activations: list[str]
     aborted: list[str] = field(default_factory=list)
     quarantined: dict[str, str] = field(default_factory=dict)
+    distrusted: Counter[str] = field(default_factory=Counter)
 
     @property
     def active_version(self) -> str:
@@ -62,33 +67,42 @@ def recover_state(folder: Path, ledger: Ledger) -> Recovered:
     quarantined = _check_sealed(folder, ledger)
     aborted = _seal_open(folder, ledger, quarantined)
     _sweep(folder, ledger, quarantined)
-    for name, reason in quarantined.items():
+    reasons = {name: reason for name, (_, reason) in quarantined.items()}
+    for name, reason in reasons.items():
         _log.warning("quarantined %s: %s", name, reason)
-    return Recovered(ledger.orders(), ledger.filled(), ledger.activations(), aborted, quarantined)
+    return Recovered(
+        ledger.orders(),
+        ledger.filled(),
+        [row.version for row in ledger.activations()],
+        aborted,
+        reasons,
+        Counter(kind for kind, _ in quarantined.values()),
+    )
 
 
-def _check_sealed(folder: Path, ledger: Ledger) -> dict[str, str]:
+def _check_sealed(folder: Path, ledger: Ledger) -> Distrusted:
     """Quarantine every sealed row whose file is missing or altered."""
-    quarantined = {}
+    quarantined: Distrusted = {}
     for row in ledger.unacked(after_seq=0, limit=-1):
         path = episode_path(folder, row.episode_id)
         if not path.exists():
-            quarantined[row.episode_id] = "sealed, but its file is missing"
+            quarantined[row.episode_id] = "missing", "sealed, but its file is missing"
             continue
         with open(path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if sha256 != row.sha256:
-            quarantined[row.episode_id] = f"SHA-256 {sha256}, sealed with {row.sha256}"
+            why = f"SHA-256 {sha256}, sealed with {row.sha256}"
+            quarantined[row.episode_id] = "altered", why
     with ledger.transaction():
-        for episode_id, reason in quarantined.items():
+        for episode_id, (_, reason) in quarantined.items():
             ledger.quarantine_episode(episode_id, reason)
     return quarantined
 
 
-def _seal_open(folder: Path, ledger: Ledger, quarantined: dict[str, str]) -> list[str]:
+def _seal_open(folder: Path, ledger: Ledger, quarantined: Distrusted) -> list[str]:
     """Seal every open episode as aborted, with what can be read of it; returns their ids."""
     sealed: dict[str, tuple[EndRecord, str, int]] = {}
-    distrusted: dict[str, str] = {}
+    distrusted: Distrusted = {}
     for meta in ledger.metas(EpisodeState.OPEN):
         path = episode_path(folder, meta.episode_id)
         prefix = EpisodePrefix(meta)
@@ -97,14 +111,15 @@ def _seal_open(folder: Path, ledger: Ledger, quarantined: dict[str, str]) -> lis
         if prefix.meta == meta:
             sealed[meta.episode_id] = _rewrite(path, meta, prefix)
         elif prefix.meta is None:
-            distrusted[meta.episode_id] = f"torn beyond reading: {prefix.problem}"
+            distrusted[meta.episode_id] = "torn", f"torn beyond reading: {prefix.problem}"
         else:
-            distrusted[meta.episode_id] = "holds another episode than the ledger says"
+            why = "holds another episode than the ledger says"
+            distrusted[meta.episode_id] = "foreign", why
     sync_folder(folder)
     with ledger.transaction():
         for episode_id, (end, sha256, size_bytes) in sealed.items():
             ledger.seal_episode(episode_id, end, False, sha256, size_bytes)
-        for episode_id, reason in distrusted.items():
+        for episode_id, (_, reason) in distrusted.items():
             ledger.quarantine_episode(episode_id, reason)
     quarantined |= distrusted
     return list(sealed)
@@ -129,14 +144,14 @@ def _rewrite(path: Path, meta: EpisodeMeta, prefix: EpisodePrefix) -> tuple[EndR
     return end, sha256, size_bytes
 
 
-def _sweep(folder: Path, ledger: Ledger, quarantined: dict[str, str]) -> None:
+def _sweep(folder: Path, ledger: Ledger, quarantined: Distrusted) -> None:
     """Remove the files of acknowledged episodes; set aside those that no row vouches for."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             continue
         row = ledger.episode(path.stem) if path.suffix == ".mcap" else None
         if row is None:
-            quarantined[path.name] = "no ledger row"
+            quarantined[path.name] = "no_row", "no ledger row"
             set_aside(path, "no ledger row")
         elif row.state == EpisodeState.QUARANTINED:
             set_aside(path, row.reason)

@@ -8,6 +8,7 @@ request's key alone: the same request gives the same actions at any load.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ class VlaPolicy:
         self.proprio_dim = config.proprio_dim
         size = config.image_size
         self.images = {camera: [size, size, 3] for camera in model.cameras}
+        self.preprocess_s = 0.0
         self._model, self._config = model, config
         self._micro_batch = micro_batch
         self._bank = SlotBank(
@@ -162,12 +164,14 @@ class VlaPolicy:
     def _act_micro_batch(self, requests: list[ActRequest]) -> list[ActResult]:
         padded = requests + requests[:1] * (self._micro_batch - len(requests))
         device = self._model.device
+        started_s = time.perf_counter()
         ids_BL = torch.tensor(
             [self._model.prompts.encode(request.instruction) for request in padded], device=device
         )
         pixels = [self._pixels(request) for request in requests]
         pixels += pixels[:1] * (len(padded) - len(requests))
         pixels_BNCHW = torch.stack(pixels).to(device, self._dtype)
+        self.preprocess_s += time.perf_counter() - started_s
         self._select([self._slots[request.version] for request in padded])
         if self._config.is_autoregressive:
             return self._generate(requests, padded, ids_BL, pixels_BNCHW)

@@ -46,9 +46,9 @@ SUPERVISOR, OTHERS = "supervisor", "all else on the machine"
 
 # (process, stage) -> the metric with its labels that counts the seconds
 STAGE_METRICS = {
-    ("worker", "simulate"): ("perennial_client_gauge", (("name", "step_seconds"),)),
-    ("worker", "render"): ("perennial_client_gauge", (("name", "render_seconds"),)),
-    ("worker", "wait for actions"): ("perennial_client_gauge", (("name", "wait_seconds"),)),
+    ("worker", "simulate"): ("perennial_sim_seconds_total", (("part", "step"),)),
+    ("worker", "render"): ("perennial_sim_seconds_total", (("part", "render"),)),
+    ("worker", "wait for actions"): ("perennial_sim_seconds_total", (("part", "wait"),)),
     ("agent", "infer"): ("perennial_inference_busy_seconds_total", ()),
 }
 # stage -> its key in the time_s of the learner's progress lines

@@ -180,8 +180,12 @@ class LearnerConfig:
     state_dir: str = "run/learner"
     adapters_dir: str = "run/adapters"
     operator_endpoint: str = "ipc:///tmp/perennial/operator.sock"
+    keys_dir: str = ""  # this client's keys, made by `perennial keys add`; "": in clear
     request_timeout_s: float = 10.0
+    http_host: str = "127.0.0.1"
     http_port: int = 0  # 0: any free one
+    http_open: bool = False  # may serve metrics and health beyond this machine, in clear
+    exit_when_done: bool = True  # False: when all is learned, go on receiving and telling
     die_with_parent: bool = False
 
     def __post_init__(self) -> None:

@@ -80,6 +80,8 @@ def _orders(
             temperature=0.0 if mode == GREEDY else config.temperature,
             run_seed=config.seed,
             noise_key=f"eval/{mode}/{slug}/{state}",
+            row=row,
+            mode=mode,
         )
         for state in range(config.suite.eval_init_states)
     )

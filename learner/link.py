@@ -47,6 +47,12 @@ class Session:
         self._store, self._learner_id, self._base_sha256 = store, learner_id, base_sha256
         self._lock = threading.Lock()
         self._epoch = 0
+        self.has_agent = False  # whether the last request was answered; any thread may ask
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the agent has ever opened an epoch."""
+        return self._epoch > 0
 
     def epoch(self, client: DealerClient, lost: int | None = None) -> int:
         """The epoch to use; opens one if there is none or `lost` is still the current one.
@@ -74,7 +80,7 @@ class AgentLink:
 
     Every request is repeated until it is answered, the process is asked to stop, or the agent
     refuses it for a reason that time does not mend (WireError; ConfigError when no client can
-    carry out an order). All of them are idempotent.
+    carry out an order, or when the agent does not let this process in). All of them are idempotent.
     """
 
     def __init__(self, session: Session, client: DealerClient, stop: threading.Event) -> None:
@@ -113,14 +119,17 @@ class AgentLink:
             used = lost
             try:
                 used = self._session.epoch(self._client, lost)
-                return self._client.request(build(used), self._client.timeout_s + extra_s)
+                reply = self._client.request(build(used), self._client.timeout_s + extra_s)
+                self._session.has_agent = True
+                return reply
             except WireError as error:
+                self._session.has_agent = not isinstance(error, RequestTimeout)
                 if error.code == "stale_epoch":
                     # Another thread of ours may have opened the newer epoch.
                     if used in (None, self._session.epoch(self._client)):
                         raise LearnerSuperseded(error.message) from error
                     continue
-                if error.code == "order_refused":  # starting again would not help
+                if error.code in ("order_refused", "forbidden"):  # a new start would not help
                     raise ConfigError(error.message) from error
                 if error.code not in TRANSIENT_CODES:
                     raise

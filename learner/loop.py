@@ -30,7 +30,7 @@ from learner.evaluation import ROLLOUT, Cell, count_cell, empty_matrices, plan_r
 from learner.filmstrip import save_filmstrip
 from learner.groups import Group
 from learner.matrix import SuccessMatrix
-from learner.metrics import LearnerMetrics
+from learner.metrics import Exports
 from learner.progress import ProgressLog
 from learner.publication import Publication
 from learner.receiver import Inbox
@@ -57,7 +57,7 @@ class Teacher(Protocol):
 class Watchers:
     """Where a run shows itself: metrics, JSON lines and contact sheets."""
 
-    metrics: LearnerMetrics
+    exports: Exports
     progress: ProgressLog
     filmstrips: Path
 
@@ -88,6 +88,7 @@ class Loop:
             Stopped: asked to stop; running again resumes.
         """
         self.place = self.publication.resume(self.optimizer)
+        self.watchers.exports.metrics.learner_task_index.set(self.place.task_index)
         self.watchers.progress.write(
             "start", version=self.publication.version, **asdict(self.place)
         )
@@ -108,11 +109,15 @@ class Loop:
             self.place = Place(update_id=self.place.update_id, task_index=task_index)
         if self.place.iteration == 0 and self.config.algorithm.fresh_optimizer_per_task:
             self.optimizer = self.teacher.new_optimizer()
-        laps_s = [time.monotonic()]
+        exports, laps_s = self.watchers.exports, [time.monotonic()]
+        exports.metrics.learner_task_index.set(task_index)
+        exports.enter("collecting")
         groups = self.teacher.collect(self.place, self.publication.version)
         laps_s.append(time.monotonic())
+        exports.enter("learning")
         report = self.teacher.learn(self.optimizer, groups, self.place)
         laps_s.append(time.monotonic())
+        exports.enter("publishing")
         episodes = [episode for group in groups for episode in group.episodes]
         self.place = replace(
             self.place,
@@ -128,6 +133,7 @@ class Loop:
         }
         figures = _figures(report)
         hold_s = self.publication.commit(self.place, self.optimizer, dispositions, figures)
+        exports.commit(dispositions.values())
         laps_s.append(time.monotonic())
         times_s = dict(zip(("wait", "learn", "publish"), np.diff(laps_s).tolist(), strict=True))
         self._show_iteration(task, groups, figures, times_s, hold_s)
@@ -137,6 +143,7 @@ class Loop:
 
         A row that is already complete is only counted; its line in the log is then a repeat.
         """
+        self.watchers.exports.enter("evaluating")
         version = BASE_VERSION if row == 0 else self.inbox.store.version_after(row - 1)
         assert version is not None, f"row {row} is evaluated after its task has been trained"
         cells = plan_row(self.config, row, version)
@@ -145,8 +152,6 @@ class Loop:
         for cell in cells:
             successes, trials = count_cell(cell, episodes)
             self.matrices[cell.mode].record(row, cell.task, successes, trials)
-            labels = (str(row), cell.mode, cell.task)
-            self.watchers.metrics.success.labels(*labels).set(successes / trials)
             self.watchers.progress.write(
                 "eval", row=row, mode=cell.mode, task=cell.task, version=version,
                 temperature=cell.orders[0].temperature, successes=successes, trials=trials,
@@ -154,6 +159,7 @@ class Loop:
             )  # fmt: skip
             if row in (0, len(self.config.suite.train_tasks)):
                 self._save_filmstrip(cell, episodes)
+        self.watchers.exports.note_progress()
 
     def measure(self, cells: list[Cell]) -> dict[str, EpisodeRow]:
         """Order the trials of all cells at once; returns their episodes by slot id."""
@@ -182,8 +188,8 @@ class Loop:
         reward_std = [
             float(np.std([e.success for e in group.episodes], ddof=1)) for group in groups
         ]
-        self.watchers.metrics.observe_iteration(
-            self.place.task_index, len(groups), degenerate, reward_std, figures, times_s
+        self.watchers.exports.observe_iteration(
+            len(groups), degenerate, reward_std, figures, times_s
         )
         self.watchers.progress.write(
             "iteration",

@@ -1,84 +1,101 @@
-"""The learner's Prometheus metrics, on their own registry and HTTP port."""
+"""What the learner writes into its metrics, which `agent.metrics` declares."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from agent.measuring import add_disk_source, program_version
+from agent.metrics import LearnerMetrics
 
-UPDATE_BUCKETS_S = (0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
+WAITING = "waiting_for_agent"
+NEEDS_AGENT = (WAITING, "evaluating", "collecting")  # states in which nothing happens without it
 
 
-class LearnerMetrics:
-    """Every metric of the learning process; names carry base units and bounded labels."""
+class Exports:
+    """The learner's metrics as its threads see them.
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        new: dict[str, Any] = {"registry": self.registry, "namespace": "perennial"}
-        self.updates = Counter("grpo_updates", "Committed updates", **new)
-        self.degenerate_groups = Counter(
-            "grpo_degenerate_groups", "Groups whose outcomes were all equal", **new
-        )
-        self.groups = Counter("grpo_groups", "Groups collected", **new)
-        self.update_seconds = Histogram(
-            "grpo_update_seconds", "Time of one iteration by part", ["part"],
-            buckets=UPDATE_BUCKETS_S, **new,
-        )  # fmt: skip
-        self.reward_std = Gauge(
-            "grpo_group_reward_std", "Mean reward standard deviation within groups", **new
-        )
-        self.kl = Gauge("grpo_kl", "Estimated KL(old || new) of the last update, nats", **new)
-        self.clip_fraction = Gauge("grpo_clip_fraction", "Share of clipped tokens", **new)
-        self.grad_norm = Gauge("grpo_grad_norm", "Mean gradient norm before clipping", **new)
-        self.entropy = Gauge("grpo_entropy", "Mean policy entropy per token, nats", **new)
-        self.logprob_difference = Gauge(
-            "grpo_logprob_difference_max", "Largest |recomputed - recorded| log-probability", **new
-        )
-        self.logprob_difference_p99 = Gauge(
-            "grpo_logprob_difference_p99", "99% quantile of the same", **new
-        )
-        self.value_loss = Gauge("ppo_value_loss", "The critic's loss in the last update", **new)
-        self.explained_variance = Gauge(
-            "ppo_explained_variance",
-            "Share of the returns' variance that the critic foresaw; 0: no better than their mean",
-            **new,
-        )
-        self.task_index = Gauge("learner_task_index", "Index of the task being trained", **new)
-        self.success = Gauge(
-            "eval_success_rate", "Success rate by matrix row", ["row", "mode", "task"], **new
-        )
+    Args:
+        clock: Unix time [s].
+    """
+
+    def __init__(self, metrics: LearnerMetrics, clock: Callable[[], float] = time.time) -> None:
+        self.metrics = metrics
+        self._clock = clock
+        self._state = WAITING
+        self._has_agent: Callable[[], bool] = lambda: True
+        metrics.build_info.labels(program_version(), "learner").set(1)
+        metrics.add_source("learner_state", self._show_state)
+        self.note_progress()
+
+    def measure_disk(self, state_dir: Path) -> None:
+        """Exports the space there, measured at every scrape."""
+        add_disk_source(self.metrics, {"state": state_dir})
+
+    def watch_agent(self, has_agent: Callable[[], bool]) -> None:
+        """Has the state say so while the agent does not answer and is needed."""
+        self._has_agent = has_agent
+
+    def resume(self, counts: Mapping[str, int], updates: int) -> None:
+        """Goes on counting from what the store holds."""
+        self.metrics.grpo_updates_total.inc(updates)
+        for disposition, count in counts.items():
+            self.metrics.learner_episodes_total.labels(disposition).inc(count)
+
+    def enter(self, state: str) -> None:
+        """What the learner does from now on: a state of `learner_state`."""
+        self._state = state
+
+    @property
+    def state(self) -> str:
+        """The state of `learner_state`, now; any thread may ask."""
+        alone = self._state in NEEDS_AGENT and not self._has_agent()
+        return WAITING if alone else self._state
+
+    def note_progress(self) -> None:
+        """The learner got on."""
+        self.metrics.learner_last_progress_timestamp_seconds.set(self._clock())
+
+    def accept_episode(self, disposition: str | None) -> None:
+        """An episode is durable here; None: an update will say what becomes of it."""
+        self.note_progress()
+        if disposition is not None:
+            self.metrics.learner_episodes_total.labels(disposition).inc()
+
+    def commit(self, dispositions: Iterable[str]) -> None:
+        """An update was committed."""
+        self.note_progress()
+        self.metrics.grpo_updates_total.inc()
+        for disposition in dispositions:
+            self.metrics.learner_episodes_total.labels(disposition).inc()
 
     def observe_iteration(
         self,
-        task_index: int,
         groups: int,
         degenerate: int,
         reward_std: Sequence[float],
         figures: Mapping[str, float],
         times_s: Mapping[str, float],
     ) -> None:
-        """Take in one finished iteration; `figures` are those of its progress line."""
-        self.updates.inc()
-        self.groups.inc(groups)
-        self.degenerate_groups.inc(degenerate)
-        self.task_index.set(task_index)
+        """Takes one finished iteration; `figures` are those of its progress line."""
+        metrics = self.metrics
+        metrics.grpo_groups_total.inc(groups)
+        metrics.grpo_degenerate_groups_total.inc(degenerate)
         for part, seconds in times_s.items():
-            self.update_seconds.labels(part).observe(seconds)
+            metrics.grpo_update_seconds.labels(part).observe(seconds)
         if reward_std:
-            self.reward_std.set(sum(reward_std) / len(reward_std))
+            metrics.grpo_group_reward_std.set(sum(reward_std) / len(reward_std))
         for gauge, name in (
-            (self.kl, "approx_kl"),
-            (self.clip_fraction, "clip_fraction"),
-            (self.grad_norm, "grad_norm"),
-            (self.entropy, "entropy"),
-            (self.logprob_difference, "lp_diff_max"),
-            (self.logprob_difference_p99, "lp_diff_p99"),
-            (self.value_loss, "value_loss"),
-            (self.explained_variance, "explained_variance"),
+            (metrics.grpo_kl, "approx_kl"),
+            (metrics.grpo_clip_fraction, "clip_fraction"),
+            (metrics.grpo_grad_norm, "grad_norm"),
+            (metrics.grpo_entropy, "entropy"),
+            (metrics.grpo_logprob_difference_max, "lp_diff_max"),
+            (metrics.grpo_logprob_difference_p99, "lp_diff_p99"),
+            (metrics.ppo_value_loss, "value_loss"),
+            (metrics.ppo_explained_variance, "explained_variance"),
         ):
             if name in figures:
                 gauge.set(figures[name])
 
-    def serve(self, port: int) -> str:
-        """Serve /metrics on loopback; returns the URL. Raises OSError if the port is taken."""
-        server, _ = start_http_server(port, addr="127.0.0.1", registry=self.registry)
-        return f"http://127.0.0.1:{server.server_port}"
+    def _show_state(self) -> None:
+        self.metrics.learner_state.state(self.state)

@@ -6,34 +6,42 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
 
 from agent.adapters import AdapterStore
 from agent.durable import locked
+from agent.http import HttpServer
+from agent.measuring import add_ready_source
+from agent.metrics import LearnerMetrics
 from agent.model.devices import check_device
 from agent.model.errors import ModelFolderError
 from agent.model.policy_model import load_policy_model
 from agent.wire.errors import ConfigError
+from agent.wire.keys import find_client_keys
 from agent.wire.sockets import DealerClient
+from agent.wire.systemd import MAIN, ServiceManager
 from learner.checkpoint import CheckpointFolder
 from learner.config import LearnerConfig
 from learner.critic import ValueHead
 from learner.evaluation import GREEDY, ROLLOUT
 from learner.grpo import GrpoTeacher
+from learner.health import Vitals
 from learner.link import AgentLink, Session
 from learner.loop import Loop, Teacher, Watchers
 from learner.matrix import SuccessMatrix
-from learner.metrics import LearnerMetrics
+from learner.metrics import Exports
 from learner.policy import LoraPolicy
 from learner.ppo import PpoTeacher
 from learner.progress import ProgressLog, write_json
 from learner.publication import Identity, Publication
-from learner.receiver import Inbox, Receiver
+from learner.receiver import RECEIVER_THREAD, Inbox, Receiver
 from learner.sft import SftTeacher
-from learner.stopping import Stopped
-from learner.store import LearnerStore
+from learner.stopping import StopFlag, Stopped
+from learner.store import LearnerStore, immediate_disposition
 
 log = logging.getLogger(__name__)
 
@@ -51,39 +59,66 @@ def learn(config: LearnerConfig) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     torch.set_num_threads(config.threads)
-    stop = threading.Event()
+    manager = ServiceManager(threads=(MAIN, RECEIVER_THREAD))
+    manager.show("loading the model")
+    current: list[Exports] = []  # filled once the state folder is ours
+
+    def status() -> str:
+        return "".join(exports.state.replace("_", " ") for exports in current)
+
+    stop = StopFlag(lambda: manager.beat(status))
+
+    def on_signal(*_: object) -> None:
+        manager.stopping()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, on_signal)
     state_dir = Path(config.state_dir)
-    with locked(state_dir):
-        store = LearnerStore(state_dir / "learner.db")
+    with (
+        locked(state_dir),
+        closing(LearnerStore(state_dir / "learner.db")) as store,
+        _exporting(config, state_dir, store) as (exports, vitals),
+    ):
+        current.append(exports)
         try:
-            _learn_locked(config, state_dir, store, stop)
+            _learn_locked(config, state_dir, store, stop, manager, exports, vitals)
         except Stopped:
             log.info("stopped; the same command resumes")
             raise
         finally:
-            store.close()
+            manager.close()
 
 
 def _learn_locked(
-    config: LearnerConfig, state_dir: Path, store: LearnerStore, stop: threading.Event
+    config: LearnerConfig,
+    state_dir: Path,
+    store: LearnerStore,
+    stop: threading.Event,
+    manager: ServiceManager,
+    exports: Exports,
+    vitals: Vitals,
 ) -> None:
-    algorithm = config.algorithm
+    keys = find_client_keys(config.keys_dir)  # before what takes long
     policy = _load_policy(config)
     base_sha256 = policy.model.base_sha256
-    metrics = LearnerMetrics()
-    write_json(state_dir / "endpoints.json", {"http": _serve(metrics, config.http_port)})
-    inbox = Inbox(state_dir / "episodes", store)
+    inbox = Inbox(
+        state_dir / "episodes",
+        store,
+        lambda episode: exports.accept_episode(immediate_disposition(episode)),
+    )
     session = Session(store, f"{socket.gethostname()}-{os.getpid()}", base_sha256)
 
     def new_link() -> AgentLink:
-        client = DealerClient(config.operator_endpoint, config.request_timeout_s)
+        client = DealerClient(config.operator_endpoint, config.request_timeout_s, keys=keys)
         return AgentLink(session, client, stop)
 
     link = new_link()
     identity = Identity(
-        base_sha256, algorithm.method, list(config.suite.train_tasks), config.resume_settings()
+        base_sha256,
+        config.algorithm.method,
+        list(config.suite.train_tasks),
+        config.resume_settings(),
     )
     critic = _new_critic(config, policy)
     publication = Publication(
@@ -96,30 +131,55 @@ def _learn_locked(
         critic,
     )
     watchers = Watchers(
-        metrics, ProgressLog(state_dir / "progress.jsonl"), state_dir / "filmstrips"
+        exports, ProgressLog(state_dir / "progress.jsonl"), state_dir / "filmstrips"
     )
-    teacher: Teacher
-    if algorithm.method == "sft":
-        teacher = SftTeacher(config, policy, stop.is_set)
-    elif critic is not None:
-        teacher = PpoTeacher(config, policy, critic, inbox, link, stop.is_set)
-    else:
-        teacher = GrpoTeacher(config, policy, inbox, link, stop.is_set)
+    teacher = _new_teacher(config, policy, critic, inbox, link, stop)
     loop = Loop(config, teacher, publication, inbox, watchers, stop.is_set)
     receiver = Receiver(new_link(), inbox, stop)
     receiver.start()
+    exports.watch_agent(lambda: session.has_agent)
+    vitals.loaded(session, receiver)
     try:
         started_s = time.monotonic()
+        manager.ready(f"asking the agent at {config.operator_endpoint}")
         matrices = loop.run()
+        exports.enter("done")
         write_json(state_dir / "results.json", results(config, matrices, store))
         watchers.progress.write(
             "done", version=publication.version, wall_s=time.monotonic() - started_s
         )
+        if not config.exit_when_done:
+            log.info("all tasks are learned; receiving episodes until stopped")
+            inbox.idle(stop.is_set)
     finally:
         stop.set()
         receiver.join(RECEIVER_JOIN_S)
         link.close()
         watchers.progress.close()
+
+
+@contextmanager
+def _exporting(
+    config: LearnerConfig, state_dir: Path, store: LearnerStore
+) -> Iterator[tuple[Exports, Vitals]]:
+    """Serves metrics and health meanwhile; endpoints.json says where."""
+    exports, vitals = Exports(LearnerMetrics()), Vitals()
+    exports.resume(*store.totals())  # before the first scrape, which would take 0 for a reset
+    exports.measure_disk(state_dir)
+    add_ready_source(exports.metrics, vitals.health)
+    http = HttpServer(
+        config.http_host,
+        config.http_port,
+        exports.metrics.text,
+        vitals.health,
+        is_open=config.http_open,
+    )
+    http.start()
+    try:
+        write_json(state_dir / "endpoints.json", {"http": http.url})
+        yield exports, vitals
+    finally:
+        http.close()
 
 
 def _load_policy(config: LearnerConfig) -> LoraPolicy:
@@ -157,6 +217,21 @@ def _load_policy(config: LearnerConfig) -> LoraPolicy:
     )
 
 
+def _new_teacher(
+    config: LearnerConfig,
+    policy: LoraPolicy,
+    critic: ValueHead | None,
+    inbox: Inbox,
+    link: AgentLink,
+    stop: threading.Event,
+) -> Teacher:
+    if config.algorithm.method == "sft":
+        return SftTeacher(config, policy, stop.is_set)
+    if critic is not None:
+        return PpoTeacher(config, policy, critic, inbox, link, stop.is_set)
+    return GrpoTeacher(config, policy, inbox, link, stop.is_set)
+
+
 def _new_critic(config: LearnerConfig, policy: LoraPolicy) -> ValueHead | None:
     if config.algorithm.ppo is None:
         return None
@@ -188,12 +263,3 @@ def results(
         "counts": store.counts(),
         "settings": config.resume_settings(),
     }
-
-
-def _serve(metrics: LearnerMetrics, port: int) -> str:
-    try:
-        return metrics.serve(port)
-    except OSError as error:
-        raise ConfigError(
-            f"http_port={port}: {error.strerror or error}; choose another, or 0 for any free one"
-        ) from error

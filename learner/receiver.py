@@ -15,6 +15,7 @@ from learner.store import EpisodeConflict, EpisodeRow, LearnerStore
 
 log = logging.getLogger(__name__)
 
+RECEIVER_THREAD = "receiver"
 FETCH_LIMIT = 16
 FETCH_WAIT_S = 1.0
 
@@ -22,8 +23,15 @@ FETCH_WAIT_S = 1.0
 class Inbox:
     """Episodes on disk and in the store; lets a thread wait until slots are filled."""
 
-    def __init__(self, folder: Path, store: LearnerStore) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: LearnerStore,
+        on_kept: Callable[[SealedEpisode], None] = lambda episode: None,
+    ) -> None:
+        """on_kept: called with every episode that is new and durable, on the receiving thread."""
         self.folder, self.store = folder, store
+        self._on_kept = on_kept
         self.quarantine = folder / "quarantine"
         self.quarantine.mkdir(parents=True, exist_ok=True)
         self._arrived = threading.Condition()
@@ -79,6 +87,17 @@ class Inbox:
                     raise Stopped
                 self._arrived.wait(0.5)
 
+    def idle(self, should_stop: Callable[[], bool]) -> None:
+        """Wait for nothing but the end, while episodes may still come.
+
+        Raises whatever ended the receiving thread.
+        """
+        while not should_stop():
+            with self._arrived:
+                if self._failure is not None:
+                    raise self._failure
+                self._arrived.wait(0.5)
+
     def _problem(self, episode: SealedEpisode) -> str | None:
         try:
             check_episode_id(episode.episode_id)
@@ -102,6 +121,7 @@ class Inbox:
         except EpisodeConflict as error:
             path.unlink()
             return str(error)
+        self._on_kept(episode)
         return None
 
     def _put_aside(self, episode: SealedEpisode, reason: str) -> None:
@@ -115,7 +135,7 @@ class Receiver(threading.Thread):
     """Feeds an Inbox from the agent until stopped; an error ends it and reaches the waiters."""
 
     def __init__(self, link: AgentLink, inbox: Inbox, stop: threading.Event) -> None:
-        super().__init__(name="receiver", daemon=True)
+        super().__init__(name=RECEIVER_THREAD, daemon=True)
         self._link, self._inbox, self._stop_event = link, inbox, stop
 
     def run(self) -> None:

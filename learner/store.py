@@ -244,6 +244,13 @@ class LearnerStore:
         counts = {name: by_disposition.get(name, 0) for name in (*DISPOSITIONS, "pending")}
         return {"collected": sum(counts.values()), **counts, "quarantined": int(quarantined)}
 
+    def totals(self) -> tuple[dict[str, int], int]:
+        """Episodes by disposition, and updates committed."""
+        counts = self.counts()
+        with self._lock:
+            updates = int(self._one("SELECT COUNT(*) FROM updates")[0])
+        return {name: counts[name] for name in DISPOSITIONS}, updates
+
     def _one(self, sql: str, *parameters: object) -> Any:
         return self._db.execute(sql, parameters).fetchone()
 

@@ -17,20 +17,42 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(config: SimConfig, stop: StopFlag) -> None:
+    from agent.wire.keys import find_client_keys
     from agent.wire.sockets import DealerClient
+    from agent.wire.systemd import ServiceManager
     from sim_bridge.client import RequestTable
+    from sim_bridge.heartbeat import Heartbeat
     from sim_bridge.log import EndLog
     from sim_bridge.suites import make_suite
     from sim_bridge.worker import Worker
 
     suite = make_suite(config.suite, config.image_size)
     log = EndLog(Path(config.log_path))
-    dealer = DealerClient(config.endpoint, config.request_timeout_s)
+    heartbeat = Heartbeat(Path(config.heartbeat_path)) if config.heartbeat_path else None
+    manager = ServiceManager()
+    keys = find_client_keys(config.keys_dir)
+    dealer = DealerClient(config.endpoint, config.request_timeout_s, keys=keys)
     requests = RequestTable(dealer, config.request_timeout_s)
     worker = Worker(suite, requests, log, config.client_id, config.envs)
+
+    def status() -> str:
+        ended = ", ".join(f"{count} {outcome}" for outcome, count in worker.counts.items())
+        return f"{config.envs} bodies at {config.endpoint}; episodes: {ended or 'none yet'}"
+
+    def should_stop() -> bool:
+        # The worker asks once a pass: it asks only while it makes passes.
+        if heartbeat is not None:
+            heartbeat.observe(requests.answered)
+        manager.beat(status)
+        if must_stop := stop():
+            manager.stopping()
+        return must_stop
+
     try:
-        worker.run(stop, config.idle_exit_s)
+        manager.ready(f"asking {config.endpoint} for work")
+        worker.run(should_stop, config.idle_exit_s)
     finally:
+        manager.close()
         dealer.close()
         suite.close()
     print(json.dumps(worker.summary()), flush=True)

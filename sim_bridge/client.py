@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from agent.wire.errors import WireError
+from agent.wire.errors import ConfigError, WireError
 from agent.wire.messages import Fault
 from sim_bridge.robot import BridgeError
 
@@ -89,6 +89,7 @@ class RequestTable:
         self.unexpected_replies = 0  # late duplicates and replies to cancelled requests
         self.unreadable_replies = 0
         self.resent = 0
+        self.answered = 0
 
     @property
     def endpoint(self) -> str:
@@ -123,7 +124,8 @@ class RequestTable:
         """Sends again what is overdue, then returns the answers, waiting up to `wait_s`.
 
         A transient Fault is an answer only when it came `MAX_REFUSALS` times; until then the
-        request is sent again after a pause. Raises Superseded.
+        request is sent again after a pause. Raises Superseded, and ConfigError when the server
+        does not let this client do what it asks.
         """
         now = self._clock()
         for request in self._by_key.values():
@@ -155,6 +157,8 @@ class RequestTable:
         now = self._clock()
         if isinstance(reply, Fault) and reply.code == "stale_epoch":
             raise Superseded(f"{self.endpoint}: {reply.message}")
+        if isinstance(reply, Fault) and reply.code == "forbidden":
+            raise ConfigError(f"{self.endpoint}: {reply.message}")
         if isinstance(reply, Fault) and reply.code in TRANSIENT_CODES:
             request.refused += 1
             if request.refused < MAX_REFUSALS:
@@ -162,6 +166,7 @@ class RequestTable:
                 request.resend_at_s = min(request.resend_at_s, now + pause_s)
                 return None
         self.cancel(request.key)
+        self.answered += 1
         elapsed_s = now - request.asked_at_s
         return Answer(request.key, request.message, reply, request.sent, elapsed_s)
 

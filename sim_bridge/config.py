@@ -15,11 +15,13 @@ class SimConfig:
     """One worker process. Raises ConfigError for values that cannot work."""
 
     endpoint: str = "tcp://127.0.0.1:5555"  # the agent's robots socket
+    keys_dir: str = ""  # this client's keys, made by `perennial keys add`; "": in clear
     suite: str = "tabletop"
     envs: int = 8  # bodies driven at once
     image_size: int = 64  # pixels a side, where the suite can choose
     client_id: str = "sim-0"  # unique among the agent's clients
     log_path: str = "client.jsonl"  # answered episode ends
+    heartbeat_path: str = ""  # a file with the time of the last answer; "": none
     request_timeout_s: float = 5.0  # silence after which a request is sent again
     idle_exit_s: float | None = None  # leave after so long without a lease; null: stay
     threads: int = 1  # of numerical libraries
@@ -40,6 +42,7 @@ class ProbeConfig:
     """The probe: a client that asks at a steady rate. Raises ConfigError as SimConfig does."""
 
     endpoint: str = "tcp://127.0.0.1:5555"
+    keys_dir: str = ""
     task: str = "pick_red_tray"  # registered with the agent
     rate_hz: float = 20.0  # requests a second
     client_id: str = "probe"

@@ -16,12 +16,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(config: ProbeConfig, stop: StopFlag) -> None:
+    from agent.wire.keys import find_client_keys
     from agent.wire.sockets import DealerClient
     from sim_bridge.client import RequestTable
     from sim_bridge.probe_client import Probe, ProbeLog
 
     log = ProbeLog(Path(config.log_path))
-    with DealerClient(config.endpoint, config.request_timeout_s) as dealer:
+    keys = find_client_keys(config.keys_dir)
+    with DealerClient(config.endpoint, config.request_timeout_s, keys=keys) as dealer:
         requests = RequestTable(dealer, config.request_timeout_s)
         Probe(requests, log, config.client_id, config.task, config.rate_hz).run(stop)
     log.close()

@@ -96,12 +96,16 @@ class Worker:
         """What was done and where the time went, for the log and the benchmarks."""
         return {
             "episodes": dict(self.counts),
-            "steps": sum(lane.player.steps for lane in self.lanes),
+            "steps": self.steps(),
             "resent": self._requests.resent,
             "unexpected_replies": self._requests.unexpected_replies,
             "unreadable_replies": self._requests.unreadable_replies,
             **self.time_s(),
         }
+
+    def steps(self) -> int:
+        """Control steps since the start."""
+        return sum(lane.player.steps for lane in self.lanes)
 
     def time_s(self) -> dict[str, float]:
         """Seconds since the start in which bodies moved, were rendered, or none had work."""
@@ -142,7 +146,12 @@ class Worker:
         now = self._clock()
         if self._welcome is not None and now >= self._telemetry_at_s:
             self._telemetry_at_s = now + TELEMETRY_PERIOD_S
-            gauges = {"envs": float(len(self.lanes)), **self.time_s()}
+            gauges = {
+                "envs": float(len(self.lanes)),
+                "steps": float(self.steps()),
+                "requests_resent": float(self._requests.resent),
+                **self.time_s(),
+            }
             self._requests.ask("telemetry", Telemetry(self._client_id, gauges, self._instance_id))
 
     def _advance(self, lane: Lane) -> None:

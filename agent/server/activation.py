@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 
+from agent.ledger import ActivationRow
 from agent.server.core import Core
 from agent.server.exchange import Exchange
 from agent.server.faults import answering
@@ -36,6 +38,7 @@ class Activation:
         def on_loaded(result: float | WireError) -> None:
             if isinstance(result, WireError):
                 log.error("active version %s cannot be served, the base is: %s", version, result)
+                self._core.success.on_activated(ActivationRow(BASE_VERSION, time.time(), 0))
             else:
                 self._path = self._wanted
                 self._show()
@@ -68,13 +71,16 @@ class Activation:
                 with answering(exchange, f"activating {version}"):
                     self._core.journal.set_active(
                         version,
-                        lambda: self._core.mailbox.post(lambda: on_durable(hold_s), exchange),
+                        lambda row: self._core.mailbox.post(
+                            lambda: on_durable(hold_s, row), exchange
+                        ),
                     )
 
-        def on_durable(hold_s: float) -> None:
+        def on_durable(hold_s: float, row: ActivationRow) -> None:
             if version != self._path[-1]:
                 self._step(version)
-                self._core.metrics.swaps.labels(result).inc()
+                self._core.metrics.adapter_swaps_total.labels(result).inc()
+                self._core.success.on_activated(row)
                 self._show()
                 log.info("active version is %s, inference was held %.1f ms", version, hold_s * 1e3)
             exchange.reply(Activated(version, self._previous(), hold_s))
@@ -98,4 +104,7 @@ class Activation:
         if version != BASE_VERSION:
             manifest = self._core.store.manifest(version)
             number, parent = manifest.number, manifest.parent
-        self._core.metrics.set_active(version, number, parent)
+        metrics = self._core.metrics
+        metrics.adapter_version.set(number)
+        metrics.adapter_info.clear()  # of the version before
+        metrics.adapter_info.labels(version, version.partition("-")[2], parent).set(1)

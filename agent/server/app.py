@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,7 +11,6 @@ from typing import Self
 
 from agent.adapters import AdapterStore
 from agent.config import AgentConfig
-from agent.durable import replace_file
 from agent.episode import mint_episode_id
 from agent.http import Health
 from agent.journal import Journal
@@ -26,19 +21,22 @@ from agent.recovery import Recovered
 from agent.server.activation import Activation
 from agent.server.clients import Clients
 from agent.server.core import Core
+from agent.server.endpoints import bind_sockets
 from agent.server.episodes import Episodes
 from agent.server.exchange import Mailbox
 from agent.server.faults import answering
 from agent.server.inference import Inference
 from agent.server.loop import Handlers, Loop
+from agent.server.measuring import measure_when_asked
 from agent.server.open_episode import EpisodeRules
 from agent.server.operator import Operator
 from agent.server.residency import Residency
 from agent.server.state import ServerState, Task
+from agent.server.watchdog import BATCH_LIMIT_S, watch
+from agent.success import SuccessRecord
 from agent.wire import messages as m
-from agent.wire.codec import Limits
 from agent.wire.errors import ConfigError, WireError
-from agent.wire.sockets import RouterSocket, Wakeup
+from agent.wire.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +46,6 @@ RESTORE_LIMIT_S = 120.0  # for loading the active version at start
 DRAIN_LIMIT_S = 5.0  # for answering what is in flight when stopping
 SEAL_LIMIT_S = 10.0  # for sealing what is open when stopping
 ALIVE_LIMIT_S = 30.0  # without a turn of the loop the process counts as stuck
-CLIENT_HEADER_BYTES = 64 << 10
 
 
 class Server:
@@ -71,9 +68,13 @@ class Server:
         with self._resources as stack:
             self._wakeup = Wakeup()
             stack.callback(self._wakeup.close)
-            self._journal = Journal(Path(config.state_dir), config.journal_flush_interval_s)
+            self._journal = Journal(
+                Path(config.state_dir),
+                config.journal_flush_interval_s,
+                on_synced=metrics.episode_store_fsync_seconds.observe,
+            )
             stack.callback(lambda: self._journal.close(SEAL_LIMIT_S))
-            self._robots, self._operator_socket = self._bind(stack)
+            self._robots, self._operator_socket = bind_sockets(config, metrics, stack)
             self._assemble(load_policy(), stack)
             self._resources = stack.pop_all()
 
@@ -89,14 +90,25 @@ class Server:
 
     def health(self) -> Health:
         """For the HTTP thread."""
+        now_s, batch_since_s = time.monotonic(), self._inference.running_since_s
+        silence_s = now_s - self._loop.last_turn_s
+        if self._is_ready and silence_s > ALIVE_LIMIT_S:
+            return Health(False, False, f"the loop has not turned for {silence_s:.0f} s")
+        if batch_since_s is not None and now_s - batch_since_s > BATCH_LIMIT_S:
+            return Health(False, False, f"one batch has taken {now_s - batch_since_s:.0f} s so far")
         if self._journal.failure is not None:
             return Health(True, False, str(self._journal.failure))
-        silence_s = time.monotonic() - self._loop.last_turn_s
-        if silence_s > ALIVE_LIMIT_S:
-            return Health(False, False, f"the loop has not turned for {silence_s:.0f} s")
         if self._state.is_stopping:
             return Health(True, False, "stopping")
+        if self._robots.door is not None and not self._robots.door.is_open:
+            return Health(True, False, "nobody new is let in: the authenticator has ended")
         return Health(True, self._is_ready, "" if self._is_ready else "starting")
+
+    def status_line(self) -> str:
+        """What people want to see first; for the loop's thread."""
+        if not self._is_ready:
+            return "loading the active adapter"
+        return f"serving {self._state.active_version}, {len(self._episodes)} episodes open"
 
     def wake(self) -> None:
         """Makes the loop look at `should_stop` at once; callable from signal handlers."""
@@ -114,6 +126,7 @@ class Server:
         log.info(
             "serving robots at %s, operators at %s", self._robots.endpoint, self.operator_endpoint
         )
+        self._watchdog.start()
         while not should_stop():
             self._loop.run_once()
         self._stop()
@@ -130,23 +143,14 @@ class Server:
 
     # ---- making ------------------------------------------------------------------------------
 
-    def _bind(self, stack: ExitStack) -> tuple[RouterSocket, RouterSocket]:
-        config = self._config
-        limits = Limits(config.max_message_bytes, max_header_bytes=CLIENT_HEADER_BYTES)
-        robots = RouterSocket(config.robots_endpoint, limits, insecure=config.insecure)
-        stack.callback(robots.close)
-        endpoint = config.operator_endpoint or _private_endpoint(stack)
-        operator = RouterSocket(
-            endpoint, Limits(config.max_message_bytes), insecure=config.insecure
-        )
-        stack.callback(operator.close)
-        return robots, operator
-
     def _assemble(self, policy: Policy, stack: ExitStack) -> None:
         config, metrics, state = self._config, self._metrics, self._state
         recovered = self._journal.recover()
-        metrics.quarantined.inc(len(recovered.quarantined))
+        for reason, count in recovered.distrusted.items():
+            metrics.episodes_quarantined_total.labels(reason).inc(count)
         self._book.restore(recovered.orders, recovered.filled)
+        success = SuccessRecord(metrics)
+        success.restore(recovered.orders, self._journal.history())
         self._register_tasks(policy, recovered)
         store = AdapterStore(Path(config.adapters_dir))
         mailbox = Mailbox(self._wakeup)
@@ -172,6 +176,7 @@ class Server:
             self._residency,
             mailbox,
             metrics,
+            success,
         )
         self._activation = Activation(core, recovered.activations)
         self._clients = Clients(core, config.lease_s)
@@ -179,6 +184,7 @@ class Server:
             config.lease_s, config.max_open_episodes, config.keep_eval_images_per_task
         )
         self._episodes = Episodes(core, self._clients, rules)
+        self._episodes.subscribe(success.on_sealed)
         self._operator = Operator(
             core, self._activation, self._episodes, max_reply_bytes=config.max_message_bytes // 2
         )
@@ -187,6 +193,9 @@ class Server:
             (self._operator_socket, self._operator_handlers()),
         ]
         self._loop = Loop(tables, mailbox, self._wakeup, state, metrics, self._turn)
+        self._watchdog = watch(self._loop, self._inference, metrics)
+        stack.callback(self._watchdog.close)
+        measure_when_asked(metrics, config)
 
     def _register_tasks(self, policy: Policy, recovered: Recovered) -> None:
         for slug, task in self._config.tasks.items():
@@ -280,21 +289,3 @@ class Server:
         deadline_s = time.monotonic() + limit_s
         while not condition() and time.monotonic() < deadline_s:
             self._loop.run_once()
-
-
-def write_endpoints(state_dir: Path, server: Server, http_url: str) -> None:
-    """endpoints.json tells others where the process listens; there only once it does."""
-    endpoints = {
-        "robots": server.robots_endpoint,
-        "operator": server.operator_endpoint,
-        "http": http_url,
-    }
-    replace_file(state_dir / "endpoints.json", (json.dumps(endpoints, indent=2) + "\n").encode())
-
-
-def _private_endpoint(stack: ExitStack) -> str:
-    """An ipc address in a fresh folder that only this user can enter."""
-    parent = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    folder = tempfile.mkdtemp(prefix="perennial-", dir=parent)
-    stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    return f"ipc://{folder}/operator.sock"

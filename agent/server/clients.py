@@ -6,13 +6,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from agent.metrics import TELEMETRY_GAUGES
+from agent.metrics import PROTOCOL
 from agent.server.core import Core
 from agent.server.exchange import Exchange
+from agent.server.telemetry import SimTelemetry
 from agent.server.validation import check_name, check_protocol_version, check_range
 from agent.wire.errors import WireError
 from agent.wire.messages import (
     PROTOCOL_VERSION,
+    TELEMETRY_NAMES,
     Assign,
     Assignments,
     EpisodeStart,
@@ -32,8 +34,12 @@ RETRY_AFTER_S = 0.1  # told to a client that gets no lease
 
 @dataclass(slots=True)
 class Client:
-    """A client that said hello to this server, and the process instances it was before."""
+    """A client that said hello to this server, and the process instances it was before.
 
+    owner: whose key it said hello with; nobody else's messages can speak for it.
+    """
+
+    owner: str
     instance_id: str
     last_seen_s: float
     former: deque[str] = field(default_factory=lambda: deque(maxlen=FORMER_MAX))
@@ -46,6 +52,7 @@ class Clients:
         self._core = core
         self._lease_s = lease_s
         self._clients: dict[str, Client] = {}
+        self._telemetry = SimTelemetry(core.metrics)
         self._give_back: Callable[[str], None] = lambda client_id: None
 
     def on_replaced(self, give_back: Callable[[str], None]) -> None:
@@ -60,7 +67,7 @@ class Clients:
             check_name("instance_id", message.instance_id)
         if len(message.client_name) > NAME_MAX_CHARS:
             raise WireError("bad_message", f"client_name: at most {NAME_MAX_CHARS} characters")
-        self._take_in(message, exchange.received_s)
+        self._take_in(message, exchange)
         exchange.reply(
             Welcome(
                 protocol_version=PROTOCOL_VERSION,
@@ -76,7 +83,7 @@ class Clients:
 
     def assign(self, message: Assign, exchange: Exchange) -> None:
         """Leases slots whose version can be served now."""
-        self.see(message, exchange.received_s)
+        self.see(message, exchange)
         check_range("count", message.count, 1, LEASES_MAX)
         leases = []
         if not self._core.state.is_stopping:
@@ -91,28 +98,28 @@ class Clients:
 
     def telemetry(self, message: Telemetry, exchange: Exchange) -> None:
         """Exports a client's figures."""
-        self.see(message, exchange.received_s)
-        unknown = sorted(message.gauges.keys() - set(TELEMETRY_GAUGES))
+        self.see(message, exchange)
+        unknown = sorted(message.gauges.keys() - set(TELEMETRY_NAMES))
         if unknown:
             raise WireError(
-                "bad_message", f"gauges {unknown[:8]} are not among {list(TELEMETRY_GAUGES)}"
+                "bad_message", f"gauges {unknown[:8]} are not among {list(TELEMETRY_NAMES)}"
             )
-        for name, value in message.gauges.items():
-            self._core.metrics.client.labels(name).set(value)
+        self._telemetry.take(message.client_id, message.instance_id, message.gauges)
         exchange.reply(Ok())
 
-    def see(self, message: Assign | EpisodeStart | Telemetry, now_s: float) -> None:
+    def see(self, message: Assign | EpisodeStart | Telemetry, exchange: Exchange) -> None:
         """A sign of life.
 
-        Raises WireError: server_restarted for a client that must say hello, stale_epoch for a
-        process that is not the client's latest.
+        Raises WireError: server_restarted for a client that must say hello, forbidden for one that
+        belongs to another key, stale_epoch for a process that is not the client's latest.
         """
         client = self._clients.get(message.client_id)
         if client is None:
             raise WireError("server_restarted", "this server does not know you: say hello first")
+        _check_owner(client, message.client_id, exchange.sender)
         if client.instance_id != message.instance_id:
             raise _replaced(message.client_id)
-        client.last_seen_s = now_s
+        client.last_seen_s = exchange.received_s
 
     def tick(self, now_s: float) -> None:
         """Forgets clients that were silent for long, and counts the others."""
@@ -120,17 +127,20 @@ class Clients:
         silent = [k for k, c in self._clients.items() if now_s - c.last_seen_s > limit_s]
         for client_id in silent:
             del self._clients[client_id]
-        seen = sum(now_s - c.last_seen_s <= self._lease_s for c in self._clients.values())
-        self._core.metrics.sessions.set(seen)
+            self._telemetry.forget(client_id)
+        seen = {k for k, c in self._clients.items() if now_s - c.last_seen_s <= self._lease_s}
+        self._core.metrics.sessions_active.labels(PROTOCOL).set(len(seen))
+        self._telemetry.show(seen)
 
-    def _take_in(self, message: Hello, now_s: float) -> None:
+    def _take_in(self, message: Hello, exchange: Exchange) -> None:
         """Knows the client from now on; what its former process held is given back."""
-        client = self._clients.get(message.client_id)
+        client, now_s = self._clients.get(message.client_id), exchange.received_s
         if client is None:
             if len(self._clients) >= CLIENTS_MAX:
                 raise WireError("overloaded", f"{CLIENTS_MAX} clients are here already")
-            self._clients[message.client_id] = Client(message.instance_id, now_s)
+            self._clients[message.client_id] = Client(exchange.sender, message.instance_id, now_s)
             return
+        _check_owner(client, message.client_id, exchange.sender)
         if client.instance_id != message.instance_id:
             if message.instance_id in client.former:  # a hello that was under way for long
                 raise _replaced(message.client_id)
@@ -138,6 +148,15 @@ class Clients:
             client.former.append(client.instance_id)
             client.instance_id = message.instance_id
         client.last_seen_s = now_s
+
+
+def _check_owner(client: Client, client_id: str, sender: str) -> None:
+    if client.owner != sender:
+        raise WireError(
+            "forbidden",
+            f"client_id {client_id!r} is in use with another key than that of {sender!r}; choose "
+            "another client_id",
+        )
 
 
 def _replaced(client_id: str) -> WireError:

@@ -13,6 +13,7 @@ from agent.server.exchange import Mailbox
 from agent.server.inference import Inference
 from agent.server.residency import Residency
 from agent.server.state import ServerState
+from agent.success import SuccessRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +29,4 @@ class Core:
     residency: Residency
     mailbox: Mailbox
     metrics: AgentMetrics
+    success: SuccessRecord

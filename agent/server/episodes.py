@@ -24,6 +24,7 @@ from agent.server.open_episode import (
     EpisodeRules,
     OpenEpisode,
     PendingAct,
+    count_actions,
     join,
     make_meta,
     own_task_order,
@@ -71,19 +72,19 @@ class Episodes:
 
     def start(self, message: EpisodeStart, exchange: Exchange) -> None:
         """Opens the episode of a leased slot, or of a robot's own task on the active version."""
-        self._clients.see(message, exchange.received_s)
+        self._clients.see(message, exchange)
         check_name("start_key", message.start_key)
         if self._core.state.is_stopping:
             raise WireError("overloaded", "the server is stopping")
         if bool(message.slot_id) == bool(message.task):
             raise WireError("bad_message", "episode start: give slot_id or task, not both or none")
         open_slot = self._start_slot if message.slot_id else self._start_own
-        episode = open_slot(message, exchange.received_s)
+        episode = open_slot(message, exchange)
         exchange.reply(EpisodeStarted(episode.meta.episode_id, episode.meta.version))
 
     def act(self, message: Act, exchange: Exchange) -> None:
         """Answers an observation, at once if it was answered before."""
-        episode = self._find(message.episode_id)
+        episode = self._find(message.episode_id, exchange)
         self._see(episode, exchange.received_s)
         pending, step = episode.pending, message.step_index
         if step in episode.replies:
@@ -105,11 +106,12 @@ class Episodes:
         episode = self._open.get(message.episode_id)
         if episode is None:
             exchange.reply(self._past.end_of(message.episode_id))
-        elif episode.end_waiters is not None:
-            join(episode.end_waiters, exchange, "the end")
+        elif (waiters := episode.owned_by(exchange.sender).end_waiters) is not None:
+            join(waiters, exchange, "the end")
         else:
             check_end(message, episode.chunks, self._core.policy.chunk_steps)
             self._seal(episode, message, [exchange])
+            count_actions(self._core.metrics, message.executed)
 
     # ---- silence, failure, shutdown ----------------------------------------------------------
 
@@ -148,21 +150,21 @@ class Episodes:
 
     # ---- starting ----------------------------------------------------------------------------
 
-    def _start_slot(self, message: EpisodeStart, now_s: float) -> OpenEpisode:
+    def _start_slot(self, message: EpisodeStart, exchange: Exchange) -> OpenEpisode:
         self._check_room()
         book, client_id = self._core.book, message.client_id
-        started = book.start(message.slot_id, client_id, message.start_key, now_s)
+        started = book.start(message.slot_id, client_id, message.start_key, exchange.received_s)
         episode_id, order, index = started.episode_id, started.order, started.slot_index
         if not started.is_new:
             return self._open[episode_id]
         meta = make_meta(order, index, episode_id, client_id, self._core.policy)
         try:
-            return self._register(meta, message.start_key, now_s)
+            return self._register(meta, message.start_key, exchange)
         except PerennialError:
             book.finish(episode_id, Outcome.ABORTED)
             raise
 
-    def _start_own(self, message: EpisodeStart, now_s: float) -> OpenEpisode:
+    def _start_own(self, message: EpisodeStart, exchange: Exchange) -> OpenEpisode:
         key = (message.client_id, message.start_key)
         for episode in self._open.values():
             if (episode.meta.client_id, episode.start_key) == key:
@@ -171,30 +173,30 @@ class Episodes:
         task = self._core.state.task(message.task)
         order = own_task_order(message.task, task, self._core.state.active_version)
         meta = make_meta(order, 0, mint_episode_id(), message.client_id, self._core.policy)
-        return self._register(meta, message.start_key, now_s)
+        return self._register(meta, message.start_key, exchange)
 
     def _check_room(self) -> None:
         if len(self._open) >= self._rules.max_open:
             raise WireError("overloaded", f"{self._rules.max_open} episodes are open already")
 
-    def _register(self, meta: EpisodeMeta, start_key: str, now_s: float) -> OpenEpisode:
+    def _register(self, meta: EpisodeMeta, start_key: str, exchange: Exchange) -> OpenEpisode:
         self._core.journal.open(meta)
         keep_images = True
         if meta.phase == Phase.EVAL:
             kind = (meta.task, meta.version, meta.temperature)
             keep_images = self._eval_kept[kind] < self._rules.keep_eval_images_per_task
             self._eval_kept[kind] += 1
-        episode = OpenEpisode(meta, start_key, keep_images, now_s)
+        episode = OpenEpisode(meta, start_key, keep_images, exchange.received_s, exchange.sender)
         self._open[meta.episode_id] = episode
         self._core.residency.touch(meta.version)
         return episode
 
     # ---- observations ------------------------------------------------------------------------
 
-    def _find(self, episode_id: str) -> OpenEpisode:
+    def _find(self, episode_id: str, exchange: Exchange) -> OpenEpisode:
         episode = self._open.get(episode_id)
         if episode is not None and episode.end_waiters is None:
-            return episode
+            return episode.owned_by(exchange.sender)
         raise self._past.why_gone(episode_id)
 
     def _see(self, episode: OpenEpisode, now_s: float) -> None:
@@ -227,8 +229,7 @@ class Episodes:
         if episode.pending is not pending:
             return  # the episode has ended meanwhile; whoever waited was told
         episode.pending = None
-        now_s = time.monotonic()
-        self._see(episode, now_s)
+        self._see(episode, time.monotonic())
         answer = (
             self._record(episode, pending.act, result) if isinstance(result, ActResult) else result
         )
@@ -237,7 +238,8 @@ class Episodes:
                 waiter.fail(answer.code, answer.message)
             else:
                 waiter.reply(answer)
-        self._core.metrics.duration.labels("total").observe(now_s - pending.waiters[0].received_s)
+        total_s = time.monotonic() - pending.waiters[0].received_s
+        self._core.metrics.observe_stage("total", total_s)
 
     def _record(self, episode: OpenEpisode, act: Act, result: ActResult) -> Chunk | WireError:
         """The reply, once the journal has taken it; a refusal leaves the step to be asked again."""
@@ -257,6 +259,7 @@ class Episodes:
             return wire_error_of(error, "recording a chunk")
         chunk = Chunk(meta.episode_id, act.step_index, result.actions_KA, meta.version)
         episode.remember(chunk, act.executed)
+        count_actions(self._core.metrics, act.executed)
         return chunk
 
     # ---- ending ------------------------------------------------------------------------------
@@ -293,6 +296,5 @@ class Episodes:
         self._past.remember(sealed)
         for waiter in episode.end_waiters or []:
             waiter.reply(sealed)
-        self._core.metrics.observe_episode(row.task, row.phase, row.outcome, row.steps, time.time())
         for notify in self._subscribers:
             notify(row)

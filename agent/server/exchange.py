@@ -11,18 +11,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agent.wire.messages import Fault
-from agent.wire.sockets import Wakeup
+from agent.wire.wakeup import Wakeup
 
 Send = Callable[[object], None]
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its one reply, now or later. Times are of the loop's clock [s]."""
+    """One request and its one reply, now or later. Times are of the loop's clock [s].
+
+    sender: the client's name in the list of clients, "" on sockets without keys.
+    """
 
     send: Send = field(repr=False)
     received_s: float
     expires_s: float | None = None  # the client no longer waits after this
+    sender: str = ""
     is_open: bool = True
 
     def reply(self, message: object) -> None:

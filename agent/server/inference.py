@@ -20,7 +20,10 @@ from agent.server.exchange import Mailbox
 from agent.server.faults import wire_error_of
 from agent.wire.errors import WireError
 
-_NOT_FINITE = WireError("internal", "the policy produced NaN or infinite actions; none was sent")
+_REFUSALS = {
+    "wrong_shape": "the policy produced a chunk of the wrong shape; it was not sent",
+    "non_finite": "the policy produced NaN or infinite actions; none was sent",
+}
 
 ActDone = Callable[[ActResult | WireError], None]
 InstallDone = Callable[[float | WireError], None]
@@ -58,18 +61,23 @@ class Inference:
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
         self._queue: list[Job] = []
-        self._is_running = False
+        self._running_since_s: float | None = None
         self._executor = ThreadPoolExecutor(1, "inference")
 
     @property
     def is_idle(self) -> bool:
         """Nothing is queued or running."""
-        return not self._queue and not self._is_running
+        return not self._queue and self._running_since_s is None
+
+    @property
+    def running_since_s(self) -> float | None:
+        """When the batch that runs now was started; for any thread."""
+        return self._running_since_s
 
     def submit(self, job: Job) -> None:
         """Queues an observation; `job.done` gets its result on the loop's thread."""
         self._queue.append(job)
-        self._metrics.inflight.inc()
+        self._metrics.inflight_requests.inc()
 
     def pump(self, now_s: float, expected: int) -> float | None:
         """Starts a batch if one is due; else returns the seconds until it is (None: no need).
@@ -77,16 +85,16 @@ class Inference:
         expected: how many observations can come at most; nobody waits for more than that.
         """
         self._drop_unwanted(now_s)
-        if self._is_running or not self._queue:
+        if self._running_since_s is not None or not self._queue:
             return None
         due_s = self._queue[0].queued_s + self._max_wait_s
         if len(self._queue) < min(self._max_batch, expected) and now_s < due_s:
             return due_s - now_s
         batch, self._queue = self._queue[: self._max_batch], self._queue[self._max_batch :]
-        self._is_running = True
+        self._running_since_s = now_s
         self._metrics.batch_size.observe(len(batch))
         for job in batch:
-            self._metrics.duration.labels("queue").observe(now_s - job.queued_s)
+            self._metrics.observe_stage("queue", now_s - job.queued_s)
         future = self._executor.submit(self._act, [job.request for job in batch])
         future.add_done_callback(
             lambda done: self._mailbox.post(partial(self._finish, batch, now_s, done))
@@ -106,7 +114,7 @@ class Inference:
             if error is not None:
                 done(wire_error_of(error, f"installing {staged.version}"))
             else:
-                self._metrics.swap_pause.observe(future.result())
+                self._metrics.adapter_swap_pause_seconds.observe(future.result())
                 done(future.result())
 
         future = self._executor.submit(install)
@@ -126,32 +134,51 @@ class Inference:
         if not unwanted:
             return
         self._queue = [job for job in self._queue if job.is_wanted(now_s)]
-        self._metrics.inflight.dec(len(unwanted))
+        self._metrics.inflight_requests.dec(len(unwanted))
         for job in unwanted:
             waited_s = now_s - job.queued_s
             job.done(WireError("deadline", f"still queued after {waited_s:.2f} s"))
 
-    def _act(self, requests: list[ActRequest]) -> list[ActResult]:
-        """On the policy's thread."""
-        started_s = time.perf_counter()
+    def _act(self, requests: list[ActRequest]) -> tuple[list[ActResult], float]:
+        """On the policy's thread: the results, and the part of the time for preparation [s]."""
+        started_s, prepared_s = time.perf_counter(), self._policy.preprocess_s
         try:
-            return self._policy.act(requests)
+            results = self._policy.act(requests)
         finally:
-            self._metrics.inference_busy.inc(time.perf_counter() - started_s)
+            self._metrics.inference_busy_seconds_total.inc(time.perf_counter() - started_s)
+        return results, self._policy.preprocess_s - prepared_s
 
-    def _finish(self, batch: list[Job], started_s: float, future: Future[list[ActResult]]) -> None:
-        self._is_running = False
-        self._metrics.inflight.dec(len(batch))
-        self._metrics.duration.labels("infer").observe(time.monotonic() - started_s)
+    def _finish(
+        self,
+        batch: list[Job],
+        started_s: float,
+        future: Future[tuple[list[ActResult], float]],
+    ) -> None:
+        self._running_since_s = None
+        self._metrics.inflight_requests.dec(len(batch))
+        elapsed_s = time.monotonic() - started_s
         error = future.exception()
         if error is not None:
             refusal = wire_error_of(error, "inference")
             for job in batch:
                 job.done(refusal)
             return
-        for job, result in zip(batch, future.result(), strict=True):
-            job.done(result if _is_finite(result) else _NOT_FINITE)
+        results, preprocess_s = future.result()
+        for _ in batch:  # each of them waited for all of it
+            self._metrics.observe_stage("preprocess", preprocess_s)
+            self._metrics.observe_stage("infer", elapsed_s - preprocess_s)
+        for job, result in zip(batch, results, strict=True):
+            reason = self._fault_in(result)
+            if reason is None:
+                job.done(result)
+            else:
+                self._metrics.actions_rejected_total.labels(reason).inc()
+                job.done(WireError("internal", _REFUSALS[reason]))
 
-
-def _is_finite(result: ActResult) -> bool:
-    return bool(np.isfinite(result.actions_KA).all() and np.isfinite(result.logprobs_KA).all())
+    def _fault_in(self, result: ActResult) -> str | None:
+        """Why a chunk must not be sent."""
+        arrays = (result.actions_KA, result.choices_KA, result.logprobs_KA)
+        shape_KA = (self._policy.chunk_steps, self._policy.action_dim)
+        if any(array.shape != shape_KA for array in arrays):
+            return "wrong_shape"
+        return None if all(np.isfinite(array).all() for array in arrays) else "non_finite"

@@ -7,14 +7,18 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agent.metrics import AgentMetrics
+from agent.metrics import PROTOCOL, AgentMetrics
 from agent.server.exchange import Exchange, Mailbox
 from agent.server.faults import answering
+from agent.server.permissions import check_permission
 from agent.server.state import ServerState
+from agent.wire.client_list import brief_key
 from agent.wire.codec import decode
+from agent.wire.curve import FORBIDDEN
 from agent.wire.errors import WireError
-from agent.wire.messages import Fault
-from agent.wire.sockets import Poller, Received, RouterSocket, Wakeup
+from agent.wire.messages import Act, Fault
+from agent.wire.sockets import Poller, Received, RouterSocket
+from agent.wire.wakeup import Wakeup
 
 log = logging.getLogger(__name__)
 
@@ -85,18 +89,25 @@ class Loop:
             fault = Fault(error.code, error.message)
             self._send(socket, received.peer, error.request_id, "unreadable", fault)
             return
-        self._metrics.duration.labels("decode").observe(time.monotonic() - now_s)
         name = type(envelope.message).__name__
-        exchange = Exchange(
-            lambda reply: self._send(socket, received.peer, envelope.request_id, name, reply),
-            now_s,
-            None if envelope.deadline_s is None else now_s + envelope.deadline_s,
-        )
+        if name == Act.__name__:
+            self._metrics.observe_stage("decode", time.monotonic() - now_s)
+
+        def send(reply: object) -> None:
+            if isinstance(reply, Fault) and reply.code == FORBIDDEN and socket.door is not None:
+                sender = received.sender
+                source = f"client {sender.name!r} with the key {brief_key(sender.key)}"
+                socket.door.refusals.note(FORBIDDEN, source, reply.message)
+            self._send(socket, received.peer, envelope.request_id, name, reply)
+
+        expires_s = None if envelope.deadline_s is None else now_s + envelope.deadline_s
+        exchange = Exchange(send, now_s, expires_s, received.sender.name)
         handler = handlers.get(type(envelope.message))
         if handler is None:
             exchange.fail("unknown_type", f"{name} is not answered at {socket.endpoint}")
             return
         with answering(exchange, name):
+            check_permission(envelope.message, received.sender)
             handler(envelope.message, exchange)
 
     def _send(
@@ -104,7 +115,8 @@ class Loop:
     ) -> None:
         started_s = time.monotonic()
         code = reply.code if isinstance(reply, Fault) else "ok"
-        self._metrics.requests.labels(name, code).inc()
+        self._metrics.requests_total.labels(PROTOCOL, name, code).inc()
         if not socket.send(peer, reply, request_id):
-            self._metrics.dropped.labels("nobody_to_answer").inc()
-        self._metrics.duration.labels("encode").observe(time.monotonic() - started_s)
+            self._metrics.dropped_messages_total.labels("nobody_to_answer").inc()
+        if name == Act.__name__:
+            self._metrics.observe_stage("encode", time.monotonic() - started_s)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from agent.episode import EpisodeMeta
+from agent.metrics import AgentMetrics
 from agent.policy import Policy, slot_hash
 from agent.server.exchange import Exchange
 from agent.server.state import Task
 from agent.wire.errors import WireError
-from agent.wire.messages import Act, Chunk, Order, Phase
+from agent.wire.messages import Act, Chunk, Executed, Order, Phase
 
 WAITERS_MAX = 8  # repeats of one request that wait together
 
@@ -42,13 +43,15 @@ class PendingAct:
 class OpenEpisode:
     """An episode between its start and its durable seal.
 
-    executed: u8[K] per answered observation but the last. replies: those of the last two steps.
+    owner: the client whose key opened it. executed: u8[K] per answered observation but the last.
+    replies: those of the last two steps.
     """
 
     meta: EpisodeMeta
     start_key: str
     keep_images: bool
     last_seen_s: float
+    owner: str
     noise_slot: int = field(init=False)
     chunks: int = 0  # answered observations
     executed: list[np.ndarray] = field(default_factory=list)
@@ -58,6 +61,16 @@ class OpenEpisode:
 
     def __post_init__(self) -> None:
         self.noise_slot = slot_hash(self.meta.noise_key, self.meta.slot_index)
+
+    def owned_by(self, sender: str) -> OpenEpisode:
+        """Itself. Raises WireError("forbidden") for anybody but the client that opened it."""
+        if sender != self.owner:
+            raise WireError(
+                "forbidden",
+                f"episode {self.meta.episode_id} belongs to another client than {sender!r}; only "
+                "the key that opened it may go on with it",
+            )
+        return self
 
     def remember(self, chunk: Chunk, executed: np.ndarray) -> None:
         """Takes an answer; `executed` is what its observation said of the chunk before."""
@@ -118,6 +131,13 @@ def make_meta(
         client_id=client_id,
         started_unix_s=time.time(),
     )
+
+
+def count_actions(metrics: AgentMetrics, executed_K: np.ndarray) -> None:
+    """Counts what a client says became of a chunk's actions."""
+    for code, count in enumerate(np.bincount(executed_K).tolist()):
+        if count:
+            metrics.actions_total.labels(Executed(code).name.lower()).inc(count)
 
 
 def join(waiters: list[Exchange], exchange: Exchange, what: str) -> None:

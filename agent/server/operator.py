@@ -69,7 +69,9 @@ class Operator:
         self._epoch = 0
         self._sent_seq = 0  # the last sealed_seq sent in this epoch
         self._parked: ParkedFetch | None = None
-        self._unacked = {row.episode_id for row in core.journal.fetch_rows(0, -1)}
+        # Episode id -> when it was sealed; the oldest first.
+        self._unacked = {r.episode_id: r.sealed_unix_s for r in core.journal.fetch_rows(0, -1)}
+        self._altered: set[str] = set()  # ids of episodes found so, to count each once
         episodes.subscribe(self._on_sealed)
 
     # ---- requests ----------------------------------------------------------------------------
@@ -123,7 +125,8 @@ class Operator:
         self._check_epoch(message.epoch)
 
         def on_durable(refused: dict[str, str]) -> None:
-            self._unacked -= message.episodes.keys() - refused.keys()
+            for episode_id in message.episodes.keys() - refused.keys():
+                self._unacked.pop(episode_id, None)
             if refused:
                 episode_id, reason = next(iter(refused.items()))
                 raise WireError("conflict", f"episode {episode_id!r:.60} {reason}")
@@ -163,7 +166,7 @@ class Operator:
 
     def _on_sealed(self, row: SealedRow) -> None:
         """A seal is durable: whoever waits for episodes gets it."""
-        self._unacked.add(row.episode_id)
+        self._unacked[row.episode_id] = row.sealed_unix_s
         if self._parked is not None:
             self._answer_fetch(time.monotonic())
 
@@ -171,7 +174,12 @@ class Operator:
         """Ends a long poll that got nothing."""
         if self._parked is not None and now_s >= self._parked.until_s:
             self._answer_fetch(now_s)
-        self._core.metrics.unacked.set(len(self._unacked))
+        metrics = self._core.metrics
+        metrics.episodes_unacked.set(len(self._unacked))
+        if self._unacked:
+            metrics.oldest_unacked_timestamp_seconds.set(next(iter(self._unacked.values())))
+        else:
+            metrics.oldest_unacked_timestamp_seconds.clear()
 
     def _check_epoch(self, epoch: int) -> None:
         if epoch < self._epoch:
@@ -198,6 +206,7 @@ class Operator:
     def _accept(self, orders: list[Order], exchange: Exchange) -> None:
         self._core.book.post(orders)
         self._core.state.register(orders)
+        self._core.success.register(orders)
         self._core.journal.post_orders(
             orders, lambda: self._core.mailbox.post(lambda: exchange.reply(Ok()), exchange)
         )
@@ -227,7 +236,9 @@ class Operator:
             except EpisodeCorrupt as error:
                 # Not sent; the recovery at the next start sets it aside and frees its slot.
                 log.error("episode %s is not handed over: %s", row.episode_id, error)
-                self._core.metrics.quarantined.inc()
+                if row.episode_id not in self._altered:  # it is met again in every epoch
+                    self._altered.add(row.episode_id)
+                    self._core.metrics.episodes_quarantined_total.labels("altered").inc()
         return items
 
 

@@ -103,7 +103,7 @@ class Residency:
         if error is not None:
             if isinstance(error, AdapterError | AdapterUnusable):
                 log.warning("adapter %s is not served: %s", version, error)
-                self._metrics.swaps.labels("verify_failed").inc()
+                self._metrics.adapter_swaps_total.labels("verify_failed").inc()
             self._conclude(version, wire_error_of(error, f"loading {version}"))
         elif not self._make_room():
             text = f"no room for {version}: all {self._slots} adapter slots are in use"

@@ -11,11 +11,14 @@ from pathlib import Path
 from agent.config import AgentConfig, PolicyConfig
 from agent.durable import StorageError
 from agent.http import Health, HttpServer
+from agent.measuring import add_ready_source
 from agent.metrics import AgentMetrics
 from agent.noop_policy import NoopPolicy
 from agent.policy import Policy
-from agent.server.app import Server, write_endpoints
+from agent.server.app import Server
+from agent.server.endpoints import write_endpoints
 from agent.wire.errors import ConfigError
+from agent.wire.systemd import ServiceManager
 
 log = logging.getLogger(__name__)
 
@@ -31,32 +34,51 @@ def serve(config: AgentConfig) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = threading.Event()
     metrics = AgentMetrics()
+    manager = ServiceManager()
+    manager.show("loading the model")
     current: list[Server] = []  # filled once the policy is loaded
 
     def on_signal(*_: object) -> None:
+        if stop.is_set():
+            return  # the server may be closed by now
+        manager.stopping()
         stop.set()
         for server in current:
             server.wake()
 
+    def health() -> Health:
+        return current[0].health() if current else Health(True, False, "loading the model")
+
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
+    add_ready_source(metrics, health)
     http = HttpServer(
-        config.http_host,
-        config.http_port,
-        metrics.registry,
-        lambda: current[0].health() if current else Health(True, False, "loading the model"),
-        insecure=config.insecure,
+        config.http_host, config.http_port, metrics.text, health, is_open=config.http_open
     )
     http.start()
     try:
         with _open_server(config, metrics) as server:
             current.append(server)
-            server.run(
-                stop.is_set,
-                on_ready=lambda: write_endpoints(Path(config.state_dir), server, http.url),
-            )
+
+            def should_stop() -> bool:
+                # The loop asks once a turn: it asks only while it turns.
+                if server.health().alive:
+                    manager.beat(server.status_line)
+                return stop.is_set()
+
+            def on_ready() -> None:
+                write_endpoints(
+                    Path(config.state_dir),
+                    server.robots_endpoint,
+                    server.operator_endpoint,
+                    http.url,
+                )
+                manager.ready(server.status_line())
+
+            server.run(should_stop, on_ready)
     finally:
         http.close()
+        manager.close()
 
 
 def make_policy(config: PolicyConfig) -> Policy:

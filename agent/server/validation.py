@@ -24,6 +24,7 @@ REASON_MAX_CHARS = 500
 ORDER_SLOTS_MAX = 4096
 HORIZON_MAX_STEPS = 1_000_000
 TEMPERATURE_MAX = 100.0
+MATRIX_ROW_MAX = 1000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # clients, start keys
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")  # suites, tasks, splits: they become labels
@@ -132,3 +133,8 @@ def check_order(order: Order) -> None:
     check_range(f"{where}: horizon_steps", order.horizon_steps, 1, HORIZON_MAX_STEPS)
     check_range(f"{where}: temperature", order.temperature, 0.0, TEMPERATURE_MAX)
     check_range(f"{where}: run_seed", order.run_seed, 0, (1 << 63) - 1)
+    check_range(f"{where}: row", order.row, -1, MATRIX_ROW_MAX)
+    if order.mode and not _SLUG.fullmatch(order.mode):
+        raise WireError("bad_message", f"{where}: mode {brief(order.mode)} is no slug")
+    if (order.row >= 0) != bool(order.mode):
+        raise WireError("bad_message", f"{where}: row and mode name one cell: give both or none")

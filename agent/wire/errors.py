@@ -7,6 +7,7 @@ FAULT_CODES = frozenset(
         "bad_message",  # not decodable, or a field missing, extra or of the wrong type
         "too_large",  # more bytes, parts or nesting than the limits allow
         "unknown_type",  # a message type this endpoint does not answer
+        "forbidden",  # the client's key lacks the permission, or the thing is another client's
         "version_mismatch",  # another protocol version
         "unknown_episode",
         "unknown_slot",
@@ -35,6 +36,10 @@ class PerennialError(Exception):
 
 class ConfigError(PerennialError):
     """A setting, file or address that cannot work; one line, with the way out."""
+
+
+class HandshakeRefused(ConfigError):
+    """Server and client do not accept each other's keys; no waiting mends that."""
 
 
 class WireError(PerennialError):

@@ -13,7 +13,7 @@ from enum import IntEnum, StrEnum
 
 import numpy as np
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 BASE_VERSION = "base"  # version 0: the model without an adapter
 
 
@@ -182,9 +182,15 @@ class EpisodeSealed:
     counted: bool
 
 
+# Bodies there are now, then totals since the client's process began.
+TELEMETRY_NAMES = (
+    "envs", "step_seconds", "render_seconds", "wait_seconds", "steps", "requests_resent",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """Bridge-side figures that the agent exports (name from a fixed list). Reply: Ok."""
+    """Bridge-side figures that the agent exports (names of TELEMETRY_NAMES). Reply: Ok."""
 
     client_id: str
     gauges: dict[str, float]
@@ -236,6 +242,7 @@ class Order:
 
     Sampling noise of slot k is a pure function of (run_seed, f"{noise_key}#{k}", step index);
     temperature 0 is greedy. `order_id` is the idempotency key; slot ids are f"{order_id}#{k}".
+    row, mode: the cell of the success matrix that it measures; -1 and "" for none.
     """
 
     order_id: str
@@ -251,6 +258,8 @@ class Order:
     temperature: float
     run_seed: int
     noise_key: str
+    row: int = -1
+    mode: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""ZeroMQ sockets; nothing else in `agent` imports zmq. Sockets move frames, the codec reads them.
+"""ZeroMQ sockets. They move frames, the codec reads them.
 
 A DEALER with request ids instead of a REQ socket: a REQ that times out once is stuck for good.
 After a timeout the client's socket is rebuilt, so a late reply is never taken for a current one.
@@ -6,32 +6,38 @@ After a timeout the client's socket is rebuilt, so a late reply is never taken f
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
-import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import zmq
 
+from agent.wire.client_list import ANYBODY, Client
 from agent.wire.codec import DEFAULT_LIMITS, Envelope, Frame, Limits, decode, encode
-from agent.wire.errors import ConfigError, RequestTimeout, WireError
+from agent.wire.endpoints import check_endpoint
+from agent.wire.errors import ConfigError, HandshakeRefused, RequestTimeout, WireError
+from agent.wire.handshake import HandshakeWatch
+from agent.wire.keys import ClientKeys
 from agent.wire.messages import Fault
+from agent.wire.wakeup import Wakeup
 
-IPC_PATH_MAX_BYTES = 107  # sockaddr_un.sun_path
+if TYPE_CHECKING:
+    from agent.wire.curve import Door  # clients need no authenticator
+
 QUEUED_MESSAGES_MAX = 64  # per connection and direction
-_LOOPBACK = re.compile(r"^(ipc://.+|inproc://.+|tcp://(127\.\d+\.\d+\.\d+|localhost|\[::1\]):.+)$")
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One multipart message as it arrived; `refused` says why its frames were thrown away."""
+    """One multipart message as it arrived; `refused` says why its frames were thrown away.
+
+    sender: by its key, as the list of clients is now; ANYBODY on a socket without keys.
+    """
 
     peer: bytes
     frames: list[Frame]
+    sender: Client = ANYBODY
     refused: WireError | None = None
 
 
@@ -39,15 +45,26 @@ class RouterSocket:
     """A bound ROUTER: receives from any number of peers and answers each by its routing id.
 
     The transport cuts a connection that claims a part above `limits.max_message_bytes` before
-    reading it; part count and total size are checked here, before anything is decoded.
+    reading it; part count and total size are checked here, before anything is decoded. With a
+    `door` the socket is encrypted and knows its clients; it must be closed before the door.
     """
 
     def __init__(
-        self, endpoint: str, limits: Limits = DEFAULT_LIMITS, *, insecure: bool = False
+        self,
+        endpoint: str,
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        insecure: bool = False,
+        door: Door | None = None,
     ) -> None:
-        check_endpoint(endpoint, bind=True, insecure=insecure)
+        check_endpoint(endpoint, bind=True, insecure=insecure, encrypted=door is not None)
         self.limits = limits
-        self._socket = _make_socket(zmq.ROUTER, limits)
+        self.door = door
+        self._socket = _make_socket(
+            zmq.ROUTER, limits, zmq.Context.instance() if door is None else door.context
+        )
+        if door is not None:
+            door.secure(self._socket)
         # Mandatory: a reply that cannot be routed raises here and is counted, not lost silently.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
@@ -62,9 +79,11 @@ class RouterSocket:
     def receive(self) -> Received | None:
         """The next message, or None at once if there is none."""
         try:
-            peer = self._socket.recv(zmq.NOBLOCK)
+            identity = self._socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return None
+        peer = identity.bytes
+        sender = ANYBODY if self.door is None else self.door.identify(identity)
         frames: list[Frame] = []
         parts = size_bytes = 0
         while self._socket.rcvmore:
@@ -80,8 +99,8 @@ class RouterSocket:
         elif size_bytes > self.limits.max_message_bytes:
             text = f"{size_bytes} bytes, at most {self.limits.max_message_bytes} are accepted"
         else:
-            return Received(peer, frames)
-        return Received(peer, [], WireError("too_large", text))
+            return Received(peer, frames, sender)
+        return Received(peer, [], sender, WireError("too_large", text))
 
     def send(self, peer: bytes, message: object, request_id: int) -> bool:
         """Answers a peer without waiting; False if it is gone or does not drain its replies.
@@ -107,28 +126,6 @@ class RouterSocket:
         self.close()
 
 
-class Wakeup:
-    """Lets other threads interrupt a `Poller.wait`."""
-
-    def __init__(self) -> None:
-        self._read_fd, self._write_fd = os.pipe()
-        os.set_blocking(self._read_fd, False)
-        os.set_blocking(self._write_fd, False)
-
-    def set(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # the pipe is full: already awake
-            os.write(self._write_fd, b"\0")
-
-    def clear(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self._read_fd, 4096):
-                pass
-
-    def close(self) -> None:
-        os.close(self._read_fd)
-        os.close(self._write_fd)
-
-
 class Poller:
     """Waits for several sockets and one `Wakeup`."""
 
@@ -139,12 +136,12 @@ class Poller:
         for socket in sockets:
             self._poller.register(socket._socket, zmq.POLLIN)
             self._by_key[socket._socket] = socket
-        self._poller.register(wakeup._read_fd, zmq.POLLIN)
+        self._poller.register(wakeup.fd, zmq.POLLIN)
 
     def wait(self, timeout_s: float) -> list[RouterSocket]:
         """The sockets with something to receive; empty after `timeout_s` or a wake-up."""
         events = dict(self._poller.poll(max(0, round(timeout_s * 1000))))
-        if self._wakeup._read_fd in events:
+        if self._wakeup.fd in events:
             self._wakeup.clear()
         return [socket for key, socket in self._by_key.items() if key in events]
 
@@ -154,15 +151,23 @@ class DealerClient:
 
     Either `request` (send, wait, retry), or `send` many and `poll` for the replies as they come.
     The server's restart is bridged by the transport; requests that were in flight then time out.
+    A server that is down is waited for. Where keys stand in the way (`keys`: this client's and its
+    server's, None for a connection in clear), both ways raise HandshakeRefused, a ConfigError.
     """
 
     def __init__(
-        self, endpoint: str, timeout_s: float = 10.0, limits: Limits = DEFAULT_LIMITS
+        self,
+        endpoint: str,
+        timeout_s: float = 10.0,
+        limits: Limits = DEFAULT_LIMITS,
+        keys: ClientKeys | None = None,
     ) -> None:
-        check_endpoint(endpoint, bind=False, insecure=True)
+        check_endpoint(endpoint, bind=False, encrypted=keys is not None)
         self.endpoint = endpoint
         self.timeout_s = timeout_s
         self._limits = limits
+        self._keys = keys
+        self._watch = HandshakeWatch(endpoint, keys)
         self._ids = itertools.count(1)
         self._pending: set[int] = set()
         self._inbox: list[tuple[int, Any]] = []
@@ -193,16 +198,18 @@ class DealerClient:
         """Queues a message and returns its request id; arrays are copied.
 
         `timeout_s` travels as the request's deadline. Raises WireError("overloaded") when the
-        server has not taken the last QUEUED_MESSAGES_MAX messages.
+        server has not taken the last QUEUED_MESSAGES_MAX messages; HandshakeRefused.
         """
+        if self._is_refused:
+            self.reset()  # libzmq does not try again, the caller may: it may be let in by now
         request_id = next(self._ids)
         frames = encode(message, request_id, self.timeout_s if timeout_s is None else timeout_s)
         try:
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
         except zmq.Again as error:
-            raise WireError(
-                "overloaded", f"{self.endpoint} takes no more messages", request_id
-            ) from error
+            self._check_handshake()  # after a refusal there is nowhere to send to
+            text = f"{self.endpoint} takes no more messages"
+            raise WireError("overloaded", text, request_id) from error
         self._pending.add(request_id)
         return request_id
 
@@ -220,12 +227,13 @@ class DealerClient:
 
     def reset(self) -> None:
         """Forgets everything in flight and connects anew."""
-        self._socket.close()
+        self.close()
         self._pending.clear()
         self._inbox.clear()
         self._socket = self._connect()
 
     def close(self) -> None:
+        self._watch.detach()
         self._socket.close()
 
     def __enter__(self) -> Self:
@@ -235,9 +243,18 @@ class DealerClient:
         self.close()
 
     def _connect(self) -> zmq.Socket[bytes]:
-        socket = _make_socket(zmq.DEALER, self._limits)
+        socket = _make_socket(zmq.DEALER, self._limits, zmq.Context.instance())
         socket.setsockopt(zmq.RECONNECT_IVL, 50)  # ms
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)  # ms
+        if self._keys is not None:
+            socket.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.pair.public.encode())
+            socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.pair.secret.encode())
+            socket.setsockopt(zmq.CURVE_SERVERKEY, self._keys.server_public.encode())
+        self._is_refused = False
+        self._watch.attach(socket)
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(self._watch.events, zmq.POLLIN)
         socket.connect(self.endpoint)
         return socket
 
@@ -252,7 +269,10 @@ class DealerClient:
 
     def _receive(self, timeout_s: float) -> bool:
         """Moves one reply into the inbox; False if none came in time."""
-        if not self._socket.poll(round(timeout_s * 1000) or int(timeout_s > 0)):
+        ready = dict(self._poller.poll(round(timeout_s * 1000) or int(timeout_s > 0)))
+        if self._watch.events in ready:
+            self._check_handshake()
+        if self._socket not in ready:
             return False
         frames = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
         envelope: Envelope = decode(frames, self._limits)
@@ -261,31 +281,20 @@ class DealerClient:
             self._inbox.append((envelope.request_id, envelope.message))
         return True
 
+    def _check_handshake(self) -> None:
+        try:
+            self._watch.check()
+        except HandshakeRefused:
+            self._is_refused = True
+            raise
 
-def _make_socket(kind: int, limits: Limits) -> zmq.Socket[bytes]:
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+
+def _make_socket(
+    kind: int, limits: Limits, context: zmq.Context[zmq.Socket[bytes]]
+) -> zmq.Socket[bytes]:
+    socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, limits.max_message_bytes)
     socket.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES_MAX)
     socket.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES_MAX)
     return socket
-
-
-def check_endpoint(endpoint: str, *, bind: bool, insecure: bool) -> None:
-    """Raises ConfigError for an address that cannot work or must not be bound."""
-    if not re.match(r"^(tcp|ipc|inproc)://.", endpoint):
-        raise ConfigError(f"endpoint {endpoint!r}: expected tcp://HOST:PORT or ipc://PATH")
-    if bind and not insecure and not _LOOPBACK.match(endpoint):
-        raise ConfigError(
-            f"endpoint {endpoint} is reachable from other machines without encryption; "
-            "bind to 127.0.0.1, or set insecure=true if the network is trusted"
-        )
-    if endpoint.startswith("ipc://"):
-        path = Path(endpoint.removeprefix("ipc://"))
-        if len(os.fsencode(path)) > IPC_PATH_MAX_BYTES:
-            raise ConfigError(
-                f"endpoint {endpoint} is longer than the {IPC_PATH_MAX_BYTES} bytes the system "
-                "allows; choose a shorter folder"
-            )
-        if bind and not path.parent.is_dir():
-            raise ConfigError(f"endpoint {endpoint}: no folder {path.parent}; create it first")

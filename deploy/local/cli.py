@@ -34,6 +34,8 @@ COMMANDS = {
     "sim": Command("sim_bridge", "a simulator worker, for a running server"),
     "eval": Command("deploy.local.run", "measure the base policy, train nothing", ("budget=eval",)),
     "plan": Command("learner.plan", "expected usable groups, episodes and hours of a training"),
+    "setup": Command("deploy.setup", "settings and keys for services: compose or systemd"),
+    "keys": Command("agent.cli_keys", "who may connect to a server, and what each may do"),
     "adapters": Command(
         "agent.cli_adapters", "list, activate, roll back and export adapter versions"
     ),

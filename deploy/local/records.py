@@ -73,7 +73,8 @@ def read_records(run_dir: Path) -> Records:
         raise RecordError(f"{run_dir} is not finished; start it again to go on from where it is")
     config = OmegaConf.to_container(OmegaConf.load(run_dir / "config" / "run.yaml"))
     assert isinstance(config, dict)
-    client_logs = sorted(run_dir.glob("sim-*/client.jsonl"))
+    logs = ("sim-*/client.jsonl", "sim/*/client.jsonl")  # of workers, and of services
+    client_logs = sorted(path for pattern in logs for path in run_dir.glob(pattern))
     agent_db, learner_db = run_dir / "agent" / "agent.db", run_dir / "learner" / "learner.db"
     return Records(
         run_dir=run_dir,

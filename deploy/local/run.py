@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import errno
-import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from deploy.local.processes import BAD_INPUT, ProcessFailed, module_command, module_environment
+from deploy.local.versions import installed_versions
 
 FAILED = 1
 INTERRUPTED = 130  # as a shell reports Ctrl-C
-_PACKAGES = ("perennial-vla", "torch", "transformers", "peft", "numpy", "mujoco", "pyzmq")
 _EPILOG = """\
 settings (Hydra overrides; configs/run.yaml has all of them):
   suite=tabletop|toy         which tasks
@@ -79,7 +77,7 @@ def _run(overrides: list[str]) -> int:
                 f"To start afresh: rm -r {folder.path}, or choose another run_dir=FOLDER"
             )
             return 0
-        resumes = folder.prepare(config, _versions())
+        resumes = folder.prepare(config, installed_versions())
         progress = Progress(Plan.from_learner(config.processes["learner"]))
         events = JsonTail(folder.path / "learner" / "progress.jsonl")
         ends = [JsonTail(path) for path in folder.client_logs(config.settings.workers)]
@@ -115,20 +113,6 @@ def _report(run_dir: Path) -> int:
     """Runs `perennial report` in its own process: plotting needs the memory only now."""
     words = module_command("deploy.local.report", [str(run_dir)])
     return subprocess.run(words, env=module_environment(), check=False).returncode
-
-
-def _versions() -> dict[str, str]:
-    """What the run ran on."""
-    found = {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deploy.local.settings import BadSetting, RunConfig, make_socket_folder, socket_folder
+from deploy.local.placement import BadSetting, make_socket_folder, socket_folder
+from deploy.local.settings import RunConfig
 
 # What may differ when a run is resumed: it changes neither the numbers nor the files.
 STATE_NAME = "state.json"
@@ -125,11 +126,12 @@ class RunFolder:
 
     def _refuse_changes(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         old, new = flatten(before), flatten(json.loads(json.dumps(now)))
-        changed = sorted(key for key in old | new if old.get(key) != new.get(key))
+        # A key that only one of them has came or went with a release: that must not end the run.
+        changed = sorted(key for key in old.keys() & new.keys() if old[key] != new[key])
         if changed:
             key = changed[0]
             raise BadSetting(
-                f"{self.path} was begun with {key}={old.get(key)}, not {new.get(key)}"
+                f"{self.path} was begun with {key}={old[key]}, not {new[key]}"
                 + (f" (and {len(changed) - 1} more differ)" if len(changed) > 1 else "")
                 + "; resume it with the same settings, or choose another run_dir=FOLDER"
             )

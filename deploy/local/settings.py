@@ -6,24 +6,16 @@ Hydra checks every key and group; below `compose_run` only plain values and `Run
 from __future__ import annotations
 
 import difflib
-import hashlib
-import os
 import re
-import stat
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deploy.local.placement import BadSetting, Placement, local_placement, process_settings
 from deploy.local.processes import PACKAGE_ROOT
 
 CONFIGS = PACKAGE_ROOT / "configs"
-SOCKET_PATH_LIMIT_BYTES = 107  # sun_path of a UNIX socket
-
-
-class BadSetting(Exception):
-    """A setting that cannot work; one line with the way out."""
 
 
 @dataclass
@@ -60,8 +52,10 @@ class RunConfig:
     processes: dict[str, dict[str, Any]]
 
 
-def compose_run(overrides: Sequence[str]) -> RunConfig:
-    """The run that `overrides` (Hydra's syntax) ask for.
+def compose_run(
+    overrides: Sequence[str], place: Callable[[Path, int], Placement] = local_placement
+) -> RunConfig:
+    """The run that `overrides` (Hydra's syntax) ask for; `place(run_dir, workers)` says where.
 
     Raises BadSetting for an unknown key, option or task, with the nearest that exists.
     """
@@ -76,7 +70,10 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
     settings = RunSettings(**{name: tree[name] for name in names})
     settings.run_dir = Path(tree["run_dir"]).expanduser().resolve()
     settings.threads = Threads(**tree["threads"])
-    return RunConfig(settings, tree, _process_settings(settings, tree))
+    run_dir = settings.run_dir
+    return RunConfig(
+        settings, tree, process_settings(run_dir, tree, place(run_dir, settings.workers))
+    )
 
 
 def _compose(overrides: Sequence[str]) -> dict[str, Any]:
@@ -174,69 +171,3 @@ def _check_settings(tree: dict[str, Any]) -> None:
         value = tree[name]
         if not isinstance(value, int | float) or value < 0:
             raise BadSetting(f"{name}: expected a number of at least 0, got {value!r}")
-
-
-def _process_settings(settings: RunSettings, tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each process's section with its share of the run folder and sockets."""
-    run_dir = settings.run_dir
-    sockets = socket_folder(run_dir)
-    robots, operator = (f"ipc://{sockets / name}" for name in ("robots.sock", "operator.sock"))
-    suite, model_dir = tree["suite"], tree["model"]["model_dir"]
-    tasks = {
-        task["slug"]: {"instruction": task["instruction"], "suite": suite["name"]}
-        for task in suite["tasks"]
-    }
-    agent = tree["agent"] | {
-        "state_dir": str(run_dir / "agent"),
-        "adapters_dir": str(run_dir / "adapters"),
-        "robots_endpoint": robots,
-        "operator_endpoint": operator,
-        "policy": tree["agent"]["policy"] | {"model_dir": model_dir},
-        "tasks": tasks,
-        "die_with_parent": True,
-    }
-    learner = tree["learner"] | {
-        "state_dir": str(run_dir / "learner"),
-        "adapters_dir": str(run_dir / "adapters"),
-        "operator_endpoint": operator,
-        "model_dir": model_dir,
-        "die_with_parent": True,
-    }
-    processes = {"agent": agent, "learner": learner}
-    for index in range(settings.workers):
-        name = f"sim-{index}"
-        log_path = str(run_dir / name / "client.jsonl")
-        processes[name] = tree["sim"] | {
-            "endpoint": robots,
-            "client_id": name,
-            "log_path": log_path,
-            "die_with_parent": True,
-        }
-    if settings.probe_rate_hz > 0:
-        processes["probe"] = tree["probe"] | {
-            "endpoint": robots,
-            "log_path": str(run_dir / "probe.jsonl"),
-            "die_with_parent": True,
-        }
-    return processes
-
-
-def socket_folder(run_dir: Path) -> Path:
-    """A short path for the run's sockets, the same at every start of one run folder."""
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    digest = hashlib.sha256(str(run_dir).encode()).hexdigest()[:12]
-    folder = base / f"perennial-{os.getuid()}-{digest}"
-    if len(os.fsencode(folder / "operator.sock")) > SOCKET_PATH_LIMIT_BYTES:
-        raise BadSetting(
-            f"{folder} is too long for a socket ({SOCKET_PATH_LIMIT_BYTES} bytes); "
-            "set XDG_RUNTIME_DIR or TMPDIR to a shorter folder"
-        )
-    return folder
-
-
-def make_socket_folder(folder: Path) -> None:
-    """Creates `folder` for this user alone. Raises BadSetting if somebody else's is in the way."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise BadSetting(f"{folder} is not a private folder of yours; remove it and try again")

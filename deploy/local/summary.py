@@ -41,10 +41,15 @@ def build_summary(records: Records, recounted: Recount) -> dict[str, Any]:
         | {"lost": len(recounted.lost), "duplicated": len(recounted.duplicated)},
         "swaps": measure_swaps(records),
         "restarts": _sum_restarts(records),
-        "wall_s": round(
-            sum(s["ended_unix_s"] - s["began_unix_s"] for s in records.state["sessions"]), 1
-        ),
+        "wall_s": round(_wall_s(records), 1),
     }
+
+
+def _wall_s(records: Records) -> float:
+    """How long the supervisor ran the processes; services have none: first event to last."""
+    supervised_s = sum(s["ended_unix_s"] - s["began_unix_s"] for s in records.state["sessions"])
+    done = [event["unix_s"] for event in records.events if event["event"] == "done"]
+    return supervised_s or (done[0] - records.events[0]["unix_s"] if done else 0.0)
 
 
 def figures(matrix: Matrix) -> dict[str, float | None]:

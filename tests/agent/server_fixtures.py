@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -112,6 +114,25 @@ class RunningServer:
 
     def sample(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def samples(self) -> dict[tuple[str, ...], float]:
+        """(name, label values...) -> value, of all metrics."""
+        return {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in self.metrics.registry.collect()
+            for sample in family.samples
+        }
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline_s = time.monotonic() + 20.0
+        while not condition():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+
+    def wait_for_sample(self, name: str) -> float:
+        """A value that the loop shows every now and then, once it is there and not 0."""
+        self.wait_until(lambda: bool(self.samples().get((name,))))
+        return self.samples()[name,]
 
     def stop(self) -> None:
         self._stop.set()

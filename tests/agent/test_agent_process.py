@@ -38,7 +38,7 @@ def run_agent(
         (["--config", "/nowhere.yaml"], "no such file"),
         (["policy.kind=vla", "policy.model_dir=/nowhere"], "/nowhere/config.json"),
         (["robots_endpoint=tcp://0.0.0.0:1"], "insecure=true"),
-        (["http_host=0.0.0.0"], "insecure=true"),
+        (["http_host=0.0.0.0"], "http_open=true"),
         (["state_dir=/proc/agent"], "/proc/agent"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -82,6 +82,8 @@ def test_sigterm_seals_open_episodes_and_exits_0(tmp_path):
         endpoints = wait_for_endpoints(tmp_path, process)
         with urllib.request.urlopen(f"{endpoints['http']}/readyz", timeout=10) as response:
             assert response.status == 200
+        with urllib.request.urlopen(f"{endpoints['http']}/metrics", timeout=10) as response:
+            assert b"\nperennial_ready 1.0" in response.read()
         with DealerClient(endpoints["robots"]) as client:
             episode = start_own(client)
             process.send_signal(signal.SIGTERM)

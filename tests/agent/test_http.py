@@ -1,34 +1,63 @@
-"""/metrics, /healthz, /readyz, and the figures behind them."""
+"""/metrics, /healthz, /readyz of a real server, and the figures behind them."""
 
 import json
+import threading
+import time
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
-from server_fixtures import finish, make_order, observe, post, running, take_slot
+from server_fixtures import (
+    A,
+    CountingPolicy,
+    K,
+    finish,
+    make_order,
+    observe,
+    post,
+    running,
+    start_own,
+    take_slot,
+)
 
 from agent.http import Health, HttpServer
-from agent.metrics import AgentMetrics, wilson_low
-from agent.server.app import write_endpoints
-from agent.wire.errors import ConfigError
+from agent.journal import JournalFailed
+from agent.measuring import add_ready_source
+from agent.metrics import AgentMetrics
+from agent.policy import ActResult
+from agent.server.endpoints import write_endpoints
+from agent.server.telemetry import SimTelemetry
+from agent.wire.errors import ConfigError, WireError
+from agent.wire.messages import Activate, Executed, Hello, Telemetry
+
+LIMIT_S = 30.0
 
 
 def get(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=LIMIT_S) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def samples_of(text: str) -> dict[tuple[str, ...], float]:
+    """(name, sorted label values...) -> value."""
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 @pytest.fixture
 def serve_http():
     servers = []
 
-    def start(health=Health(True, True), registry=None):  # noqa: B008
-        server = HttpServer("127.0.0.1", 0, registry or CollectorRegistry(), lambda: health)
+    def start(health=Health(True, True), metrics=lambda: b""):  # noqa: B008
+        server = HttpServer("127.0.0.1", 0, metrics, lambda: health)
         server.start()
         servers.append(server)
         return server
@@ -55,55 +84,210 @@ def test_health_and_readiness_differ(serve_http, health, alive, ready):
     assert get(f"{url}/secrets")[0] == 404
 
 
-def test_a_served_episode_shows_in_the_metrics(tmp_path, serve_http):
+@pytest.mark.parametrize("health", [Health(True, True), Health(True, False), Health(False, True)])
+def test_the_ready_gauge_says_what_readyz_answers(serve_http, health):
+    metrics = AgentMetrics()
+    add_ready_source(metrics, lambda: health)
+    url = serve_http(health, metrics.text).url
+    ready = samples_of(get(f"{url}/metrics")[1])["perennial_ready",]
+    assert ready == (get(f"{url}/readyz")[0] == 200)
+
+
+def test_a_health_that_cannot_be_told_has_no_ready_gauge():
+    metrics = AgentMetrics()
+    answers = iter([Health(True, True)])
+    add_ready_source(metrics, lambda: next(answers))
+    assert "\nperennial_ready 1.0" in metrics.text().decode()
+    assert "\nperennial_ready " not in metrics.text().decode()
+
+
+def test_a_stopped_journal_shows_at_the_next_scrape(tmp_path, monkeypatch):
     with running(tmp_path) as server:
+        add_ready_source(server.metrics, server.server.health)
+        assert "\nperennial_ready 1.0" in server.metrics.text().decode()
+        failure = JournalFailed("No space left on device")
+        monkeypatch.setattr(server.server._journal, "_failure", failure)
+        assert "\nperennial_ready 0.0" in server.metrics.text().decode()
+        monkeypatch.undo()
+
+
+def test_a_served_episode_shows_in_the_metrics(tmp_path, serve_http):
+    with running(tmp_path, latency_budget_s=0.25) as server:
         operator, client = server.operator(), server.client()
         post(operator, make_order(slots=4))
         for outcome in ("success", "timeout", "aborted"):
             _, started = take_slot(client)
             client.request(observe(started.episode_id, 0))
             client.request(finish(started.episode_id, outcome))
-        url = serve_http(server.server.health(), server.metrics.registry).url
+        # The reply is sent before the figures are changed.
+        server.wait_until(
+            lambda: ("perennial_episodes_total", "reach", "aborted", "train") in server.samples()
+        )
+        url = serve_http(server.server.health(), server.metrics.text).url
         assert get(f"{url}/readyz") == (200, "ok\n")
-        families = text_string_to_metric_families(get(f"{url}/metrics")[1])
-        samples = {
-            (sample.name, *sorted(sample.labels.values())): sample.value
-            for family in families
-            for sample in family.samples
-        }
-        write_endpoints(tmp_path, server.server, url)
+        samples = samples_of(get(f"{url}/metrics")[1])
+        write_endpoints(tmp_path, "robots", "operator", url)
         assert json.loads((tmp_path / "endpoints.json").read_text())["http"] == url
     for outcome in ("success", "timeout", "aborted"):
         assert samples["perennial_episodes_total", *sorted([outcome, "reach", "train"])] == 1
     assert samples["perennial_task_success_rate", "20", "reach", "train"] == 0.5
     assert samples["perennial_adapter_info", "", "", "base"] == 1
-    assert samples["perennial_request_duration_seconds_count", "infer"] == 3
-    busy_s = samples["perennial_inference_busy_seconds_total",]
-    assert 0 < busy_s <= samples["perennial_request_duration_seconds_sum", "infer"]
-    assert samples["perennial_requests_total", "Act", "ok"] == 3
+    assert samples["perennial_latency_budget_seconds",] == 0.25
+    spent_s = 0.0
+    for stage in ("decode", "encode", "infer", "preprocess", "queue", "total"):
+        key = sorted([stage, "perennial"])
+        assert samples["perennial_request_duration_seconds_count", *key] == 3
+        spent_s += samples["perennial_request_duration_seconds_sum", *key]
+    assert samples["perennial_inference_busy_seconds_total",] <= spent_s
+    assert samples["perennial_requests_total", "Act", "ok", "perennial"] == 3
+    assert samples["perennial_actions_total", "run"] == 3 * K
+    assert samples["perennial_episode_store_bytes", "sealed"] > 0
+    assert samples["perennial_episode_store_bytes", "open"] == 0
+    assert samples["perennial_episode_store_fsync_seconds_count",] >= 3
+    assert samples["perennial_disk_size_bytes", "adapters"] > 0
+    assert samples["perennial_build_info", "agent", *version_label(samples)] == 1
     assert all(not key[0].startswith("perennial") or "robot" not in key for key in samples)
 
 
-def test_only_the_active_version_has_an_info_series():
+def version_label(samples) -> tuple[str, ...]:
+    return next(key[2:] for key in samples if key[:2] == ("perennial_build_info", "agent"))
+
+
+def test_a_slow_collector_holds_its_scrape_and_no_client(tmp_path, serve_http):
+    entered, gate = threading.Event(), threading.Event()
+    with running(tmp_path) as server:
+        metrics, client = server.metrics, server.client()
+        metrics.add_source("slow", lambda: entered.set() or gate.wait(LIMIT_S))
+        url = serve_http(server.server.health(), metrics.text).url
+        answers = []
+        scrape = threading.Thread(target=lambda: answers.append(get(f"{url}/metrics")))
+        scrape.start()
+        try:
+            assert entered.wait(LIMIT_S)
+            started = start_own(client)
+            client.request(observe(started.episode_id, 0))
+            client.request(finish(started.episode_id))
+            assert get(f"{url}/healthz")[0] == 200
+            assert not answers
+        finally:
+            gate.set()
+            scrape.join(LIMIT_S)
+    assert answers[0][0] == 200
+    assert samples_of(answers[0][1])["perennial_requests_total", "Act", "ok", "perennial"] == 1
+
+
+def test_only_the_active_version_has_an_info_series(tmp_path):
+    with running(tmp_path) as server:
+        operator = server.operator()
+        for number in (1, 2):
+            version = server.publish(number)
+            operator.request(Activate(1, version))
+        family = next(iter(server.metrics.adapter_info.collect()))
+    assert [sample.labels["version"] for sample in family.samples] == [version]
+
+
+def test_the_oldest_unacknowledged_episode_has_its_time(tmp_path):
+    with running(tmp_path) as server:
+        client = server.client()
+        assert "perennial_oldest_unacked_timestamp_seconds" in server.metrics.text().decode()
+        assert ("perennial_oldest_unacked_timestamp_seconds",) not in server.samples()
+        started_s = time.time()
+        for _ in range(2):
+            client.request(finish(start_own(client).episode_id, "aborted", chunks=0))
+        found = server.wait_for_sample("perennial_oldest_unacked_timestamp_seconds")
+    assert started_s <= found <= time.time()
+
+
+class OddPolicy(CountingPolicy):
+    """Gives what `answer` says."""
+
+    answer = ActResult(*[np.zeros((K, A), np.float32)] * 3)
+
+    def act(self, requests):
+        return [self.answer] * len(requests)
+
+
+@pytest.mark.parametrize(
+    ("reason", "shape", "number"),
+    [("wrong_shape", (K + 1, A), 0.0), ("non_finite", (K, A), np.nan), (None, (K, A), 0.0)],
+)
+def test_a_chunk_that_cannot_be_executed_is_refused_and_counted(tmp_path, reason, shape, number):
+    policy = OddPolicy(adapter_slots=3)
+    policy.answer = ActResult(*[np.full(shape, number, np.float32)] * 3)
+    with running(tmp_path, policy) as server:
+        client = server.client()
+        started = start_own(client)
+        if reason is None:
+            client.request(observe(started.episode_id, 0))
+        else:
+            with pytest.raises(WireError, match="policy produced") as caught:
+                client.request(observe(started.episode_id, 0))
+            assert caught.value.code == "internal"
+            policy.answer = OddPolicy.answer
+            client.request(observe(started.episode_id, 0))  # the episode goes on
+        for known in ("wrong_shape", "non_finite"):
+            rejected = server.sample("perennial_actions_rejected_total", reason=known)
+            assert rejected == (known == reason)
+
+
+def test_the_fate_of_each_action_is_counted_once(tmp_path):
+    with running(tmp_path) as server:
+        client = server.client()
+        started = start_own(client)
+        codes = np.array(
+            [Executed.RUN, Executed.LIMITED, Executed.LIMITED, Executed.REPLACED], np.uint8
+        )
+        client.request(observe(started.episode_id, 0))
+        for _ in range(2):  # a repeat tells nothing new
+            client.request(observe(started.episode_id, 1, executed=codes))
+        client.request(finish(started.episode_id))
+        counts = {
+            how: server.sample("perennial_actions_total", how=how)
+            for how in ("not_run", "run", "limited", "replaced")
+        }
+    assert counts == {"not_run": 0, "run": 1 + K, "limited": 2, "replaced": 1}
+
+
+def test_simulators_add_up_and_never_go_back():
     metrics = AgentMetrics()
-    metrics.set_active("v00001-aaaaaaaaaaaa", 1, "base")
-    metrics.set_active("v00002-bbbbbbbbbbbb", 2, "v00001-aaaaaaaaaaaa")
-    samples = next(iter(metrics.adapter_info.collect())).samples
-    assert [sample.labels["version"] for sample in samples] == ["v00002-bbbbbbbbbbbb"]
+    telemetry = SimTelemetry(metrics)
+
+    def steps() -> float:
+        return metrics.registry.get_sample_value("perennial_sim_steps_total")
+
+    telemetry.take("a", "1", {"steps": 1000.0, "envs": 8.0})  # before this server was there
+    telemetry.take("b", "1", {"steps": 0.0, "envs": 4.0})
+    assert steps() == 0
+    telemetry.take("a", "1", {"steps": 1010.0})
+    telemetry.take("b", "1", {"steps": 5.0})
+    assert steps() == 15
+    telemetry.take("a", "2", {"steps": 0.0, "envs": 8.0})  # started again
+    telemetry.take("a", "2", {"steps": 3.0})
+    assert steps() == 18
+    telemetry.take("b", "1", {"steps": 2.0})  # came late
+    telemetry.take("b", "1", {"steps": 6.0})
+    assert steps() == 19
+    telemetry.show({"a", "b"})
+    assert metrics.registry.get_sample_value("perennial_sim_envs") == 12
+    telemetry.forget("b")
+    telemetry.show({"a", "b"})
+    assert metrics.registry.get_sample_value("perennial_sim_envs") == 8
 
 
-def test_wilson_low_is_a_bound_below_the_rate():
-    assert wilson_low(0, 0) == 0.0
-    assert wilson_low(50, 100) == pytest.approx(0.4038, abs=1e-4)  # Brown et al., 2001, formula (4)
-    for trials in (1, 5, 50):
-        lows = [wilson_low(k, trials) for k in range(trials + 1)]
-        assert lows == sorted(lows)
-        assert all(low <= k / trials for k, low in enumerate(lows))
+def test_what_workers_tell_is_exported(tmp_path):
+    with running(tmp_path) as server:
+        client = server.client()
+        client.request(Hello("sim-0", "test"))
+        for seconds in (0.0, 2.0):
+            client.request(Telemetry("sim-0", {"envs": 3.0, "render_seconds": seconds}))
+        assert server.sample("perennial_sim_seconds_total", part="render") == 2.0
+        assert server.wait_for_sample("perennial_sim_envs") == 3.0
 
 
 def test_a_taken_port_and_a_public_address_are_one_clear_line(serve_http):
     server = serve_http()
     port = int(server.url.rsplit(":", 1)[1])
-    for host, taken, text in (("127.0.0.1", port, "0 for any free"), ("0.0.0.0", 0, "insecure")):
+    for host, taken, text in (("127.0.0.1", port, "0 for any free"), ("0.0.0.0", 0, "http_open")):
         with pytest.raises(ConfigError, match=text):
-            HttpServer(host, taken, CollectorRegistry(), lambda: Health(True, True))
+            HttpServer(host, taken, lambda: b"", lambda: Health(True, True))
+    HttpServer("0.0.0.0", 0, lambda: b"", lambda: Health(True, True), is_open=True).close()

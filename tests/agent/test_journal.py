@@ -125,7 +125,7 @@ def test_orders_and_activations_survive(tmp_path: Path) -> None:
     orders = [make_order("b"), make_order("a")]
     journal.post_orders(orders, done.release)
     journal.post_orders(orders, done.release)
-    journal.set_active("v00001-000000000000", done.release)
+    journal.set_active("v00001-000000000000", lambda row: done.release())
     row = record(journal, slot_id="b#1")
     aborted = record(journal, outcome="aborted", slot_id="b#0")
     assert all(done.acquire(timeout=WAIT_S) for _ in range(3))
@@ -240,7 +240,7 @@ def test_chunks_that_wait_for_the_disk_are_bounded_by_their_bytes(tmp_path: Path
     journal.start()
     for _ in range(2):  # rounds: the first makes the episode durable, the second takes its chunks
         round_done = threading.Event()
-        journal.set_active("base", round_done.set)
+        journal.set_active("base", lambda row, done=round_done: done.set())
         assert round_done.wait(WAIT_S)
     journal.append(meta.episode_id, make_chunk(3))  # the refused one, where it left off
     durable: queue.SimpleQueue[SealedRow] = queue.SimpleQueue()

@@ -10,7 +10,8 @@ import zmq
 from agent.wire.codec import Limits, decode
 from agent.wire.errors import ConfigError, RequestTimeout, WireError
 from agent.wire.messages import Chunk, Fault, Hello, Ok, Status
-from agent.wire.sockets import DealerClient, Poller, RouterSocket, Wakeup
+from agent.wire.sockets import DealerClient, Poller, RouterSocket
+from agent.wire.wakeup import Wakeup
 
 
 def bind_when_free(endpoint, within_s=10.0):

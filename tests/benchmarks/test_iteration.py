@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from prometheus_client import generate_latest
 
 from agent.metrics import AgentMetrics
 from benchmarks.iteration import (
@@ -78,13 +77,13 @@ def test_the_report_names_every_stage_with_its_share_and_sums_the_cores(
 
 def test_stages_are_read_from_what_the_agent_exports() -> None:
     metrics = AgentMetrics()
-    metrics.inference_busy.inc(7.5)
-    with pytest.raises(ValueError, match="step_seconds"):  # no worker has told anything yet
-        read_stages(generate_latest(metrics.registry).decode())
-    for name, seconds in (("step_seconds", 1), ("render_seconds", 2), ("wait_seconds", 3)):
-        metrics.client.labels(name).set(seconds)
-    found = read_stages(generate_latest(metrics.registry).decode())
+    metrics.inference_busy_seconds_total.inc(7.5)
+    for part, seconds in (("step", 1), ("render", 2), ("wait", 3)):
+        metrics.sim_seconds_total.labels(part).inc(seconds)
+    found = read_stages(metrics.text().decode())
     assert found == {SIMULATE: 1, RENDER: 2, WAIT: 3, INFER: 7.5}
+    with pytest.raises(ValueError, match="sim_seconds"):
+        read_stages("")
 
 
 def test_a_process_is_called_after_its_settings() -> None:

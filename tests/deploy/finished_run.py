@@ -145,8 +145,10 @@ class FinishedRun:
                         end["counted"], number,
                     ),
                 )  # fmt: skip
-            rows = [(version, 1000.0) for version in VERSIONS]
-            db.executemany("INSERT INTO activations (version, unix_s) VALUES (?, ?)", rows)
+            rows = [(version, 1000.0, 0) for version in VERSIONS]
+            db.executemany(
+                "INSERT INTO activations (version, unix_s, after_sealed_seq) VALUES (?, ?, ?)", rows
+            )
 
     def write_learner_ledger(self) -> None:
         with sqlite3.connect(self.run_dir / "learner" / "learner.db") as db:

@@ -2,8 +2,9 @@
 
 import pytest
 
+from deploy.local.placement import BadSetting, socket_folder
 from deploy.local.runfolder import RunFolder
-from deploy.local.settings import BadSetting, socket_folder
+from deploy.local.settings import RunConfig, RunSettings
 
 
 @pytest.fixture
@@ -39,3 +40,18 @@ def test_a_folder_of_somebody_else_is_left_alone(folder):
     with pytest.raises(BadSetting, match="not a private folder"), folder.sockets():
         pass
     assert (path / "operator.sock").exists()
+
+
+def test_a_release_may_add_and_drop_settings_but_nobody_may_change_one(folder):
+    folder.path.mkdir()
+    begun = {"seed": 0, "agent": {"lease_s": 30.0, "dropped": 1}}
+    assert not folder.prepare(config(folder, begun), {})
+    upgraded = {"seed": 0, "agent": {"lease_s": 30.0, "added": 2}}
+    assert folder.prepare(config(folder, upgraded), {})
+    with pytest.raises(BadSetting, match=r"begun with agent.lease_s=30.0, not 5.0; "):
+        folder.prepare(config(folder, {"seed": 0, "agent": {"lease_s": 5.0}}), {})
+
+
+def config(folder, tree):
+    settings = RunSettings(folder.path, 0, 1, 0.0, False, 0, 0.0, 0.0, 0.0)
+    return RunConfig(settings, tree, {})

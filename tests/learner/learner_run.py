@@ -7,17 +7,18 @@ from micro_fixtures import CAMERAS, INSTRUCTIONS, micro_policy
 from safetensors.torch import load_file
 
 from agent.adapters import AdapterStore
+from agent.metrics import LearnerMetrics
 from learner.checkpoint import CheckpointFolder
 from learner.config import AlgorithmConfig, EvalConfig, LearnerConfig, SuiteConfig, TaskConfig
 from learner.critic import ValueHead
 from learner.grpo import GrpoTeacher
 from learner.loop import Loop, Watchers
-from learner.metrics import LearnerMetrics
+from learner.metrics import Exports
 from learner.ppo import PpoTeacher
 from learner.progress import ProgressLog
 from learner.publication import Identity, Publication
 from learner.receiver import Inbox, Receiver
-from learner.store import LearnerStore
+from learner.store import LearnerStore, immediate_disposition
 
 STATE_SIZE = 16  # of the micro model
 PLAYED = {}  # by every run here: a version names its content, and the base is always the same
@@ -59,7 +60,13 @@ class Run:
         self.store = LearnerStore(folder / "state" / "learner.db")
         self.agent = agent or FakeAgent(folder / "agent", self.serve, PLAYED)
         self.agent.policy_of = self.serve
-        self.inbox = Inbox(folder / "state" / "episodes", self.store)
+        self.exports = Exports(LearnerMetrics())
+        self.exports.resume(*self.store.totals())
+        self.inbox = Inbox(
+            folder / "state" / "episodes",
+            self.store,
+            lambda episode: self.exports.accept_episode(immediate_disposition(episode)),
+        )
         self.stop = threading.Event()
         publication = Publication(
             self.policy, self.store, CheckpointFolder(folder / "state" / "checkpoints"),
@@ -70,7 +77,7 @@ class Run:
         if crash_at:
             self.plant(publication, *crash_at)
         watchers = Watchers(
-            LearnerMetrics(),
+            self.exports,
             ProgressLog(folder / "state" / "progress.jsonl"),
             folder / "state" / "filmstrips",
         )

@@ -24,7 +24,8 @@ class RefusingAgent:
 
 
 @pytest.mark.parametrize(
-    ("code", "raised"), [("order_refused", ConfigError), ("bad_message", WireError)]
+    ("code", "raised"),
+    [("order_refused", ConfigError), ("forbidden", ConfigError), ("bad_message", WireError)],
 )
 def test_a_refusal_that_time_does_not_mend_ends_the_learner(code, raised):
     agent = RefusingAgent(code)

@@ -1,11 +1,19 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from service_manager import Manager
 
+from deploy.local.settings import compose_run
 from learner import __main__ as command
 from learner import process
 from learner.config import LearnerConfig, SuiteConfig, TaskConfig
-from learner.stopping import Stopped
+from learner.stopping import EXIT_STATUS, StopFlag, Stopped
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_stopped_learner_does_not_look_finished(
@@ -23,3 +31,46 @@ def test_a_stopped_learner_does_not_look_finished(
     with caplog.at_level("INFO"):
         assert command.main([]) == 3
     assert "the same command resumes" in caplog.text
+
+
+def test_asking_whether_to_stop_is_a_sign_of_life_and_waiting_is_none() -> None:
+    asked: list[None] = []
+    stop = StopFlag(lambda: asked.append(None))
+    assert not stop.wait(0.001)
+    assert asked == []
+    assert not stop.is_set()
+    assert len(asked) == 1
+    stop.set()
+    assert stop.wait(1)
+    assert stop.is_set()
+
+
+@pytest.mark.slow
+def test_a_learner_without_an_agent_is_ready_pings_and_stops(tmp_path: Path) -> None:
+    manager = Manager(f"{tmp_path}/notify")
+    settings = compose_run(["suite=toy", "budget=smoke", f"run_dir={tmp_path}/run"])
+    own = {
+        "state_dir": f"{tmp_path}/learner",
+        "adapters_dir": f"{tmp_path}/adapters",
+        "operator_endpoint": f"ipc://{tmp_path}/nobody.sock",
+        "request_timeout_s": 0.1,
+        "die_with_parent": False,
+    }
+    config = tmp_path / "learner.yaml"
+    config.write_text(yaml.safe_dump(settings.processes["learner"] | own))
+    with subprocess.Popen(
+        [sys.executable, "-m", "learner", "--config", str(config)],
+        cwd=ROOT,
+        env={**os.environ, **manager.watching()},
+        stderr=subprocess.DEVNULL,
+    ) as learner:
+        try:
+            manager.wait_for("READY=1")
+            for _ in range(3):
+                manager.wait_for("WATCHDOG=1")
+            learner.terminate()
+            manager.wait_for("STOPPING=1")
+            assert learner.wait(20) == EXIT_STATUS
+        finally:
+            learner.kill()
+    manager.close()

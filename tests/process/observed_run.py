@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from programs import find_program
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 240.0
@@ -75,15 +76,21 @@ def read_events(run_dir: Path, event: str) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, lines) if line["event"] == event]
 
 
+@contextmanager
+def held(run: subprocess.Popen[bytes], module: str) -> Iterator[None]:
+    """The run's process of that module does nothing meanwhile."""
+    children = psutil.Process(run.pid).children()
+    (found,) = [child for child in children if module in child.cmdline()]
+    found.suspend()
+    try:
+        yield
+    finally:
+        found.resume()
+
+
 def find_prometheus() -> str:
     """Path of the program; without one the test is skipped, but fails in CI."""
-    found = shutil.which("prometheus")
-    if found is None:
-        message = "no prometheus on PATH; on Debian: apt-get install prometheus"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
+    return find_program("prometheus", "prometheus")
 
 
 @dataclass(frozen=True)
@@ -100,17 +107,29 @@ class Prometheus:
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
 
-    def query(self, promql: str) -> dict[tuple[str, ...], float]:
-        """An instant query's vector: label values in the order of their names -> value."""
-        words = urllib.parse.urlencode({"query": promql})
-        with urllib.request.urlopen(f"{self.url}/api/v1/query?{words}", timeout=HTTP_LIMIT_S) as r:
+    def ask(self, path: str, **words: str) -> Any:
+        """The data of an answer of the HTTP API."""
+        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(words)}"
+        with urllib.request.urlopen(url, timeout=HTTP_LIMIT_S) as r:
             answer = json.load(r)
         assert answer["status"] == "success", answer
-        assert answer["data"]["resultType"] == "vector", answer
+        return answer["data"]
+
+    def query(self, promql: str) -> dict[tuple[str, ...], float]:
+        """An instant query's vector: label values in the order of their names -> value."""
+        data = self.ask("query", query=promql)
+        assert data["resultType"] == "vector", data
         return {
             tuple(value for _, value in sorted(sample["metric"].items())): float(sample["value"][1])
-            for sample in answer["data"]["result"]
+            for sample in data["result"]
         }
+
+    def query_range(self, promql: str, seconds: float) -> list[float]:
+        """Every value of every series, one a second, of the last `seconds`."""
+        now_s = time.time()
+        span = {"start": str(now_s - seconds), "end": str(now_s), "step": "1"}
+        data = self.ask("query_range", query=promql, **span)
+        return [float(value) for series in data["result"] for _, value in series["values"]]
 
     def expect(self, promql: str, wanted: dict[tuple[str, ...], float]) -> None:
         """Asks until the answer is `wanted`: what just happened has yet to be scraped."""
@@ -121,8 +140,13 @@ class Prometheus:
 
 
 @contextmanager
-def watch(program: str, folder: Path, targets: dict[str, Path]) -> Iterator[Prometheus]:
-    """A Prometheus on loopback that scrapes what the targets' endpoints.json files name."""
+def watch(
+    program: str, folder: Path, targets: dict[str, Path], rules: Sequence[Path] = ()
+) -> Iterator[Prometheus]:
+    """A Prometheus on loopback that scrapes what the targets' endpoints.json files name.
+
+    rules: files of recording and alerting rules.
+    """
     addresses = {
         name: urllib.parse.urlsplit(json.loads(path.read_text())["http"]).netloc
         for name, path in targets.items()
@@ -132,7 +156,8 @@ def watch(program: str, folder: Path, targets: dict[str, Path]) -> Iterator[Prom
         for name, address in addresses.items()
     ]
     # A scrape must outlast an update that holds the interpreter on a loaded machine.
-    config = {"global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"}}
+    pace = dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), "500ms")
+    config = {"global": pace, "rule_files": [str(path) for path in rules]}
     folder.mkdir()
     # JSON is YAML.
     (folder / "prometheus.yml").write_text(json.dumps({**config, "scrape_configs": jobs}))

@@ -27,7 +27,7 @@ from agent.model.lora import read_adapter
 from agent.model.policy_model import load_policy_model
 from agent.wire.messages import Order, Phase
 from agent.wire.sockets import DealerClient
-from deploy.local.settings import make_socket_folder, socket_folder
+from deploy.local.placement import make_socket_folder, socket_folder
 from learner.batch import Trajectory, build_samples, micro_batches
 from learner.link import AgentLink, Session
 from learner.policy import LoraPolicy

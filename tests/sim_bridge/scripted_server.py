@@ -27,7 +27,8 @@ from agent.wire.messages import (
     Telemetry,
     Welcome,
 )
-from agent.wire.sockets import Poller, RouterSocket, Wakeup
+from agent.wire.sockets import Poller, RouterSocket
+from agent.wire.wakeup import Wakeup
 from sim_bridge.toy import DIRECTIONS
 
 CHUNK_STEPS = 4

@@ -1,0 +1,98 @@
+"""The ledger's SQLite file: its schema, how it is made and opened."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from agent.durable import StorageError
+
+SCHEMA_VERSION = 2
+_BUSY_TIMEOUT_S = 5.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS orders (
+    place INTEGER PRIMARY KEY AUTOINCREMENT,  -- posting order
+    order_id TEXT NOT NULL UNIQUE,
+    task TEXT NOT NULL,
+    phase TEXT NOT NULL,
+    body TEXT NOT NULL                        -- the Order as JSON
+);
+CREATE TABLE IF NOT EXISTS episodes (
+    episode_id TEXT PRIMARY KEY,
+    order_id TEXT NOT NULL,
+    slot_id TEXT NOT NULL,
+    suite TEXT NOT NULL,
+    task TEXT NOT NULL,
+    split TEXT NOT NULL,
+    init_state INTEGER NOT NULL,
+    phase TEXT NOT NULL,
+    version TEXT NOT NULL,
+    state TEXT NOT NULL,
+    outcome TEXT NOT NULL DEFAULT '',
+    steps INTEGER NOT NULL DEFAULT 0,
+    counted INTEGER NOT NULL DEFAULT 0,
+    sha256 TEXT NOT NULL DEFAULT '',
+    size_bytes INTEGER NOT NULL DEFAULT 0,
+    sealed_seq INTEGER NOT NULL DEFAULT 0,
+    sealed_unix_s REAL NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL DEFAULT '',
+    meta TEXT NOT NULL                        -- the EpisodeMeta as JSON
+);
+CREATE UNIQUE INDEX IF NOT EXISTS one_counted_per_slot
+    ON episodes (slot_id) WHERE counted = 1 AND slot_id != '';
+CREATE UNIQUE INDEX IF NOT EXISTS episodes_by_seq ON episodes (sealed_seq) WHERE sealed_seq > 0;
+CREATE INDEX IF NOT EXISTS episodes_by_state ON episodes (state, sealed_seq);
+CREATE TABLE IF NOT EXISTS activations (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    version TEXT NOT NULL,
+    unix_s REAL NOT NULL,
+    after_sealed_seq INTEGER NOT NULL         -- the last episode sealed before
+);
+"""
+
+
+@contextmanager
+def ledger_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors raised inside into StorageErrors about `path`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StorageError(f"{path}: {error}; check the disk and who may write there") from error
+
+
+def open_ledger(path: Path, mode: str) -> sqlite3.Connection:
+    """mode: ro or rw. Raises StorageError if the file is missing, foreign or unreadable."""
+    db = _connect(path, mode)
+    with ledger_errors(path):
+        found = db.execute("PRAGMA user_version").fetchone()[0]
+    if found != SCHEMA_VERSION:
+        raise StorageError(
+            f"{path}: ledger version {found}, expected {SCHEMA_VERSION}: it was written by another "
+            "version of Perennial; use that one, or another folder"
+        )
+    return db
+
+
+def create_ledger(path: Path) -> None:
+    """Makes the file unless it is there. Raises StorageError."""
+    db = _connect(path, "rwc")
+    with ledger_errors(path), closing(db):
+        db.execute("PRAGMA journal_mode = WAL")
+        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    with ledger_errors(path):
+        db = sqlite3.connect(
+            uri,
+            uri=True,
+            timeout=_BUSY_TIMEOUT_S,
+            isolation_level=None,  # transactions are explicit
+            check_same_thread=False,
+        )
+    db.row_factory = sqlite3.Row
+    return db

@@ -1,0 +1,176 @@
+"""The server's side of CURVE: who is let in, and what becomes of those who are not.
+
+The well-known authenticator of pyzmq answers libzmq's question whether a client's key is known.
+What libzmq refuses by itself (no CURVE, another server's key) shows up as events of the socket.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils.monitor import recv_monitor_message
+
+from agent.wire.client_list import CLIENTS_FILE, Client, ClientList, brief_key
+from agent.wire.keys import load_server_keys
+
+ZAP_DOMAIN = "perennial"
+LOG_EVERY_S = 5.0  # of one source
+SOURCES_MAX = 1024  # remembered for that
+_POLL_S = 1.0
+_JOIN_S = 5.0
+
+UNKNOWN_KEY, NO_CURVE, WRONG_SERVER_KEY = "unknown_key", "no_curve", "wrong_server_key"
+BAD_HANDSHAKE, FORBIDDEN = "bad_handshake", "forbidden"
+REASONS = (UNKNOWN_KEY, NO_CURVE, WRONG_SERVER_KEY, BAD_HANDSHAKE, FORBIDDEN)
+_BY_PROTOCOL_ERROR = {
+    zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: (NO_CURVE, "it does not use CURVE"),
+    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: (
+        WRONG_SERVER_KEY,
+        "what it sent is not for this server's key; it has another server.key",
+    ),
+}
+
+log = logging.getLogger(__name__)
+
+
+class Refusals:
+    """Counts who is refused, and logs each source at most once in LOG_EVERY_S. For any thread."""
+
+    def __init__(
+        self, count: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._count = count
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._logged_s: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    def note(self, reason: str, source: str, text: str) -> None:
+        """reason: one of REASONS. source: what is known of the peer."""
+        self._count(reason)
+        now_s = self._clock()
+        with self._lock:
+            if now_s - self._logged_s.get((reason, source), -LOG_EVERY_S) < LOG_EVERY_S:
+                return
+            self._logged_s[reason, source] = now_s
+            self._logged_s.move_to_end((reason, source))
+            if len(self._logged_s) > SOURCES_MAX:
+                self._logged_s.popitem(last=False)
+        log.warning("refused %s: %s", source, text)
+
+
+class Door:
+    """Makes a server's sockets encrypted ones, and knows who sent a message.
+
+    Close it after its sockets. Raises ConfigError for keys or clients that cannot be read.
+    """
+
+    def __init__(self, folder: Path, count: Callable[[str], None]) -> None:
+        """folder: made by `perennial keys init`. count: called with the reason of each refusal."""
+        self._pair = load_server_keys(folder)
+        self._clients = ClientList(folder / CLIENTS_FILE)
+        self.refusals = Refusals(count)
+        # Of its own: the question whether a key is known is asked once for a whole context.
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._authenticator = _Authenticator(self.context, self._clients, self.refusals)
+        self._authenticator.configure_curve_callback(ZAP_DOMAIN, self._authenticator)
+        self._authenticator.start()
+        self._watches: list[_Watch] = []
+
+    @property
+    def is_open(self) -> bool:
+        """False if new clients cannot be let in any more, which would be a bug."""
+        return self._authenticator.is_alive()
+
+    def secure(self, socket: zmq.Socket[bytes]) -> None:
+        """Makes a socket of `context` a CURVE server; to be called before it is bound."""
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, self._pair.public.encode())
+        socket.setsockopt(zmq.CURVE_SECRETKEY, self._pair.secret.encode())
+        socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN.encode())
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # no authenticator: nobody gets in
+        self._watches.append(_Watch(socket, self.refusals))
+
+    def identify(self, frame: zmq.Frame) -> Client:
+        """Who sent the message of this frame, by the list of clients as it is now."""
+        try:
+            key = str(frame.get("User-Id"))
+        except zmq.ZMQError:  # without this property it did not come through the door
+            key = ""
+        return self._clients.find(key) or Client("", key, frozenset())
+
+    def close(self) -> None:
+        """Stops the threads; the sockets are closed before."""
+        for watch in self._watches:
+            watch.close()
+        self._authenticator.stop()
+        self.context.destroy(linger=0)
+
+
+class _Authenticator(ThreadAuthenticator):
+    """Lets in the keys of a list. The default user id, which is the key, stays: a client that was
+    removed and made anew under the same name is another one."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], clients: ClientList, refusals: Refusals
+    ) -> None:
+        super().__init__(context)
+        self._known = clients
+        self._refusals = refusals
+        self._peer = ""
+
+    async def handle_zap_message(self, msg: list[bytes]) -> None:
+        self._peer = msg[3].decode("ascii", "replace") if len(msg) > 3 else ""
+        await super().handle_zap_message(msg)
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Whether a key is known; called on the authenticator's thread, one at a time."""
+        public = key.decode("ascii")
+        if self._known.find(public) is not None:
+            return True
+        source = f"{self._peer or 'a local peer'} with the key {brief_key(public)}"
+        text = f"unknown key; to let it in: perennial keys allow KEYS NAME '{public}' --may act"
+        self._refusals.note(UNKNOWN_KEY, source, text)
+        return False
+
+
+class _Watch(threading.Thread):
+    """Reads the events of one socket, so that handshakes that libzmq refuses are known."""
+
+    def __init__(self, socket: zmq.Socket[bytes], refusals: Refusals) -> None:
+        super().__init__(name="handshakes", daemon=True)
+        self._refusals = refusals
+        self._closing = threading.Event()
+        address = f"inproc://handshakes-{id(self)}"
+        socket.monitor(address, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_MONITOR_STOPPED)
+        self._events = socket.context.socket(zmq.PAIR)
+        self._events.setsockopt(zmq.RCVHWM, 0)  # libzmq's thread must never wait for this one
+        self._events.setsockopt(zmq.LINGER, 0)
+        self._events.connect(address)
+        self.start()
+
+    def run(self) -> None:
+        with self._events:
+            while not self._closing.is_set():
+                if not self._events.poll(round(_POLL_S * 1000)):
+                    continue
+                event = recv_monitor_message(self._events)
+                if event["event"] == zmq.EVENT_MONITOR_STOPPED:
+                    return
+                reason, text = _BY_PROTOCOL_ERROR.get(
+                    event["value"],
+                    (BAD_HANDSHAKE, f"ZMTP protocol error {event['value']:#x}"),
+                )
+                # libzmq tells which of our addresses it was, but not who the peer is.
+                self._refusals.note(reason, f"a peer at {event['endpoint'].decode()}", text)
+
+    def close(self) -> None:
+        """Ends the thread; it has ended already if the socket was closed before."""
+        self._closing.set()
+        self.join(_JOIN_S)

@@ -1,0 +1,156 @@
+"""`perennial setup compose|systemd`: what the long-running services need before their first start.
+
+Writes each process's settings into the state folder, which is a run folder like any other (so
+`perennial report` reads it), and makes the keys with which the processes know each other. It can
+be repeated: keys stay, and settings that would make the run another one are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.local.placement import BadSetting, Placement
+from deploy.local.processes import module_command, module_environment
+
+BAD_INPUT = 2
+KEYS_LIMIT_S = 60.0
+ROBOTS_PORT, AGENT_HTTP_PORT, LEARNER_HTTP_PORT = 5555, 9100, 9101
+# Who gets a key, and what it may do. Robots are added by the operator: perennial keys add.
+CLIENTS = {"learner": "operate", "operator": "operate", "sim": "act,report"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the services run: what they bind, how they find the agent, how a simulator is named.
+
+    operator: where learner and operators reach the agent. open_http: whether metrics and health
+    are served beyond the machine or container.
+    """
+
+    bind_host: str
+    agent_host: str
+    operator: str
+    open_http: bool
+    client_id: str
+    heartbeat_path: str
+
+
+TARGETS = {
+    "compose": Target(
+        bind_host="0.0.0.0",
+        agent_host="agent",
+        # In a volume that robots' and simulators' containers do not have.
+        operator="ipc:///run/perennial-operator/operator.sock",
+        open_http=True,
+        client_id="${oc.env:HOSTNAME}",  # every replica is a container with a name of its own
+        heartbeat_path="/run/perennial/heartbeat",
+    ),
+    "systemd": Target(
+        bind_host="127.0.0.1",
+        agent_host="127.0.0.1",
+        operator="tcp://127.0.0.1:5556",
+        open_http=False,
+        client_id="sim-${oc.env:PERENNIAL_INSTANCE}",  # of the template unit, perennial-sim@1
+        heartbeat_path="",
+    ),
+}
+
+
+def service_placement(target: Target, keys_dir: Path) -> Callable[[Path, int], Placement]:
+    """Places a run's processes as services that outlive each other and share no parent."""
+
+    def place(run_dir: Path, _workers: int) -> Placement:
+        http = {"http_host": target.bind_host, "http_open": target.open_http}
+        return Placement(
+            robots_bind=f"tcp://{target.bind_host}:{ROBOTS_PORT}",
+            robots_connect=f"tcp://{target.agent_host}:{ROBOTS_PORT}",
+            operator_bind=target.operator,
+            operator_connect=target.operator,
+            sims=("sim",),
+            agent={"keys_dir": str(keys_dir / "agent"), "http_port": AGENT_HTTP_PORT, **http},
+            learner={
+                "keys_dir": str(keys_dir / "learner"),
+                "http_port": LEARNER_HTTP_PORT,
+                "exit_when_done": False,
+                **http,
+            },
+            client={
+                "keys_dir": str(keys_dir / "sim"),
+                "client_id": target.client_id,
+                "log_path": str(run_dir / "sim" / target.client_id / "client.jsonl"),
+                "heartbeat_path": target.heartbeat_path,
+            },
+            probe=False,
+        )
+
+    return place
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 ready, 2 something the user must mend."""
+    parser = argparse.ArgumentParser(prog="perennial setup", description=__doc__)
+    parser.add_argument("target", choices=TARGETS, help="how the services are run")
+    parser.add_argument("--state-dir", type=Path, default=Path("/var/lib/perennial"))
+    parser.add_argument("--keys-dir", type=Path, default=Path("/etc/perennial/keys"))
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="as for perennial run")
+    arguments = parser.parse_intermixed_args(argv)  # options may stand between settings
+    try:
+        make_keys(arguments.keys_dir)
+        write_settings(
+            TARGETS[arguments.target], arguments.state_dir, arguments.keys_dir, arguments.settings
+        )
+    except BadSetting as error:
+        print(f"perennial setup: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        print(f"perennial setup: {error.filename}: {error.strerror}", file=sys.stderr)
+        return BAD_INPUT
+    print(f"Settings in {arguments.state_dir}/config, keys in {arguments.keys_dir}.")
+    return 0
+
+
+def write_settings(target: Target, state_dir: Path, keys_dir: Path, overrides: list[str]) -> None:
+    """Composes the run and writes its processes' settings. Raises BadSetting, OSError."""
+    from deploy.local.runfolder import RunFolder
+    from deploy.local.settings import compose_run
+    from deploy.local.versions import installed_versions
+
+    overrides = [*overrides, f"run_dir={state_dir}"]
+    config = compose_run(overrides, service_placement(target, keys_dir))
+    folder = RunFolder(config.settings.run_dir)
+    with folder.lock():
+        folder.prepare(config, installed_versions())
+
+
+def make_keys(keys_dir: Path) -> None:
+    """The agent's key pair and one for each of CLIENTS; what is there stays. Raises BadSetting."""
+    server = str(keys_dir / "agent")
+    commands = [["init", server]]
+    for name, may in CLIENTS.items():
+        commands.append(["add", server, name, "--may", may, "--out", str(keys_dir / name)])
+    for words in commands:
+        done = subprocess.run(
+            module_command("agent.cli_keys", words),
+            env=module_environment(),
+            capture_output=True,
+            text=True,
+            timeout=KEYS_LIMIT_S,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise BadSetting(f"keys: {done.stderr.strip() or done.stdout.strip()}")
+    for name in CLIENTS:
+        if not (keys_dir / name / "client.key_secret").is_file():
+            raise BadSetting(
+                f"keys: {name} is known to the agent, but {keys_dir / name} holds no key of it; "
+                f"perennial keys remove {server} {name}, then set up again"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

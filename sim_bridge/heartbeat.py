@@ -1,0 +1,96 @@
+"""A file that says when the bridge last had an answer, and the check that reads it.
+
+A bridge has no HTTP port to ask. `python -m sim_bridge.heartbeat PATH --max-age-s 30` is a
+container's HEALTHCHECK: one line, status 0 if the last answer is at most so old, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.wire.errors import ConfigError
+
+PERIOD_S = 1.0  # between two writes, at least
+MAX_AGE_S = 30.0
+
+
+class Heartbeat:
+    """Keeps the Unix time [s] of the last answered request in the file `path`.
+
+    The file is replaced, never half written. Raises ConfigError if it cannot be created; a later
+    failure is reported once and leaves the file to grow old.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path, self._clock = path, clock
+        self._next_path = path.with_name(f"{path.name}.next")
+        self._answered = 0
+        self._answered_unix_s = self._written_unix_s = float("-inf")
+        self._has_failed = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)  # of the process before
+            self._next_path.touch()
+        except OSError as error:
+            raise ConfigError(
+                f"heartbeat_path: cannot write '{path}' ({error.strerror}); name another path or "
+                "leave it empty"
+            ) from error
+
+    def observe(self, answered: int) -> None:
+        """Takes in how many requests were answered so far; call it once a pass."""
+        now_s = self._clock()
+        if answered != self._answered:
+            self._answered, self._answered_unix_s = answered, now_s
+        is_news = self._answered_unix_s != self._written_unix_s
+        if not is_news or abs(now_s - self._written_unix_s) < PERIOD_S:
+            return
+        self._written_unix_s = self._answered_unix_s
+        try:
+            self._next_path.write_text(f"{self._written_unix_s:.3f}\n")
+            os.replace(self._next_path, self._path)
+        except OSError as error:
+            if not self._has_failed:
+                self._has_failed = True
+                text = f"heartbeat_path: cannot write '{self._path}' ({error.strerror})"
+                print(f"sim_bridge: {text}", file=sys.stderr, flush=True)
+
+
+def check(path: Path, max_age_s: float, now_unix_s: float) -> tuple[bool, str]:
+    """Whether the last answer is young enough, and a line that says so.
+
+    A time in the future is judged by its distance too: the clock was set back since.
+    """
+    try:
+        age_s = now_unix_s - float(path.read_text())
+    except FileNotFoundError:
+        return False, f"no answer yet: there is no '{path}'"
+    except OSError as error:
+        return False, f"cannot read '{path}': {error.strerror}"
+    except ValueError:
+        return False, f"'{path}' does not hold a Unix time"
+    line = f"last answer {age_s:.1f} s ago, at most {max_age_s:g} s are allowed"
+    return abs(age_s) <= max_age_s, line
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sim_bridge.heartbeat",
+        description="Says how long ago a bridge had its last answer from the agent.",
+    )
+    parser.add_argument("path", type=Path, help="the bridge's heartbeat_path")
+    parser.add_argument("--max-age-s", type=float, default=MAX_AGE_S, help="default: %(default)g")
+    arguments = parser.parse_args(argv)
+    is_alive, line = check(arguments.path, arguments.max_age_s, time.time())
+    print(line)
+    return 0 if is_alive else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

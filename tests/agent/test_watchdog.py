@@ -1,0 +1,66 @@
+"""Stalls of the server's threads, and what shows them."""
+
+import threading
+import time
+
+import pytest
+from server_fixtures import CountingPolicy, observe, running, start_own
+
+from agent.metrics import AgentMetrics
+from agent.server.watchdog import BATCH_LIMIT_S, Pulse, Watchdog
+
+LIMIT_S = 30.0
+
+
+def test_a_stall_is_counted_once():
+    now_s, since_s = [0.0], [0.0]
+    metrics = AgentMetrics()
+    pulses = {
+        "loop_stalled": Pulse(lambda: since_s[0], 5.0),
+        "inference_stalled": Pulse(lambda: None, 5.0),
+    }
+    watchdog = Watchdog(pulses, metrics, lambda: now_s[0])
+
+    def trips(reason: str) -> float:
+        watchdog.check()
+        name = "perennial_watchdog_trips_total"
+        return metrics.registry.get_sample_value(name, {"reason": reason})
+
+    now_s[0] = 5.0
+    assert trips("loop_stalled") == 0
+    for now_s[0] in (5.1, 50.0):
+        assert trips("loop_stalled") == 1
+    since_s[0] = 50.0
+    assert trips("loop_stalled") == 1
+    now_s[0] = 56.0
+    assert trips("loop_stalled") == 2
+    assert trips("inference_stalled") == 0
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_batch_counts_as_stalled_when_the_server_counts_as_dead(tmp_path, monkeypatch, is_over):
+    with running(tmp_path) as server:
+        began_s = time.monotonic() - BATCH_LIMIT_S + (-1.0 if is_over else 100.0)
+        monkeypatch.setattr(server.server._inference, "_running_since_s", began_s)
+        assert server.server.health().alive == (not is_over)
+        server.server._watchdog.check()
+        name = "perennial_watchdog_trips_total"
+        assert (server.sample(name, reason="inference_stalled") > 0) == is_over
+        monkeypatch.undo()
+
+
+def test_a_real_servers_inference_shows_when_it_began(tmp_path):
+    policy = CountingPolicy(adapter_slots=3)
+    with running(tmp_path, policy) as server:
+        client = server.client()
+        started = start_own(client)
+        inference = server.server._inference
+        assert inference.running_since_s is None
+        policy.gate.clear()
+        answer = threading.Thread(target=client.request, args=(observe(started.episode_id, 0),))
+        answer.start()
+        server.wait_until(lambda: inference.running_since_s is not None)
+        assert inference.running_since_s <= time.monotonic()
+        policy.gate.set()
+        answer.join(LIMIT_S)
+        assert inference.running_since_s is None
