@@ -8,11 +8,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GL_STAMP := $(VENV)/.gl
 RUN ?= runs/demo
+# Of the images:
+TAG ?= latest
+ACCELERATOR ?= cpu
+BUILD_NETWORK ?= default
+REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 
 # Torch and BLAS threads that spin while they wait cost a small machine a factor of 5 to 12.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help venv gl demo test test-unit test-slow check format nano bench bench-model wheel clean
+.PHONY: help venv gl demo test test-unit test-slow test-containers images check format nano bench bench-model wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,16 +60,27 @@ demo: $(STAMP) $(GL_STAMP) ## train three tasks in sequence, evaluate five, show
 test: test-unit test-slow ## all tests
 
 test-unit: $(STAMP) $(GL_STAMP) ## the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not containers"
 
 test-slow: $(STAMP) $(GL_STAMP) ## the tests that start processes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not containers"
 
-check: $(STAMP) ## lint, format, types, import arrows, configs
+test-containers: $(STAMP) ## build the images, run the compose stack (needs a Docker engine)
+	$(BIN)/python -m pytest -s -m containers tests/containers
+
+images: ## build the four images; ACCELERATOR=cuda for a GPU
+	@for target in bridge sim agent learner; do \
+	  DOCKER_BUILDKIT=1 docker build --quiet --target $$target --tag perennial-$$target:$(TAG) \
+	    --network $(BUILD_NETWORK) --build-arg ACCELERATOR=$(ACCELERATOR) \
+	    --build-arg PIP_FIND_LINKS=$(PIP_FIND_LINKS) --build-arg REVISION=$(REVISION) . || exit 1; \
+	done
+
+check: $(STAMP) ## lint, format, types, import arrows, configs, everything under deploy/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_imports.py tests/test_configs.py
+	$(BIN)/python -m pytest tests/test_imports.py tests/test_configs.py \
+	  tests/deploy/test_compose_files.py tests/deploy/test_monitoring.py tests/deploy/test_systemd.py
 
 format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

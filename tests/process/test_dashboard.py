@@ -20,7 +20,8 @@ from observed_run import (
     watch,
 )
 
-UPDATES = 2  # the series of an update's parts begin with the first one, so a rate needs two
+# Rates need samples before and after; the series of an update's parts begin with the first one.
+UPDATES_SCRAPED = 3
 
 
 @pytest.mark.slow
@@ -29,10 +30,16 @@ def test_every_panel_shows_data_of_a_run_and_no_alert_fires(tmp_path: Path) -> N
     write_micro_model(tmp_path / "model")
     run_dir = tmp_path / "run"
     targets = {name: run_dir / name / "endpoints.json" for name in ("agent", "learner")}
-    with start_run(run_dir, tmp_path / "model") as run:
+    more = "learner.algorithm.iterations_per_task=8"
+    with start_run(run_dir, tmp_path / "model", more) as run:
         wait_until(lambda: all(p.exists() for p in targets.values()), "both serve metrics", run)
         with watch(program, tmp_path / "prometheus", targets, RULES) as prometheus:
-            wait_until(lambda: len(read_events(run_dir, "iteration")) >= UPDATES, "updates", run)
+            scraped: set[int] = set()
+            while len(scraped) < UPDATES_SCRAPED:
+                with held(run, "sim_bridge"):
+                    scraped.add(wait_for_scrape(prometheus, run_dir))
+                count = max(scraped)
+                wait_until(lambda count=count: count_updates(run_dir) > count, "an update", run)
             # Without its simulator the run stands still, and all of its processes are there.
             with held(run, "sim_bridge"):
                 deadline_s = time.monotonic() + SCRAPED_S
@@ -43,6 +50,23 @@ def test_every_panel_shows_data_of_a_run_and_no_alert_fires(tmp_path: Path) -> N
                 assert not empty, "\n".join(f"{query.where}: {query.promql}" for query in empty)
                 expect_healthy_rules(prometheus)
                 assert prometheus.query('ALERTS{alertstate="firing"}') == {}
+
+
+def count_updates(run_dir: Path) -> int:
+    """Updates that the learner has published so far."""
+    return len(read_events(run_dir, "iteration"))
+
+
+def wait_for_scrape(prometheus: Prometheus, run_dir: Path) -> int:
+    """Until both processes were scraped after the last update; returns how many there were."""
+    deadline_s = time.monotonic() + SCRAPED_S
+    while True:
+        count = count_updates(run_dir)
+        updates = prometheus.query("max(perennial_grpo_updates_total)")
+        if updates == prometheus.query("max(perennial_adapter_version)") == {(): count}:
+            return count
+        assert time.monotonic() < deadline_s, f"expected {count} updates scraped, got {updates}"
+        time.sleep(POLL_S)
 
 
 def has_data(prometheus: Prometheus, query: Query) -> bool:
