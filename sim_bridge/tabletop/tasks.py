@@ -47,7 +47,7 @@ TASKS: tuple[TaskSpec, ...] = tuple(
 )
 GOALS: dict[str, Goal] = {slug: Goal(subject, target) for slug, _, _, subject, target, _ in _TABLE}
 
-TRAIN_TASKS: tuple[str, ...] = ("pick_red_tray", "stack_red_blue", "push_right")
+TRAIN_TASKS: tuple[str, ...] = ("pick_red_tray", "stack_green_red", "push_right")
 HELD_OUT_TASKS: tuple[str, ...] = ("pick_green_plate", "drawer_open")
 
 

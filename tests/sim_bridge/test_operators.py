@@ -38,7 +38,7 @@ def test_misjudgements_have_the_mean_and_spread_of_their_goal():
         np.testing.assert_allclose(drawn[:, :2].std(0), spread, atol=1e-3)
 
 
-@pytest.mark.parametrize("slug", ["pick_red_tray", "stack_red_blue", "push_right"])
+@pytest.mark.parametrize("slug", ["pick_red_tray", "stack_green_red", "push_right"])
 def test_a_misjudged_place_is_where_the_thing_ends_up(slug, scene):
     env = TabletopEnv(scene, task_by_slug(slug))
     env.reset("train", 1)
