@@ -174,3 +174,12 @@ def test_port_in_use_is_one_clear_line():
     first = RouterSocket("tcp://127.0.0.1:0")
     with first, pytest.raises(ConfigError, match="in use"):
         RouterSocket(first.endpoint)
+
+
+def test_a_wakeup_after_the_end_reaches_nobody(tmp_path):
+    wakeup = Wakeup()
+    wakeup.close()
+    with (tmp_path / "file").open("wb") as taken, (tmp_path / "other").open("wb") as also:
+        wakeup.set()  # those files may have got the descriptors that were closed
+        assert taken.tell() == also.tell() == 0
+    assert (tmp_path / "file").read_bytes() == (tmp_path / "other").read_bytes() == b""
