@@ -101,35 +101,20 @@ def _learn_locked(
 ) -> None:
     keys = find_client_keys(config.keys_dir)  # before what takes long
     policy = _load_policy(config)
-    base_sha256 = policy.model.base_sha256
     inbox = Inbox(
         state_dir / "episodes",
         store,
         lambda episode: exports.accept_episode(immediate_disposition(episode)),
     )
-    session = Session(store, f"{socket.gethostname()}-{os.getpid()}", base_sha256)
+    session = Session(store, f"{socket.gethostname()}-{os.getpid()}", policy.model.base_sha256)
 
     def new_link() -> AgentLink:
         client = DealerClient(config.operator_endpoint, config.request_timeout_s, keys=keys)
         return AgentLink(session, client, stop)
 
     link = new_link()
-    identity = Identity(
-        base_sha256,
-        config.algorithm.method,
-        list(config.suite.train_tasks),
-        config.resume_settings(),
-    )
     critic = _new_critic(config, policy)
-    publication = Publication(
-        policy,
-        store,
-        CheckpointFolder(state_dir / "checkpoints"),
-        AdapterStore(Path(config.adapters_dir)),
-        link,
-        identity,
-        critic,
-    )
+    publication = _new_publication(config, policy, critic, store, link)
     watchers = Watchers(
         exports, ProgressLog(state_dir / "progress.jsonl"), state_dir / "filmstrips"
     )
@@ -214,6 +199,30 @@ def _load_policy(config: LearnerConfig) -> LoraPolicy:
         config.seed,
         algorithm.learn_action_scale,
         config.recompute_activations,
+    )
+
+
+def _new_publication(
+    config: LearnerConfig,
+    policy: LoraPolicy,
+    critic: ValueHead | None,
+    store: LearnerStore,
+    link: AgentLink,
+) -> Publication:
+    identity = Identity(
+        policy.model.base_sha256,
+        config.algorithm.method,
+        list(config.suite.train_tasks),
+        config.resume_settings(),
+    )
+    return Publication(
+        policy,
+        store,
+        CheckpointFolder(Path(config.state_dir) / "checkpoints"),
+        AdapterStore(Path(config.adapters_dir)),
+        link,
+        identity,
+        critic,
     )
 
 
