@@ -110,13 +110,16 @@ class Journal:
 
     # ---- writing -----------------------------------------------------------------------------
 
-    def open(self, meta: EpisodeMeta) -> None:
-        """Begin an episode. Raises EpisodeInvalid, JournalFailed, WireError("overloaded")."""
+    def open(self, meta: EpisodeMeta, owner: str = "") -> None:
+        """Begin an episode; owner: the client whose key opens it, "" where none is needed.
+
+        Raises EpisodeInvalid, JournalFailed, WireError("conflict", "overloaded").
+        """
         if meta.episode_id in self._checkers:
             raise WireError("conflict", f"episode {meta.episode_id} is open already")
         self._check_room()
         self._checkers[meta.episode_id] = EpisodeChecker(meta)
-        self._put(Open(meta))
+        self._put(Open(meta, owner))
 
     def append(self, episode_id: str, chunk: ChunkRecord) -> None:
         """Add the next chunk; its arrays must not change afterwards.
@@ -177,6 +180,11 @@ class Journal:
         """What the ledger knows of one episode."""
         with ledger_errors(self._root / LEDGER_NAME):
             return self._reader.episode(episode_id)
+
+    def owner(self, episode_id: str) -> str | None:
+        """The client whose key opened an episode; None: unknown, or older than that column."""
+        with ledger_errors(self._root / LEDGER_NAME):
+            return self._reader.owner(episode_id)
 
     def history(self) -> Iterator[EpisodeRow | ActivationRow]:
         """Every durable seal and activation, in order; finish with it before reading on."""

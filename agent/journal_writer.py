@@ -29,6 +29,7 @@ _IDLE_WAIT_S = 1.0
 @dataclass(frozen=True, slots=True)
 class Open:
     meta: EpisodeMeta
+    owner: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ Command = Open | Append | Seal | Change | Stop
 class _Round:
     """What one group commit makes durable."""
 
-    opened: dict[str, EpisodeMeta] = field(default_factory=dict)
+    opened: dict[str, Open] = field(default_factory=dict)
     seals: list[Seal] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
 
@@ -127,7 +128,7 @@ class JournalWriter:
         for command in commands:
             match command:
                 case Open(meta):
-                    todo.opened[meta.episode_id] = meta
+                    todo.opened[meta.episode_id] = command
                 case Append(episode_id) | Seal(episode_id) if episode_id in todo.opened:
                     self._held.append(command)
                 case Append(episode_id, chunk):
@@ -157,8 +158,8 @@ class JournalWriter:
         if files:
             self._sync_folder()
         with self._ledger.transaction():
-            for meta in todo.opened.values():
-                self._ledger.add_episode(meta)
+            for opening in todo.opened.values():
+                self._ledger.add_episode(opening.meta, opening.owner)
             rows = [
                 self._ledger.seal_episode(seal.episode_id, seal.end, seal.counted, *file)
                 for seal, file in zip(todo.seals, files, strict=True)
@@ -168,8 +169,9 @@ class JournalWriter:
             seal.on_durable(row)
         for change, result in zip(todo.changes, results, strict=True):
             change.then(result)
-        for episode_id, meta in todo.opened.items():
-            self._writers[episode_id] = EpisodeWriter(episode_path(self._folder, episode_id), meta)
+        for episode_id, opening in todo.opened.items():
+            path = episode_path(self._folder, episode_id)
+            self._writers[episode_id] = EpisodeWriter(path, opening.meta)
             self._folder_changed = True
 
     def _sync(self) -> None:

@@ -86,6 +86,15 @@ class LedgerReader:
         rows = self._rows("episode_id = ?", episode_id)
         return rows[0] if rows else None
 
+    def owner(self, episode_id: str) -> str | None:
+        """The client whose key opened the episode, "" for one that needed no key.
+
+        None if there is no such episode, or its row is older than this column.
+        """
+        query = "SELECT owner FROM episodes WHERE episode_id = ?"
+        found = self._db.execute(query, (episode_id,)).fetchone()
+        return found["owner"] if found else None
+
     def episodes(self) -> list[EpisodeRow]:
         """Every episode, oldest first (ids sort by time)."""
         return self._rows("TRUE ORDER BY episode_id")
@@ -166,14 +175,15 @@ class Ledger(LedgerReader):
             [(o.order_id, o.task, o.phase, to_json(o)) for o in orders],
         )
 
-    def add_episode(self, meta: EpisodeMeta) -> None:
+    def add_episode(self, meta: EpisodeMeta, owner: str = "") -> None:
         """A new open episode. Raises sqlite3.IntegrityError for an id that exists."""
         self._db.execute(
             "INSERT INTO episodes (episode_id, order_id, slot_id, suite, task, split, init_state,"
-            " phase, version, state, meta) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'open', ?)",
+            " phase, version, state, meta, owner)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'open', ?, ?)",
             (
                 *(meta.episode_id, meta.order_id, meta.slot_id, meta.suite, meta.task),
-                *(meta.split, meta.init_state, meta.phase, meta.version, to_json(meta)),
+                *(meta.split, meta.init_state, meta.phase, meta.version, to_json(meta), owner),
             ),
         )
 

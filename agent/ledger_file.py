@@ -9,7 +9,9 @@ from pathlib import Path
 
 from agent.durable import StorageError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+# version -> what makes the next one of it. Rows stay readable at each, before and after.
+_MIGRATIONS = {2: "ALTER TABLE episodes ADD COLUMN owner TEXT"}
 _BUSY_TIMEOUT_S = 5.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS orders (
@@ -38,7 +40,8 @@ CREATE TABLE IF NOT EXISTS episodes (
     sealed_seq INTEGER NOT NULL DEFAULT 0,
     sealed_unix_s REAL NOT NULL DEFAULT 0,
     reason TEXT NOT NULL DEFAULT '',
-    meta TEXT NOT NULL                        -- the EpisodeMeta as JSON
+    meta TEXT NOT NULL,                       -- the EpisodeMeta as JSON
+    owner TEXT                                -- NULL: recorded before version 3
 );
 CREATE UNIQUE INDEX IF NOT EXISTS one_counted_per_slot
     ON episodes (slot_id) WHERE counted = 1 AND slot_id != '';
@@ -63,11 +66,14 @@ def ledger_errors(path: Path) -> Iterator[None]:
 
 
 def open_ledger(path: Path, mode: str) -> sqlite3.Connection:
-    """mode: ro or rw. Raises StorageError if the file is missing, foreign or unreadable."""
+    """mode: ro or rw. Raises StorageError if the file is missing, foreign or unreadable.
+
+    An older version that can be migrated can also be read as it is; only `owner` is not there.
+    """
     db = _connect(path, mode)
     with ledger_errors(path):
         found = db.execute("PRAGMA user_version").fetchone()[0]
-    if found != SCHEMA_VERSION:
+    if found != SCHEMA_VERSION and found not in _MIGRATIONS:
         raise StorageError(
             f"{path}: ledger version {found}, expected {SCHEMA_VERSION}: it was written by another "
             "version of Perennial; use that one, or another folder"
@@ -76,12 +82,21 @@ def open_ledger(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def create_ledger(path: Path) -> None:
-    """Makes the file unless it is there. Raises StorageError."""
+    """Makes the file, or brings one of an older version up to date. Raises StorageError."""
     db = _connect(path, "rwc")
     with ledger_errors(path), closing(db):
         db.execute("PRAGMA journal_mode = WAL")
-        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
+        found = db.execute("PRAGMA user_version").fetchone()[0]
+        if found == 0:
+            _change(db, _SCHEMA, SCHEMA_VERSION)
+        while found in _MIGRATIONS:
+            _change(db, f"{_MIGRATIONS[found]};", found + 1)
+            found += 1
+
+
+def _change(db: sqlite3.Connection, statements: str, version: int) -> None:
+    """All or nothing."""
+    db.executescript(f"BEGIN; {statements} PRAGMA user_version = {version}; COMMIT")
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

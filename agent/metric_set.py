@@ -3,8 +3,10 @@
 `requests_total: Counter = counter("Answered requests.", "code")` in a subclass of `MetricSet` makes
 the series `perennial_requests_total`: the name in the code is the name in Prometheus.
 
-The text is made on the thread that asks for it. What cannot be collected costs its own series and
-nothing else.
+The text is made on the thread that asks for it, of what is in memory and of what sources measure
+meanwhile on threads of their own. What cannot be collected, or not in time, costs its own series
+and nothing else. It is left out rather than repeated: Prometheus takes a value on the page for one
+of now, and ends the series of a gauge that is missing.
 """
 
 from __future__ import annotations
@@ -31,19 +33,21 @@ from prometheus_client import (
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from agent.metric_sources import Call, Found, Merged, Source
 from agent.wire.errors import PerennialError
 
 log = logging.getLogger(__name__)
 
 PREFIX = "perennial_"
-SCRAPE_WAIT_S = 4.0  # for another scrape to end; Prometheus gives up after 5 s
+SOURCE_LIMIT_S = 3.0  # for all sources of a page together; Prometheus gives up after 5 s
+SCRAPE_WAIT_S = 4.0  # for another scrape to end
 LOG_EVERY_S = 60.0  # of one collector's errors
 
 disable_created_metrics()  # a second series for every counter, which nobody asks for
 
 
 class ScrapeBusy(PerennialError):
-    """Another scrape has not ended: a collector hangs."""
+    """Another scrape has not ended, or what the next one will show is not complete yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +134,6 @@ class OptionalGauge(Collector):
         return [GaugeMetricFamily(self._name, self._help, value=self._value)]
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What is measured when somebody asks: `measure` sets the gauges that it `fills`."""
-
-    measure: Callable[[], None]
-    fills: tuple[Gauge | OptionalGauge, ...]
-
-
 class MetricSet:
     """The declared metrics of a class and its bases, as attributes of an instance.
 
@@ -146,7 +142,7 @@ class MetricSet:
     """
 
     collector_errors_total: Counter = counter(
-        "Collections that failed: the series of that collector were left out.", "collector"
+        "Collections that failed or hung: the series of that collector were left out.", "collector"
     )
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -156,19 +152,23 @@ class MetricSet:
         self._scraping = threading.Lock()
         self._clock = clock
         self._logged_s: dict[str, float] = {}
+        self._hung: set[str] = set()  # sources that have not answered in time since
         self._families["process"] = ProcessCollector(registry=self.registry)
+        self.add_source("process", lambda: None, self._families["process"])
         for _, name, spec in declared(type(self)):
             self._families[name] = spec.make(PREFIX + name, self.registry)
             setattr(self, name, self._families[name])
 
     def add_source(
-        self, name: str, measure: Callable[[], None], *fills: Gauge | OptionalGauge
+        self, name: str, measure: Callable[[], None], *fills: Collector, **labels: str
     ) -> None:
-        """Has `measure` called at every scrape, on the thread of the scrape.
+        """Has `measure` called at every scrape, on a thread of its own.
 
-        If it raises, the metrics that it fills are left out.
+        fills: the metrics that it sets, of this object. labels: those of its series, where other
+        sources fill the same metrics. If it raises, or does not return within SOURCE_LIMIT_S, these
+        series are left out. It is not called again before it has returned.
         """
-        self._sources[name] = Source(measure, fills)
+        self._sources[name] = Source(name, measure, fills, labels)
 
     @contextmanager
     def unseen(self) -> Iterator[None]:
@@ -181,19 +181,52 @@ class MetricSet:
         if not self._scraping.acquire(timeout=SCRAPE_WAIT_S):
             raise ScrapeBusy(f"another scrape has not ended within {SCRAPE_WAIT_S:g} s")
         try:
-            for name, source in list(self._sources.items()):  # others may be added meanwhile
-                self._measure(name, source)
-            return b"".join(self._render(name, family) for name, family in self._families.items())
+            measured = self._measure()
+            return b"".join(
+                self._render(
+                    name, Merged(family, measured[family]) if family in measured else family
+                )
+                for name, family in self._families.items()
+            )
         finally:
             self._scraping.release()
 
-    def _measure(self, name: str, source: Source) -> None:
-        try:
-            source.measure()
-        except Exception as error:  # whatever it is, the other series are served
-            self._report(name, error)
-            for filled in source.fills:
-                filled.clear()
+    def _measure(self) -> Found:
+        """What the sources have found in time, of every metric that one of them fills."""
+        sources = list(self._sources.values())  # others may be added meanwhile
+        measured: Found = {family: [] for source in sources for family in source.fills}
+        calls = [(source.name, self._begin(source)) for source in sources]
+        deadline_s = time.monotonic() + SOURCE_LIMIT_S
+        for name, call in calls:
+            for family, metrics in self._end(name, call, deadline_s).items():
+                measured[family] += metrics
+        return measured
+
+    def _begin(self, source: Source) -> Call | None:
+        former, call = source.last, source.begin()
+        late = former.error if former is not None and source.name in self._hung else None
+        if late is not None:  # nobody has heard of it: its page was already made
+            self._log(source.name, late)
+        return call
+
+    def _end(self, name: str, call: Call | None, deadline_s: float) -> Found:
+        if call is None or not call.has_ended(deadline_s):
+            self.collector_errors_total.labels(name).inc()
+            if name not in self._hung:
+                self._hung.add(name)
+                log.error(
+                    "collector %s has not answered within %g s, its series are left out until it "
+                    "does; look for a dead network disk",
+                    name,
+                    SOURCE_LIMIT_S,
+                )
+            return {}
+        if name in self._hung:
+            self._hung.discard(name)
+            log.info("collector %s answers again", name)
+        if call.error is not None:
+            self._report(name, call.error)
+        return call.found
 
     def _render(self, name: str, family: Collector) -> bytes:
         try:
@@ -204,6 +237,9 @@ class MetricSet:
 
     def _report(self, name: str, error: Exception) -> None:
         self.collector_errors_total.labels(name).inc()
+        self._log(name, error)
+
+    def _log(self, name: str, error: Exception) -> None:
         now_s = self._clock()
         if now_s >= self._logged_s.get(name, -LOG_EVERY_S) + LOG_EVERY_S:
             self._logged_s[name] = now_s

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from inspect import getdoc
 from textwrap import wrap
 
-from agent.metric_set import PREFIX, MetricSet, Spec, declared
+from agent.metric_set import PREFIX, SOURCE_LIMIT_S, MetricSet, Spec, declared
 from agent.metrics import LABEL_MEANINGS, AgentMetrics, LearnerMetrics
 
 _KINDS = {"optional": "gauge", "state": "state set"}
@@ -23,8 +23,12 @@ nothing is encrypted there, and nothing is secret. Both also export `process_cpu
 `process_resident_memory_bytes` and the other figures of prometheus_client's process collector.
 Simulator workers have no port: they tell the agent.
 
-The text is made on the HTTP threads and never keeps a robot waiting. A metric that cannot be
-measured is left out and counted in `{PREFIX}collector_errors_total`; the others are served.
+The text is made on the HTTP threads and never keeps a robot waiting. What has to be measured for it
+(disks, files, readiness) is measured on threads of its own, for {SOURCE_LIMIT_S:g} s at most.
+A metric that cannot be measured, or not in time, is left out and counted in
+`{PREFIX}collector_errors_total`, at each scrape; the others are served. An old value is never
+repeated: Prometheus would take it for one of now. A collector that hangs, on a dead network disk
+say, is in the log once, and is not called again until it has come back.
 
 Units are base units: seconds, bytes, ratios from 0 to 1. Timestamps are Unix times. A counter
 starts at 0 with its process unless it says otherwise, and so does a closed set of labels: a series

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from agent.measuring import add_disk_source, program_version
+from agent.measuring import add_disk_sources, program_version
 from agent.metrics import LearnerMetrics
 
 WAITING = "waiting_for_agent"
@@ -24,12 +24,12 @@ class Exports:
         self._state = WAITING
         self._has_agent: Callable[[], bool] = lambda: True
         metrics.build_info.labels(program_version(), "learner").set(1)
-        metrics.add_source("learner_state", self._show_state)
+        metrics.add_source("learner_state", self._show_state, metrics.learner_state)
         self.note_progress()
 
     def measure_disk(self, state_dir: Path) -> None:
         """Exports the space there, measured at every scrape."""
-        add_disk_source(self.metrics, {"state": state_dir})
+        add_disk_sources(self.metrics, {"state": state_dir})
 
     def watch_agent(self, has_agent: Callable[[], bool]) -> None:
         """Has the state say so while the agent does not answer and is needed."""

@@ -105,7 +105,7 @@ class Episodes:
         """Seals an episode; a repeat gets the first end's answer."""
         episode = self._open.get(message.episode_id)
         if episode is None:
-            exchange.reply(self._past.end_of(message.episode_id))
+            exchange.reply(self._past.end_of(message.episode_id, exchange.sender))
         elif (waiters := episode.owned_by(exchange.sender).end_waiters) is not None:
             join(waiters, exchange, "the end")
         else:
@@ -180,7 +180,7 @@ class Episodes:
             raise WireError("overloaded", f"{self._rules.max_open} episodes are open already")
 
     def _register(self, meta: EpisodeMeta, start_key: str, exchange: Exchange) -> OpenEpisode:
-        self._core.journal.open(meta)
+        self._core.journal.open(meta, exchange.sender)
         keep_images = True
         if meta.phase == Phase.EVAL:
             kind = (meta.task, meta.version, meta.temperature)
@@ -195,9 +195,9 @@ class Episodes:
 
     def _find(self, episode_id: str, exchange: Exchange) -> OpenEpisode:
         episode = self._open.get(episode_id)
-        if episode is not None and episode.end_waiters is None:
-            return episode.owned_by(exchange.sender)
-        raise self._past.why_gone(episode_id)
+        if episode is not None and episode.owned_by(exchange.sender).end_waiters is None:
+            return episode
+        raise self._past.why_gone(episode_id, exchange.sender)
 
     def _see(self, episode: OpenEpisode, now_s: float) -> None:
         episode.last_seen_s = now_s
@@ -293,7 +293,7 @@ class Episodes:
     def _on_durable(self, row: SealedRow) -> None:
         episode = self._open.pop(row.episode_id)
         sealed = EpisodeSealed(row.episode_id, row.outcome, row.counted)
-        self._past.remember(sealed)
+        self._past.remember(sealed, episode.owner)
         for waiter in episode.end_waiters or []:
             waiter.reply(sealed)
         for notify in self._subscribers:

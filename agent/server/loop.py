@@ -97,7 +97,8 @@ class Loop:
             if isinstance(reply, Fault) and reply.code == FORBIDDEN and socket.door is not None:
                 sender = received.sender
                 source = f"client {sender.name!r} with the key {brief_key(sender.key)}"
-                socket.door.refusals.note(FORBIDDEN, source, reply.message)
+                # By name: those of the list are few, and all keys that left it have none.
+                socket.door.refusals.note(FORBIDDEN, sender.name, source, reply.message)
             self._send(socket, received.peer, envelope.request_id, name, reply)
 
         expires_s = None if envelope.deadline_s is None else now_s + envelope.deadline_s

@@ -8,17 +8,17 @@ from pathlib import Path
 from agent.config import AgentConfig
 from agent.journal import EPISODES_NAME, LEDGER_NAME
 from agent.ledger import LedgerReader
-from agent.measuring import add_disk_source, program_version
+from agent.measuring import add_disk_sources, program_version
 from agent.metrics import AgentMetrics
 from agent.recovery import QUARANTINE_NAME
 
 
 def measure_when_asked(metrics: AgentMetrics, config: AgentConfig) -> None:
-    """Registers the sources, which run on the thread of the scrape, and shows the settings."""
+    """Registers the sources, which run on threads of the scrape, and shows the settings."""
     metrics.latency_budget_seconds.set(config.latency_budget_s)
     metrics.build_info.labels(program_version(), "agent").set(1)
     state_dir = Path(config.state_dir)
-    add_disk_source(metrics, {"state": state_dir, "adapters": Path(config.adapters_dir)})
+    add_disk_sources(metrics, {"state": state_dir, "adapters": Path(config.adapters_dir)})
 
     def measure_store() -> None:
         for state, size_bytes in episode_store_bytes(state_dir).items():

@@ -11,6 +11,7 @@ from agent.episode import EpisodeMeta
 from agent.metrics import AgentMetrics
 from agent.policy import Policy, slot_hash
 from agent.server.exchange import Exchange
+from agent.server.permissions import check_episode_owner
 from agent.server.state import Task
 from agent.wire.errors import WireError
 from agent.wire.messages import Act, Chunk, Executed, Order, Phase
@@ -64,12 +65,7 @@ class OpenEpisode:
 
     def owned_by(self, sender: str) -> OpenEpisode:
         """Itself. Raises WireError("forbidden") for anybody but the client that opened it."""
-        if sender != self.owner:
-            raise WireError(
-                "forbidden",
-                f"episode {self.meta.episode_id} belongs to another client than {sender!r}; only "
-                "the key that opened it may go on with it",
-            )
+        check_episode_owner(self.meta.episode_id, self.owner, sender)
         return self
 
     def remember(self, chunk: Chunk, executed: np.ndarray) -> None:

@@ -50,5 +50,15 @@ def check_permission(message: object, sender: Client) -> None:
     )
 
 
+def check_episode_owner(episode_id: str, owner: str, sender: str) -> None:
+    """Raises WireError("forbidden") for anybody but the client that opened the episode."""
+    if sender != owner:
+        raise WireError(
+            "forbidden",
+            f"episode {episode_id} belongs to another client than {sender!r}; only the key that "
+            "opened it may go on with it",
+        )
+
+
 def _listed(sender: Client) -> str:
     return ", ".join(sorted(sender.may)) or "nothing"

@@ -21,8 +21,9 @@ from agent.wire.client_list import CLIENTS_FILE, Client, ClientList, brief_key
 from agent.wire.keys import load_server_keys
 
 ZAP_DOMAIN = "perennial"
-LOG_EVERY_S = 5.0  # of one source
-SOURCES_MAX = 1024  # remembered for that
+LOG_EVERY_S = 5.0  # of one peer
+PEERS_MAX = 64  # with a line in that time
+_CROWD = "..."  # stands for all the others; no address and no client's name
 _POLL_S = 1.0
 _JOIN_S = 5.0
 
@@ -41,7 +42,12 @@ log = logging.getLogger(__name__)
 
 
 class Refusals:
-    """Counts who is refused, and logs each source at most once in LOG_EVERY_S. For any thread."""
+    """Counts who is refused, and logs few of them: nobody can flood the log. For any thread.
+
+    A peer gets one line in LOG_EVERY_S for each reason, PEERS_MAX peers at most; where there are
+    more, one line says so. Each reason has its table: a crowd without keys does not hide a client
+    that lacks a permission.
+    """
 
     def __init__(
         self, count: Callable[[str], None], clock: Callable[[], float] = time.monotonic
@@ -49,19 +55,24 @@ class Refusals:
         self._count = count
         self._clock = clock
         self._lock = threading.Lock()
-        self._logged_s: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._logged_s: dict[str, OrderedDict[str, float]] = {r: OrderedDict() for r in REASONS}
 
-    def note(self, reason: str, source: str, text: str) -> None:
-        """reason: one of REASONS. source: what is known of the peer."""
+    def note(self, reason: str, peer: str, source: str, text: str) -> None:
+        """reason: one of REASONS. peer: what is limited. source: what is logged of the peer.
+
+        `peer` must be nothing that the other side can choose anew each time, as it can a key.
+        """
         self._count(reason)
-        now_s = self._clock()
         with self._lock:
-            if now_s - self._logged_s.get((reason, source), -LOG_EVERY_S) < LOG_EVERY_S:
+            logged_s, now_s = self._logged_s[reason], self._clock()
+            while logged_s and now_s - next(iter(logged_s.values())) >= LOG_EVERY_S:
+                logged_s.popitem(last=False)
+            if peer not in logged_s and len(logged_s) >= PEERS_MAX:
+                peer, source = _CROWD, "others"
+                text = f"{reason}: more than {PEERS_MAX} peers, which are only counted"
+            if peer in logged_s:
                 return
-            self._logged_s[reason, source] = now_s
-            self._logged_s.move_to_end((reason, source))
-            if len(self._logged_s) > SOURCES_MAX:
-                self._logged_s.popitem(last=False)
+            logged_s[peer] = now_s
         log.warning("refused %s: %s", source, text)
 
 
@@ -134,9 +145,10 @@ class _Authenticator(ThreadAuthenticator):
         public = key.decode("ascii")
         if self._known.find(public) is not None:
             return True
-        source = f"{self._peer or 'a local peer'} with the key {brief_key(public)}"
+        peer = self._peer or "a local peer"
+        source = f"{peer} with the key {brief_key(public)}"
         text = f"unknown key; to let it in: perennial keys allow KEYS NAME '{public}' --may act"
-        self._refusals.note(UNKNOWN_KEY, source, text)
+        self._refusals.note(UNKNOWN_KEY, peer, source, text)
         return False
 
 
@@ -168,7 +180,8 @@ class _Watch(threading.Thread):
                     (BAD_HANDSHAKE, f"ZMTP protocol error {event['value']:#x}"),
                 )
                 # libzmq tells which of our addresses it was, but not who the peer is.
-                self._refusals.note(reason, f"a peer at {event['endpoint'].decode()}", text)
+                endpoint = event["endpoint"].decode()
+                self._refusals.note(reason, endpoint, f"a peer at {endpoint}", text)
 
     def close(self) -> None:
         """Ends the thread; it has ended already if the socket was closed before."""

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +13,7 @@ COMMAND = [sys.executable, "-m", "agent"]
 
 
 @contextmanager
-def agent_process(folder: Path, *overrides: str):
+def agent_process(folder: Path, *overrides: str, command: Sequence[str] = COMMAND):
     config = folder / "agent.yaml"
     config.write_text("tasks: {own: {instruction: go}}\npolicy: {kind: noop}\n", encoding="utf-8")
     arguments = [
@@ -23,7 +24,7 @@ def agent_process(folder: Path, *overrides: str):
         f"operator_endpoint=ipc://{folder}/o.sock",
         *overrides,
     ]
-    process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         yield process
     finally:

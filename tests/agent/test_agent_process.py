@@ -94,6 +94,25 @@ def test_sigterm_seals_open_episodes_and_exits_0(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_collector_that_hangs_for_ever_does_not_keep_the_process(tmp_path):
+    hanging = (
+        "import shutil, sys, threading\n"
+        "shutil.disk_usage = lambda path: threading.Event().wait()\n"
+        "from agent.__main__ import main\n"
+        "sys.exit(main())\n"
+    )
+    with agent_process(tmp_path, command=[sys.executable, "-c", hanging]) as process:
+        endpoints = wait_for_endpoints(tmp_path, process)
+        with urllib.request.urlopen(f"{endpoints['http']}/metrics", timeout=30) as response:
+            page = response.read()
+        assert b'\nperennial_collector_errors_total{collector="disk_state"} 1.0' in page
+        assert b"\nperennial_ready 1.0" in page
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stderr.read().count("collector disk_state has not answered") == 1
+
+
+@pytest.mark.slow
 def test_a_kill_loses_no_sealed_episode(tmp_path):
     with agent_process(tmp_path) as process:
         endpoints = wait_for_endpoints(tmp_path, process)

@@ -2,9 +2,10 @@
 
 import logging
 import socket
+import sqlite3
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ import zmq.auth
 import zmq.utils.z85
 from server_fixtures import finish, make_order, observe, running
 
+from agent.ledger import LedgerReader
 from agent.server.permissions import NEEDED, needed_for
 from agent.wire import keys
 from agent.wire import messages as m
 from agent.wire.client_list import ANYBODY, Permission
-from agent.wire.curve import LOG_EVERY_S, REASONS, SOURCES_MAX, Door, Refusals
+from agent.wire.curve import LOG_EVERY_S, PEERS_MAX, REASONS, Door, Refusals
 from agent.wire.errors import ConfigError, HandshakeRefused, RequestTimeout, WireError
 from agent.wire.handshake import read_mechanism
 from agent.wire.sockets import DealerClient, RouterSocket
@@ -168,6 +170,105 @@ def test_an_episode_and_a_client_id_belong_to_the_key_that_opened_them(ring, ser
         assert a.request(observe(started.episode_id, 0)).step_index == 0
         assert a.request(finish(started.episode_id)).outcome == m.Outcome.SUCCESS
         b.request(m.Hello("other", "test"))
+
+
+def closed_episode(client: DealerClient) -> str:
+    client.request(HELLO)
+    episode_id = client.request(m.EpisodeStart("robot", "key", task="own")).episode_id
+    client.request(observe(episode_id, 0))
+    assert client.request(finish(episode_id)).outcome == m.Outcome.SUCCESS
+    return episode_id
+
+
+def test_how_an_episode_ended_is_told_to_the_key_that_opened_it(ring, tmp_path):
+    a_keys, b_keys = (ring.client(name, "act", "report") for name in "ab")
+    episode_ids = []
+
+    def check() -> None:
+        with robot(server, a_keys) as a, robot(server, b_keys) as b:
+            b.request(m.Hello("robot-b", "test"))
+            for episode_id in episode_ids:
+                for message in (
+                    finish(episode_id),
+                    finish(episode_id, m.Outcome.ABORTED, chunks=0),
+                    observe(episode_id, 0),
+                    observe(episode_id, 1),
+                ):
+                    with pytest.raises(WireError, match="belongs to another client") as refusal:
+                        b.request(message)
+                    assert refusal.value.code == "forbidden"
+                    assert "success" not in str(refusal.value)
+                # What its owner sends again is answered as ever.
+                assert a.request(finish(episode_id)).outcome == m.Outcome.SUCCESS
+                with pytest.raises(WireError, match="has ended: success"):
+                    a.request(observe(episode_id, 0))
+            assert code_of(b, finish("f" * 32)) == "unknown_episode"
+
+    with running(tmp_path, keys_dir=str(ring.server)) as server:
+        with robot(server, a_keys) as a:
+            episode_ids.append(closed_episode(a))
+        check()
+        with operator(server, ring.client("learner", "operate")) as learner:
+            learner.request(m.LearnerHello("learner", 1))
+            (item,) = learner.request(m.FetchEpisodes(1, 1, 0.0)).items
+            learner.request(m.AckEpisodes(1, {item.episode_id: item.sha256}))
+        with robot(server, a_keys) as a:
+            episode_ids.append(closed_episode(a))
+    with running(tmp_path, keys_dir=str(ring.server)) as server:
+        check()
+        # A new key under the old name is the same client.
+        keys.remove_client(ring.server, "a")
+        keys.ensure_client(ring.server, "a", ["act", "report"], ring.folder / "new")
+        with robot(server, keys.load_client_keys(ring.folder / "new")) as a:
+            assert a.request(finish(episode_ids[0])).outcome == m.Outcome.SUCCESS
+
+
+def test_an_episode_that_a_restart_aborted_belongs_to_its_key_too(ring, tmp_path):
+    a_keys, b_keys = (ring.client(name, "act", "report") for name in "ab")
+    settings = {"keys_dir": str(ring.server)}
+    with running(tmp_path, **settings) as server, robot(server, a_keys) as a:
+        a.request(HELLO)
+        episode_id = a.request(m.EpisodeStart("robot", "key", task="own")).episode_id
+        a.request(observe(episode_id, 0))
+        server.server._episodes.abort_all = lambda reason: None  # it dies with the episode open
+        server.server._episodes._open.clear()
+    with running(tmp_path, **settings) as server:
+        with robot(server, b_keys) as b:
+            assert code_of(b, observe(episode_id, 1)) == "forbidden"
+            assert code_of(b, finish(episode_id)) == "forbidden"
+        with robot(server, a_keys) as a:
+            assert code_of(a, observe(episode_id, 1)) == "server_restarted"
+            assert a.request(finish(episode_id)).outcome == m.Outcome.ABORTED
+
+
+def test_of_a_ledger_without_owners_nobody_with_a_key_is_told(ring, tmp_path):
+    client_keys = ring.client("a", "act", "report")
+    path = tmp_path / "agent" / "agent.db"
+
+    def forget_owners() -> None:
+        """Makes it the ledger that version 2 wrote."""
+        with closing(sqlite3.connect(path)) as db:
+            db.executescript("ALTER TABLE episodes DROP COLUMN owner; PRAGMA user_version = 2;")
+
+    with running(tmp_path, keys_dir=str(ring.server)) as server, robot(server, client_keys) as a:
+        episode_id = closed_episode(a)
+    forget_owners()
+    reader = LedgerReader(path)  # as the commands that only read do
+    rows = reader.episodes()
+    reader.close()
+    assert [(row.episode_id, row.outcome) for row in rows] == [(episode_id, "success")]
+    with running(tmp_path, keys_dir=str(ring.server)) as server:
+        with robot(server, client_keys) as a:
+            # A client goes on after this one; `forbidden` would end it.
+            assert code_of(a, finish(episode_id)) == "unknown_episode"
+            assert code_of(a, observe(episode_id, 0)) == "unknown_episode"
+            a.request(m.Hello("robot", "test"))
+            again = a.request(m.EpisodeStart("robot", "again", task="own")).episode_id
+            assert a.request(finish(again, m.Outcome.ABORTED, chunks=0)).episode_id == again
+        assert server.server._journal.row(episode_id) == rows[0]
+    forget_owners()
+    with running(tmp_path) as server:  # without keys there is nothing to tell clients by
+        assert server.client().request(finish(episode_id)).outcome == m.Outcome.SUCCESS
 
 
 def test_a_removed_client_is_refused_from_its_next_message_on(ring, server):
@@ -385,19 +486,47 @@ def test_a_door_stops_its_threads(ring):
     assert threading.active_count() == before
 
 
-def test_all_are_counted_and_each_source_logged_once_in_a_while(caplog):
+def test_all_are_counted_and_each_peer_logged_once_in_a_while(caplog):
     now_s, counted = [0.0], []
     refusals = Refusals(counted.append, clock=lambda: now_s[0])
-    for _ in range(100):
-        refusals.note("unknown_key", "a", "text")
-    refusals.note("unknown_key", "b", "text")
-    assert (len(counted), len(caplog.records)) == (101, 2)
+    for number in range(100):  # the key is another one each time
+        refusals.note("unknown_key", "a", f"a with the key {number}", f"allow {number}")
+    refusals.note("unknown_key", "b", "b", "text")
+    refusals.note("forbidden", "a", "a", "text")
+    assert (len(counted), len(caplog.records)) == (102, 3)
     now_s[0] = LOG_EVERY_S
-    refusals.note("unknown_key", "a", "text")
-    assert len(caplog.records) == 3
-    for number in range(2 * SOURCES_MAX):
-        refusals.note("unknown_key", str(number), "text")
-    assert len(refusals._logged_s) == SOURCES_MAX
+    refusals.note("unknown_key", "a", "a", "text")
+    assert len(caplog.records) == 4
+
+
+def test_a_crowd_of_peers_has_one_line_more_than_the_table(caplog):
+    now_s = [0.0]
+    refusals = Refusals(lambda reason: None, clock=lambda: now_s[0])
+    for _ in range(3):
+        for number in range(10 * PEERS_MAX):
+            refusals.note("unknown_key", str(number), str(number), "text")
+    assert len(caplog.records) == PEERS_MAX + 1
+    assert f"more than {PEERS_MAX} peers" in caplog.text
+    refusals.note("forbidden", "arm-1", "arm-1", "lacks report")  # not hidden by them
+    assert caplog.records[-1].message == "refused arm-1: lacks report"
+    for _ in range(100):
+        now_s[0] += LOG_EVERY_S / 10
+        for number in range(2 * PEERS_MAX):
+            refusals.note("unknown_key", f"{now_s[0]}/{number}", "peer", "text")
+        assert all(len(table) <= PEERS_MAX + 1 for table in refusals._logged_s.values())
+    assert len(caplog.records) <= 1 + 12 * (PEERS_MAX + 1)
+
+
+def test_a_peer_that_changes_its_key_has_one_line(ring, any_server, caplog):
+    any_server.server._robots.door.refusals._clock = lambda: 0.0
+    for number in range(5):
+        name = f"arm-{number}"
+        client_keys = ring.client(name, "act")
+        keys.remove_client(ring.server, name)
+        with robot(any_server, client_keys) as client, pytest.raises(HandshakeRefused):
+            client.request(HELLO)
+    assert refused(any_server, "unknown_key") >= 5
+    assert caplog.text.count("unknown key") == 1
 
 
 def test_a_message_on_a_socket_in_clear_may_do_everything():

@@ -1,6 +1,7 @@
 """/metrics, /healthz, /readyz of a real server, and the figures behind them."""
 
 import json
+import shutil
 import threading
 import time
 import urllib.error
@@ -22,6 +23,7 @@ from server_fixtures import (
     take_slot,
 )
 
+from agent import metric_set
 from agent.http import Health, HttpServer
 from agent.journal import JournalFailed
 from agent.measuring import add_ready_source
@@ -151,8 +153,9 @@ def test_a_served_episode_shows_in_the_metrics(tmp_path, serve_http):
     assert all(not key[0].startswith("perennial") or "robot" not in key for key in samples)
 
 
-def test_a_slow_collector_holds_its_scrape_and_no_client(tmp_path, serve_http):
+def test_a_slow_collector_holds_its_scrape_and_no_client(tmp_path, serve_http, monkeypatch):
     entered, gate = threading.Event(), threading.Event()
+    monkeypatch.setattr(metric_set, "SOURCE_LIMIT_S", LIMIT_S)
     with running(tmp_path) as server:
         metrics, client = server.metrics, server.client()
         metrics.add_source("slow", lambda: entered.set() or gate.wait(LIMIT_S))
@@ -172,6 +175,46 @@ def test_a_slow_collector_holds_its_scrape_and_no_client(tmp_path, serve_http):
             scrape.join(LIMIT_S)
     assert answers[0][0] == 200
     assert samples_of(answers[0][1])["perennial_requests_total", "Act", "ok", "perennial"] == 1
+
+
+def test_a_disk_that_never_answers_costs_its_own_figures_only(tmp_path, serve_http, monkeypatch):
+    gate, ask = threading.Event(), shutil.disk_usage
+    dead = tmp_path / "adapters"
+
+    def disk_usage(path):
+        assert dead != path or gate.wait(10 * LIMIT_S)
+        return ask(path)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    try:
+        with running(tmp_path) as server:
+            dead.mkdir(exist_ok=True)
+            add_ready_source(server.metrics, server.server.health)
+            url = serve_http(server.server.health(), server.metrics.text).url
+            client = server.client()
+            for number in range(1, 4):
+                status, text = get(f"{url}/metrics")  # within LIMIT_S
+                samples = samples_of(text)
+                assert status == 200
+                assert ("perennial_disk_free_bytes", "adapters") not in samples
+                assert ("perennial_disk_size_bytes", "adapters") not in samples
+                assert samples["perennial_disk_free_bytes", "state"] > 0
+                assert samples["perennial_collector_errors_total", "disk_adapters"] == number
+                assert samples["perennial_ready",] == 1
+                assert samples["perennial_episode_store_bytes", "quarantined"] == 0
+                assert samples["process_resident_memory_bytes",] > 0
+                assert get(f"{url}/healthz")[0] == 200
+                assert get(f"{url}/readyz")[0] == 200
+                client.request(finish(start_own(client).episode_id, "aborted", chunks=0))
+            hanging = [t for t in threading.enumerate() if t.name == "collect disk_adapters"]
+            assert len(hanging) == 1
+            gate.set()
+            hanging[0].join(LIMIT_S)
+            samples = samples_of(get(f"{url}/metrics")[1])
+            assert samples["perennial_disk_free_bytes", "adapters"] > 0
+            assert samples["perennial_collector_errors_total", "disk_adapters"] == 3
+    finally:
+        gate.set()
 
 
 def test_only_the_active_version_has_an_info_series(tmp_path):

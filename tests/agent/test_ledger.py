@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,40 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path, content: bytes | No
         path.write_bytes(content)
     with pytest.raises(StorageError, match=r"agent\.db"):
         LedgerReader(path)
+
+
+def test_a_ledger_of_version_2_is_read_as_it_is_and_migrated_by_its_writer(tmp_path: Path) -> None:
+    path = tmp_path / "agent.db"
+    ledger = Ledger(path)
+    old, still_open = seal(ledger, "o#0"), make_meta()
+    with ledger.transaction():
+        ledger.add_episode(still_open, "arm-1")
+    rows, metas = ledger.episodes(), ledger.metas(EpisodeState.OPEN)
+    ledger.close()
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("ALTER TABLE episodes DROP COLUMN owner; PRAGMA user_version = 2;")
+    assert LedgerReader(path).episodes() == rows  # nothing is changed by those who only read
+    for _ in range(2):
+        ledger = Ledger(path)
+        assert ledger.episodes() == rows
+        assert ledger.metas(EpisodeState.OPEN) == metas == [still_open]
+        assert ledger.owner(old) is None
+        new = make_meta()
+        with ledger.transaction():
+            ledger.add_episode(new, "arm-1")
+        assert ledger.owner(new.episode_id) == "arm-1"
+        with ledger.transaction():
+            ledger.quarantine_episode(new.episode_id, "for the next round")
+        ledger.close()
+        rows = LedgerReader(path).episodes()
+
+
+@pytest.mark.parametrize("version", [1, 4])
+def test_a_ledger_of_another_version_is_refused(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "agent.db"
+    Ledger(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA user_version = {version}")
+    for opened in (LedgerReader, Ledger):
+        with pytest.raises(StorageError, match=f"ledger version {version}, expected 3"):
+            opened(path)

@@ -10,6 +10,7 @@ import pytest
 from programs import find_program
 from server_fixtures import finish, make_order, observe, post, running, start_own, take_slot
 
+from agent import metric_set
 from agent.ledger import ActivationRow, EpisodeRow
 from agent.metric_set import PREFIX, declared
 from agent.metrics import LABEL_MEANINGS, AgentMetrics, LearnerMetrics
@@ -17,6 +18,7 @@ from agent.metrics_page import make_page
 from agent.success import BEST_MIN_EPISODES, SuccessRecord, wilson
 from agent.wire.messages import Activate, FetchEpisodes
 
+LIMIT_S = 30.0
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 SUCCESS_FAMILIES = (
     "episodes_total", "episode_steps", "task_", "eval_", "adapter_staleness_episodes",
@@ -46,11 +48,11 @@ def test_the_page_is_the_one_made_from_the_catalogue():
     assert PAGE.read_text() == make_page(), "run: python -m agent.metrics_page > docs/metrics.md"
 
 
-@pytest.mark.parametrize("metric_set", [AgentMetrics, LearnerMetrics])
-def test_every_label_is_a_closed_set_or_has_a_meaning(metric_set):
-    names = [name for _, name, _ in declared(metric_set)]
+@pytest.mark.parametrize("owner", [AgentMetrics, LearnerMetrics])
+def test_every_label_is_a_closed_set_or_has_a_meaning(owner):
+    names = [name for _, name, _ in declared(owner)]
     assert len(set(names)) == len(names)
-    for _, name, spec in declared(metric_set):
+    for _, name, spec in declared(owner):
         assert spec.help, name
         assert (spec.kind == "counter") == name.endswith("_total")
         for label in spec.labels:
@@ -100,6 +102,80 @@ def test_a_broken_collector_costs_its_own_series_only(caplog):
     assert sum("disk failed" in record.message for record in caplog.records) == 2
     broken = False
     assert 'perennial_disk_free_bytes{folder="state"} 7.0' in metrics.text().decode()
+
+
+class Hanging:
+    """Measures the disk of one folder, while `gate` is open."""
+
+    def __init__(self, metrics, folder="state") -> None:
+        self.gate, self.calls = threading.Event(), 0
+        self._metrics, self._folder = metrics, folder
+        labels = {"folder": folder}
+        metrics.add_source(f"disk_{folder}", self._measure, metrics.disk_free_bytes, **labels)
+
+    def _measure(self) -> None:
+        self.calls += 1
+        self._metrics.disk_free_bytes.labels(self._folder).set(self.calls)
+        assert self.gate.wait(LIMIT_S)
+
+
+def free_bytes(metrics) -> dict[str, float]:
+    """{folder: value} on one page."""
+    lines = metrics.text().decode().splitlines()
+    found = [line for line in lines if line.startswith("perennial_disk_free_bytes{")]
+    return {line.split('"')[1]: float(line.split()[-1]) for line in found}
+
+
+def test_a_hanging_collector_costs_its_own_series_has_one_thread_and_one_line(caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(metric_set, "SOURCE_LIMIT_S", LIMIT_S)
+    metrics = AgentMetrics()
+    state, adapters = Hanging(metrics), Hanging(metrics, "adapters")
+    state.gate.set()
+    adapters.gate.set()
+    assert free_bytes(metrics) == {"state": 1, "adapters": 1}
+    threads = threading.active_count()
+    adapters.gate.clear()
+    monkeypatch.setattr(metric_set, "SOURCE_LIMIT_S", 0.5)
+    pages = [metrics.text().decode()]
+    monkeypatch.setattr(metric_set, "SOURCE_LIMIT_S", LIMIT_S)  # it is not waited for again
+    pages += [metrics.text().decode() for _ in range(4)]
+    for page in pages:
+        assert 'perennial_disk_free_bytes{folder="adapters"}' not in page
+        assert "# TYPE perennial_disk_free_bytes gauge" in page
+        assert "\nperennial_open_episodes 0.0" in page
+    for number, page in enumerate(pages[1:], start=3):
+        assert f'perennial_disk_free_bytes{{folder="state"}} {number}.0' in page
+    assert value(metrics, "collector_errors_total", collector="disk_adapters") == 5
+    assert adapters.calls == 2
+    assert threading.active_count() == threads + 1
+    lines = [r.message for r in caplog.records if "disk_adapters" in r.message]
+    assert len(lines) == 1
+    adapters.gate.set()
+    metrics._sources["disk_adapters"].last.join(LIMIT_S)
+    assert free_bytes(metrics) == {"state": 7, "adapters": 3}
+    lines = [r.message for r in caplog.records if "disk_adapters" in r.message]
+    assert [line.split()[2:4] for line in lines] == [["has", "not"], ["answers", "again"]]
+    assert value(metrics, "collector_errors_total", collector="disk_adapters") == 5
+
+
+def test_why_a_late_collector_failed_is_in_the_log(caplog, monkeypatch):
+    metrics, gate = AgentMetrics(), threading.Event()
+    errors = [OSError("stale file handle")]
+
+    def measure() -> None:
+        assert gate.wait(LIMIT_S)
+        if errors:
+            raise errors.pop()
+
+    metrics.add_source("disk", measure, metrics.disk_free_bytes)
+    monkeypatch.setattr(metric_set, "SOURCE_LIMIT_S", 0.5)
+    metrics.text()
+    assert "stale file handle" not in caplog.text
+    gate.set()
+    metrics._sources["disk"].last.join(LIMIT_S)
+    metrics.text()
+    assert "stale file handle" in caplog.text
 
 
 def test_a_source_may_be_added_while_a_scrape_measures():

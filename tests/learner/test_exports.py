@@ -1,6 +1,7 @@
 """What the learner exports: figures that follow the store, its state, and its health."""
 
 import json
+import shutil
 import subprocess
 import threading
 import urllib.error
@@ -11,6 +12,7 @@ import pytest
 from learner_run import Crash, Run, make_config
 from programs import find_program
 
+from agent.http import Health, HttpServer
 from agent.metrics import LearnerMetrics
 from agent.wire.errors import ConfigError
 from learner import process
@@ -91,6 +93,33 @@ def test_the_state_says_when_the_agent_is_missing_and_needed():
     assert shown_state(exports) == "waiting_for_agent"
     exports.enter("learning")
     assert shown_state(exports) == "learning"
+
+
+def test_a_part_that_hangs_is_missing_on_the_page_and_the_rest_is_there(tmp_path, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: gate.wait(10 * LIMIT_S))
+    exports = Exports(LearnerMetrics())
+    exports.measure_disk(tmp_path)
+    exports.watch_agent(lambda: gate.wait(10 * LIMIT_S))  # a lock that is never given back
+    http = HttpServer("127.0.0.1", 0, exports.metrics.text, lambda: Health(True, True))
+    http.start()
+    try:
+        for number in (1, 2):
+            with urllib.request.urlopen(f"{http.url}/metrics", timeout=LIMIT_S) as response:
+                text = response.read().decode()
+            for collector in ("disk_state", "learner_state"):
+                counted = f'collector_errors_total{{collector="{collector}"}} {number}.0'
+                assert counted in text
+            assert "\nperennial_disk_free_bytes{" not in text
+            assert "\nperennial_learner_state{" not in text
+            assert "\nperennial_learner_last_progress_timestamp_seconds " in text
+            with urllib.request.urlopen(f"{http.url}/healthz", timeout=LIMIT_S) as response:
+                assert response.status == 200
+        names = [thread.name for thread in threading.enumerate()]
+        assert names.count("collect disk_state") == names.count("collect learner_state") == 1
+    finally:
+        gate.set()
+        http.close()
 
 
 class Part:

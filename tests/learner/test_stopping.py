@@ -1,6 +1,8 @@
+import json
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -45,9 +47,8 @@ def test_asking_whether_to_stop_is_a_sign_of_life_and_waiting_is_none() -> None:
     assert stop.is_set()
 
 
-@pytest.mark.slow
-def test_a_learner_without_an_agent_is_ready_pings_and_stops(tmp_path: Path) -> None:
-    manager = Manager(f"{tmp_path}/notify")
+def lonely_learner(tmp_path: Path, command: list[str], manager: Manager) -> subprocess.Popen[bytes]:
+    """A learner's process that has no agent."""
     settings = compose_run(["suite=toy", "budget=smoke", f"run_dir={tmp_path}/run"])
     own = {
         "state_dir": f"{tmp_path}/learner",
@@ -58,18 +59,47 @@ def test_a_learner_without_an_agent_is_ready_pings_and_stops(tmp_path: Path) -> 
     }
     config = tmp_path / "learner.yaml"
     config.write_text(yaml.safe_dump(settings.processes["learner"] | own))
-    with subprocess.Popen(
-        [sys.executable, "-m", "learner", "--config", str(config)],
+    return subprocess.Popen(
+        [sys.executable, *command, "--config", str(config)],
         cwd=ROOT,
         env={**os.environ, **manager.watching()},
         stderr=subprocess.DEVNULL,
-    ) as learner:
+    )
+
+
+@pytest.mark.slow
+def test_a_learner_without_an_agent_is_ready_pings_and_stops(tmp_path: Path) -> None:
+    manager = Manager(f"{tmp_path}/notify")
+    with lonely_learner(tmp_path, ["-m", "learner"], manager) as learner:
         try:
             manager.wait_for("READY=1")
             for _ in range(3):
                 manager.wait_for("WATCHDOG=1")
             learner.terminate()
             manager.wait_for("STOPPING=1")
+            assert learner.wait(20) == EXIT_STATUS
+        finally:
+            learner.kill()
+    manager.close()
+
+
+@pytest.mark.slow
+def test_a_collector_that_hangs_for_ever_does_not_keep_the_learner(tmp_path: Path) -> None:
+    hanging = (
+        "import shutil, sys, threading\n"
+        "shutil.disk_usage = lambda path: threading.Event().wait()\n"
+        "from learner.__main__ import main\n"
+        "sys.exit(main())\n"
+    )
+    manager = Manager(f"{tmp_path}/notify")
+    with lonely_learner(tmp_path, ["-c", hanging], manager) as learner:
+        try:
+            manager.wait_for("READY=1")
+            http = json.loads((tmp_path / "learner" / "endpoints.json").read_text())["http"]
+            with urllib.request.urlopen(f"{http}/metrics", timeout=30) as response:
+                page = response.read()
+            assert b'collector_errors_total{collector="disk_state"} 1.0' in page
+            learner.terminate()
             assert learner.wait(20) == EXIT_STATUS
         finally:
             learner.kill()
