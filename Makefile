@@ -17,7 +17,10 @@ REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 # Torch and BLAS threads that spin while they wait cost a small machine a factor of 5 to 12.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help venv gl demo test test-unit test-slow test-containers images check format nano bench bench-model wheel clean
+# Each worker loads torch (0.5 GB): more of them than two bring little.
+PARALLEL := -n 2 --dist worksteal
+
+.PHONY: help venv gl demo test test-checks test-unit test-slow test-containers images check lint format nano bench bench-model wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,13 +60,16 @@ $(GL_STAMP): $(STAMP)
 demo: $(STAMP) $(GL_STAMP) ## train three tasks in sequence, evaluate five, show the summary
 	@$(BIN)/perennial run run_dir=$(RUN)
 
-test: test-unit test-slow ## all tests
+test: test-checks test-unit test-slow ## all tests, each once; so does `make check test`
 
-test-unit: $(STAMP) $(GL_STAMP) ## the fast tests
-	$(BIN)/python -m pytest -m "not slow and not containers"
+test-checks: $(STAMP) ## the tests that judge files: imports, configs, everything under deploy/
+	$(BIN)/python -m pytest $(PARALLEL) -m checks $$(grep -rl --include='*.py' mark.checks tests)
 
-test-slow: $(STAMP) $(GL_STAMP) ## the tests that start processes
-	$(BIN)/python -m pytest -m "slow and not containers"
+test-unit: $(STAMP) $(GL_STAMP) ## the fast tests, without those of test-checks
+	$(BIN)/python -m pytest $(PARALLEL) -m "not checks and not slow and not containers"
+
+test-slow: $(STAMP) $(GL_STAMP) ## the tests that start processes or take long
+	$(BIN)/python -m pytest -m "slow and not checks and not containers"
 
 test-containers: $(STAMP) ## build the images, run the compose stack (needs a Docker engine)
 	$(BIN)/python -m pytest -s -m containers tests/containers
@@ -75,12 +81,12 @@ images: ## build the four images; ACCELERATOR=cuda for a GPU
 	    --build-arg PIP_FIND_LINKS=$(PIP_FIND_LINKS) --build-arg REVISION=$(REVISION) . || exit 1; \
 	done
 
-check: $(STAMP) ## lint, format, types, import arrows, configs, everything under deploy/
+check: lint test-checks ## lint, then test-checks
+
+lint: $(STAMP) ## ruff (rules and format), mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_imports.py tests/test_configs.py \
-	  tests/deploy/test_compose_files.py tests/deploy/test_monitoring.py tests/deploy/test_systemd.py
 
 format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

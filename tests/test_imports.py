@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.checks
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("agent", "learner", "sim_bridge", "deploy")
 # package -> what it may import of ours besides itself, as module prefixes
@@ -78,7 +80,6 @@ def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
     assert [str(path) for path in SOURCES if path.stem in names or path.parent.name in names] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [

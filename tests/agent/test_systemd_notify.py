@@ -113,7 +113,7 @@ def test_without_systemd_nothing_happens(environment, caplog):
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("pid", ["1", str(os.getpid())])
+@pytest.mark.parametrize("pid", ["1", str(os.getpid())], ids=["another", "this"])
 def test_only_the_process_that_is_watched_pings(manager, pid):
     environment = manager.environment(WATCHDOG_USEC=ONE_PER_S, WATCHDOG_PID=pid)
     client = ServiceManager(environment=environment)

@@ -106,12 +106,14 @@ def test_prometheus_answers_success_per_task_and_the_swaps(stack: Stack) -> None
     rates = stack.query('perennial_task_success_rate{phase="train",window="100"}')
     trained = {event["task"] for event in stack.events("iteration")}
     assert {labels[1] for labels in rates} == trained
-    matrix = stack.query("perennial_eval_success_rate")
     logged = {
         (event["mode"], str(event["row"]), event["task"]): event["successes"] / event["trials"]
         for event in stack.events("eval")
     }
-    assert matrix == pytest.approx(logged)
+    # The last cells may be younger than the last scrape.
+    stack.wait(
+        lambda: stack.query("perennial_eval_success_rate") == pytest.approx(logged), "the matrix"
+    )
     assert stack.query('sum(up{job=~"agent|learner"})') == {(): 2}
 
 

@@ -25,6 +25,8 @@ from monitoring import (
 from agent.metric_set import PREFIX, Spec, declared
 from agent.metrics import AgentMetrics, LearnerMetrics
 
+pytestmark = pytest.mark.checks
+
 ALERTS = {rule["alert"]: rule for rule in read_rules("alert")}
 RULE_TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))
 DOCUMENT = DEPLOY.parent / "docs" / "alerts.md"
@@ -37,15 +39,15 @@ SCRAPED_LABELS = {"job", "instance"}
 LIMIT_S = 60.0
 
 
-def run_tool(program: str, *words: str | Path) -> str:
-    """What it prints. Without the program the test is skipped, but fails in CI."""
+def run_tool(program: str, *words: str | Path, told: str = "") -> str:
+    """What it prints on being `told` something. Without it: the test is skipped, fails in CI."""
     if shutil.which(program) is None:
         message = f"no {program} on PATH; on Debian: apt-get install {PACKAGES[program]}"
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)
     done = subprocess.run(
-        [program, *words], capture_output=True, text=True, timeout=LIMIT_S, check=False
+        [program, *words], input=told, capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -77,6 +79,17 @@ def test_alertmanager_accepts_its_configuration() -> None:
 @pytest.mark.parametrize("path", RULE_TESTS, ids=lambda path: path.stem)
 def test_alerts_fire_when_they_should_and_only_then(path: Path) -> None:
     run_tool("promtool", "test", "rules", path)
+
+
+@pytest.mark.parametrize("kind", [AgentMetrics, LearnerMetrics])
+def test_promtool_finds_nothing_in_any_declared_metric(
+    kind: type[AgentMetrics | LearnerMetrics],
+) -> None:
+    metrics = kind()
+    for _, name, spec in declared(kind):
+        if spec.label_names:  # else it has its one series already
+            getattr(metrics, name).labels(*spec.label_names)
+    assert run_tool("promtool", "check", "metrics", told=metrics.text().decode()) == ""
 
 
 def test_every_alert_has_a_case_of_firing_and_one_of_not_firing() -> None:

@@ -20,10 +20,13 @@ TARGETS = ("sysinit", "basic", "shutdown", "multi-user", "network-online", "time
 # Of 100; a service without hardening has 96. A robot's client needs devices and priorities.
 EXPOSURE_LIMITS = {AGENT: 16, LEARNER: 15, SIM: 16, f"robot/{ROBOT}": 23}
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None and os.environ.get("CI") != "true",
-    reason="systemd-analyze is not installed",
-)
+pytestmark = [
+    pytest.mark.checks,
+    pytest.mark.skipif(
+        shutil.which("systemd-analyze") is None and os.environ.get("CI") != "true",
+        reason="systemd-analyze is not installed",
+    ),
+]
 
 
 def analyze(*words: str) -> subprocess.CompletedProcess[str]:

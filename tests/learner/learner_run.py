@@ -3,7 +3,7 @@
 import threading
 
 from fake_agent import FakeAgent
-from micro_fixtures import CAMERAS, INSTRUCTIONS, micro_policy
+from micro_fixtures import CAMERAS, INSTRUCTIONS, micro_policy, renewed_policy
 from safetensors.torch import load_file
 
 from agent.adapters import AdapterStore
@@ -52,7 +52,7 @@ class Run:
             (folder / name).mkdir(exist_ok=True)
         self.folder, self.config = folder, config
         self.policy = micro_policy(folder / "model")
-        self.serving = micro_policy(folder / "model")
+        self.serving = renewed_policy(folder / "model")  # one run plays at a time
         ppo = config.algorithm.ppo
         self.critic = ValueHead(STATE_SIZE, ppo.hidden_sizes, config.seed) if ppo else None
         self.base, self.served = self.policy.adapter_tensors(), ""
@@ -71,7 +71,7 @@ class Run:
         publication = Publication(
             self.policy, self.store, CheckpointFolder(folder / "state" / "checkpoints"),
             self.adapters, self.agent,
-            Identity("0" * 64, config.algorithm.method, ["a", "b"], config.resume_settings()),
+            Identity("0" * 64, config.algorithm.method, ["a", "b"], config),
             self.critic,
         )  # fmt: skip
         if crash_at:

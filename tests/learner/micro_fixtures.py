@@ -79,6 +79,28 @@ def micro_policy(
     return policy
 
 
+_BUILT = {}  # by what it was built of: a policy, its tensors and what they held
+
+
+def renewed_policy(folder, **choices) -> LoraPolicy:
+    """What `micro_policy` makes of the same arguments, built once and put back since.
+
+    Whoever asks again takes it away from whoever asked before.
+    """
+    key = tuple(sorted(choices.items()))
+    if key not in _BUILT:
+        policy = micro_policy(folder, **choices)
+        tensors = [*policy.network.state_dict(keep_vars=True).values()]
+        tensors += [policy.parameters[LOG_SCALE]] if LOG_SCALE in policy.parameters else []
+        _BUILT[key] = policy, tensors, [tensor.detach().clone() for tensor in tensors]
+    policy, tensors, contents = _BUILT[key]
+    with torch.no_grad():
+        for tensor, content in zip(tensors, contents, strict=True):
+            tensor.copy_(content)
+            tensor.grad = None
+    return policy
+
+
 def play(policy, index, chunks=3, success=False, version="v00001-aaaaaaaaaaaa", **changes):
     """An episode of random observations, its actions sampled from `policy` as a server would."""
     rng = np.random.default_rng(index)
@@ -91,7 +113,7 @@ def play(policy, index, chunks=3, success=False, version="v00001-aaaaaaaaaaaa", 
         noise_key="train/0/1/0/0", slot_index=index, policy="vla", base_sha256="0" * 64,
         client_id="c", started_unix_s=1.0,
     )  # fmt: skip
-    records = [act(policy, meta, step, rng) for step in range(chunks)]
+    records = act(policy, meta, chunks, rng)
     chunk_steps = policy.network.config.chunk_size
     executed = np.ones((chunks, chunk_steps), dtype=np.uint8)
     executed[-1, 1 + index % chunk_steps :] = 0
@@ -100,26 +122,35 @@ def play(policy, index, chunks=3, success=False, version="v00001-aaaaaaaaaaaa", 
 
 
 @torch.no_grad()
-def act(policy, meta, step, rng) -> ChunkRecord:
-    cameras = policy.model.cameras
-    images = {name: rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for name in cameras}
-    proprio = rng.uniform(-1, 1, 8).astype(np.float32)
-    stacked = np.stack([images[name] for name in cameras])[None]
-    choices, logprobs = draw(policy, meta, step, (stacked, proprio[None], [meta.instruction]))
-    return ChunkRecord(
-        step, images, proprio, choices, logprobs, np.zeros(choices.shape, dtype=np.float32),
-        meta.version,
-    )  # fmt: skip
+def act(policy, meta, chunks, rng) -> list[ChunkRecord]:
+    """Every chunk of an episode at once: what is seen does not follow from what was done."""
+    cameras, images, proprios = policy.model.cameras, [], []
+    for _ in range(chunks):
+        images.append({n: rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for n in cameras})
+        proprios.append(rng.uniform(-1, 1, 8).astype(np.float32))
+    stacked = np.stack([np.stack([seen[name] for name in cameras]) for seen in images])
+    observation = (stacked, np.stack(proprios), [meta.instruction] * chunks)
+    choices_BKA, logprobs_BKA = draw(policy, meta, observation)
+    executed_KA = np.zeros(choices_BKA.shape[1:], dtype=np.float32)
+    return [
+        ChunkRecord(step, *row, executed_KA.copy(), meta.version)
+        for step, row in enumerate(zip(images, proprios, choices_BKA, logprobs_BKA, strict=True))
+    ]
 
 
-def draw(policy, meta, step, observation) -> tuple[np.ndarray, np.ndarray]:
-    """Choices and log-probabilities (K, A), drawn as the variant draws them."""
-    config, key = policy.network.config, (0, meta.slot_index, step)
+def draw(policy, meta, observation) -> tuple[np.ndarray, np.ndarray]:
+    """Choices and log-probabilities (B, K, A), row i of step i, drawn as the variant draws them."""
+    config, steps = policy.network.config, range(len(observation[0]))
+
+    def keyed(noise, shape) -> torch.Tensor:
+        each = [noise(0, meta.slot_index, step, (1, *shape)) for step in steps]
+        return torch.from_numpy(np.concatenate(each))
+
     if config.is_autoregressive:
         images, _, instructions = observation
         ids, _ = pad_prompts([policy.model.prompts.encode(i) for i in instructions], 0)
-        temperatures = torch.tensor([meta.temperature])
-        noise = torch.from_numpy(gumbel_noise(*key, (1, 1, A, BINS)))
+        temperatures = torch.full((len(steps),), meta.temperature)
+        noise = keyed(gumbel_noise, (1, A, BINS))
         dtype = next(policy.network.parameters()).dtype
         pixels = policy.model.images.pixels(images).to(dtype)
         drawn = generate(policy.network, ids, pixels, temperatures, noise)
@@ -131,6 +162,6 @@ def draw(policy, meta, step, observation) -> tuple[np.ndarray, np.ndarray]:
         scale = initial_scale(config) if config.is_regression else None
         distribution = action_distribution(output, meta.temperature, scale)
         noise = laplace_noise if config.is_regression else gumbel_noise
-        choices = distribution.sample(torch.from_numpy(noise(*key, distribution.noise_shape)))
+        choices = distribution.sample(keyed(noise, distribution.noise_shape[1:]))
     kind = np.float32 if config.is_regression else np.int32
-    return choices[0].numpy().astype(kind), distribution.logprobs(choices)[0].numpy()
+    return choices.numpy().astype(kind), distribution.logprobs(choices).numpy()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from learner_run import STATE_SIZE
-from micro_fixtures import CAMERAS, micro_policy, play
+from micro_fixtures import CAMERAS, play, renewed_policy
 
 from agent.wire.messages import Outcome
 from learner.batch import Trajectory, build_samples
@@ -31,7 +31,7 @@ PPO = PpoConfig(hidden_sizes=[8, 4])
 
 @pytest.fixture
 def policy(tmp_path):
-    return micro_policy(tmp_path)
+    return renewed_policy(tmp_path)
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_the_sign_of_an_advantage_moves_its_chunk_the_right_way(policy, critic, 
 
 def test_an_update_makes_better_chunks_likelier_and_the_critic_better(policy, critic):
     samples, outcomes = collect(policy, MIXED)
-    ppo = replace(PPO, epochs=20, value_lr=1e-2)
+    ppo = replace(PPO, epochs=8, value_lr=3e-2)
     updater = updater_for(policy, critic, ppo=ppo)
     _, values_B, _ = updater.evaluate(samples)
     judged = judge(samples, values_B, outcomes, ppo)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from micro_fixtures import CAMERAS, micro_policy
+from micro_fixtures import CAMERAS, micro_policy, renewed_policy
 from test_update import group_of
 
 from learner.batch import build_samples
@@ -20,7 +20,7 @@ ROUNDED = ServedLimits(tolerance=None, trusted=0.1, refused=1.0, weight_cap=2.0)
 
 @pytest.fixture
 def policy(tmp_path):
-    return micro_policy(tmp_path)
+    return renewed_policy(tmp_path)
 
 
 @pytest.fixture

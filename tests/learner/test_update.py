@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from micro_fixtures import CAMERAS, INSTRUCTIONS, micro_policy, play
+from micro_fixtures import CAMERAS, INSTRUCTIONS, micro_policy, play, renewed_policy
 
 from learner.advantages import normalise_group
 from learner.batch import Trajectory, build_samples
@@ -26,7 +26,7 @@ SETTINGS = UpdateSettings(
 
 @pytest.fixture
 def policy(tmp_path):
-    return micro_policy(tmp_path)
+    return renewed_policy(tmp_path)
 
 
 def group_of(policy, outcomes, first=0, **changes):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from micro_fixtures import micro_policy, play
+from micro_fixtures import micro_policy, play, renewed_policy
 
 from agent.model.lora import AdapterError
 from learner.batch import Trajectory, build_samples
@@ -25,7 +25,7 @@ ADVANTAGES = [1.5, -0.5, -1.0]
 
 @pytest.fixture(params=VARIANTS)
 def policy(request, tmp_path):
-    return micro_policy(tmp_path, variant=request.param)
+    return renewed_policy(tmp_path, variant=request.param)
 
 
 def samples_of(policy, shift=0.0):

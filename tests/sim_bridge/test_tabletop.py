@@ -209,23 +209,23 @@ def test_label_behind_success_holds_still_and_keeps_the_gripper(scene):
 
 
 def test_shards_are_seeded_resumed_and_loadable_without_pickle(tmp_path, scene):
-    config = DemoConfig(frames=30, seed=5, chunk=3, shard_frames=15)
+    config = DemoConfig(frames=12, seed=5, chunk=3, shard_frames=6)
     generate(config, tmp_path, workers=1)
     names = ["shard-00000.npz", "shard-00001.npz"]
     stamps = [(tmp_path / name).stat().st_mtime_ns for name in names]
     generate(config, tmp_path, workers=1)
     assert [(tmp_path / name).stat().st_mtime_ns for name in names] == stamps
-    again = generate_shard(config, 1, 15, scene)
+    again = generate_shard(config, 1, 6, scene)
     with np.load(tmp_path / names[1], allow_pickle=False) as stored:
         assert set(stored) == set(again)
         for key, value in again.items():
             np.testing.assert_array_equal(stored[key], value)
-        assert stored["actions"].shape == (15, 3, 7)
+        assert stored["actions"].shape == (6, 3, 7)
         assert np.abs(stored["actions"]).max() <= 1.0
     meta = json.loads((tmp_path / "meta.json").read_text())
     assert [task["slug"] for task in meta["tasks"]] == [task.slug for task in TASKS]
     with pytest.raises(ValueError, match="other demonstrations"):
-        generate(DemoConfig(frames=30, seed=6, chunk=3, shard_frames=15), tmp_path, workers=1)
+        generate(DemoConfig(frames=12, seed=6, chunk=3, shard_frames=6), tmp_path, workers=1)
 
 
 def test_missing_backends_name_the_package_to_install(monkeypatch):
