@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Target:
     """Where the services run: what they bind, how they find the agent, how a simulator is named.
 
     operator: where learner and operators reach the agent. open_http: whether metrics and health
-    are served beyond the machine or container.
+    are served beyond the machine or container. ways_out: as of a Placement.
     """
 
     bind_host: str
@@ -38,7 +38,26 @@ class Target:
     open_http: bool
     client_id: str
     heartbeat_path: str
+    ways_out: Mapping[str, str]
 
+
+_STATE_DIR = "give --state-dir FOLDER"
+# Of what `setup` chooses wherever the services run.
+_WAYS_OUT = {
+    **dict.fromkeys(("run_dir", "state_dir", "adapters_dir", "log_path"), _STATE_DIR),
+    "keys_dir": "give --keys-dir FOLDER",
+    "probe_rate_hz": "perennial run has a probe",
+    "probe": "perennial run has a probe",
+    "report": "perennial report FOLDER makes one at any time",
+}
+# What starts and supervises the processes of `perennial run`; services have another to do it.
+SUPERVISION = ("restart_limit", "restart_backoff_s", "stop_limit_s", "ready_limit_s")
+_SERVICE_SETTINGS = (
+    "robots_endpoint", "operator_endpoint", "endpoint", "http_host", "http_port", "http_open",
+    "exit_when_done", "client_id", "heartbeat_path",
+)  # fmt: skip
+_IN_COMPOSE = "a compose file of your own changes what a service binds, publishes and runs"
+_IN_UNIT = "sudo systemctl edit its unit: settings may follow its command"
 
 TARGETS = {
     "compose": Target(
@@ -49,6 +68,12 @@ TARGETS = {
         open_http=True,
         client_id="${oc.env:HOSTNAME}",  # every replica is a container with a name of its own
         heartbeat_path="/run/perennial/heartbeat",
+        ways_out={
+            **_WAYS_OUT,
+            "agent.robots_endpoint": "ROBOTS_ADDRESS and ROBOTS_PORT say where it is published",
+            "workers": "SIM_REPLICAS says how many simulators run",
+            **dict.fromkeys((*SUPERVISION, *_SERVICE_SETTINGS), _IN_COMPOSE),
+        },
     ),
     "systemd": Target(
         bind_host="127.0.0.1",
@@ -57,14 +82,23 @@ TARGETS = {
         open_http=False,
         client_id="sim-${oc.env:PERENNIAL_INSTANCE}",  # of the template unit, perennial-sim@1
         heartbeat_path="",
+        ways_out={
+            **_WAYS_OUT,
+            "workers": "every perennial-sim@N that is enabled is one more",
+            **dict.fromkeys(SUPERVISION, "the units have Restart= and TimeoutStopSec="),
+            **dict.fromkeys(_SERVICE_SETTINGS, _IN_UNIT),
+        },
     ),
 }
 
 
-def service_placement(target: Target, keys_dir: Path) -> Callable[[Path, int], Placement]:
+def service_placement(
+    target: Target, state_dir: Path, keys_dir: Path
+) -> Callable[[Path, int], Placement]:
     """Places a run's processes as services that outlive each other and share no parent."""
+    run_dir = state_dir.expanduser().resolve()
 
-    def place(run_dir: Path, _workers: int) -> Placement:
+    def place(_run_dir: Path, _workers: int) -> Placement:
         http = {"http_host": target.bind_host, "http_open": target.open_http}
         return Placement(
             robots_bind=f"tcp://{target.bind_host}:{ROBOTS_PORT}",
@@ -85,7 +119,10 @@ def service_placement(target: Target, keys_dir: Path) -> Callable[[Path, int], P
                 "log_path": str(run_dir / "sim" / target.client_id / "client.jsonl"),
                 "heartbeat_path": target.heartbeat_path,
             },
-            probe=False,
+            # One file of settings serves any number of simulators; nobody waits for the end.
+            run={"run_dir": str(run_dir), "workers": 1, "probe_rate_hz": 0, "report": False},
+            unused=("probe", *SUPERVISION),
+            ways_out=target.ways_out,
         )
 
     return place
@@ -100,8 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="as for perennial run")
     arguments = parser.parse_intermixed_args(argv)  # options may stand between settings
     try:
-        make_keys(arguments.keys_dir)
-        write_settings(
+        set_up(
             TARGETS[arguments.target], arguments.state_dir, arguments.keys_dir, arguments.settings
         )
     except BadSetting as error:
@@ -114,14 +150,17 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def write_settings(target: Target, state_dir: Path, keys_dir: Path, overrides: list[str]) -> None:
-    """Composes the run and writes its processes' settings. Raises BadSetting, OSError."""
+def set_up(target: Target, state_dir: Path, keys_dir: Path, overrides: list[str]) -> None:
+    """Makes the keys and writes the settings; neither if a setting is one that is chosen here.
+
+    Raises BadSetting, OSError.
+    """
     from deploy.local.runfolder import RunFolder
     from deploy.local.settings import compose_run
     from deploy.local.versions import installed_versions
 
-    overrides = [*overrides, f"run_dir={state_dir}"]
-    config = compose_run(overrides, service_placement(target, keys_dir))
+    config = compose_run(overrides, service_placement(target, state_dir, keys_dir))
+    make_keys(keys_dir)
     folder = RunFolder(config.settings.run_dir)
     with folder.lock():
         folder.prepare(config, installed_versions())

@@ -213,7 +213,7 @@ def _new_publication(
         policy.model.base_sha256,
         config.algorithm.method,
         list(config.suite.train_tasks),
-        config.resume_settings(),
+        config,
     )
     return Publication(
         policy,

@@ -5,6 +5,7 @@ and its episodes are still unused. Killed after it, publish and activation are d
 """
 
 import hashlib
+import json
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from agent.adapters import AdapterStore, version_name
 from agent.wire.messages import BASE_VERSION
+from learner.changes import explain, find_differences, schema_defaults
 from learner.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -22,6 +24,7 @@ from learner.checkpoint import (
     load_optimizer_tensors,
     optimizer_tensors,
 )
+from learner.config import LearnerConfig
 from learner.critic import ValueHead
 from learner.link import AgentLink
 from learner.policy import LoraPolicy
@@ -37,7 +40,7 @@ class Identity:
     base_sha256: str
     method: str
     train_tasks: list[str]
-    settings: dict[str, Any]  # must not change on resume
+    config: LearnerConfig  # its resume_settings() must not change on resume
 
 
 class Publication:
@@ -105,7 +108,7 @@ class Publication:
                 self.policy.adapter_tensors(),
                 optimizer_tensors(optimizer, self._parameters),
                 torch.get_rng_state(),
-                self.identity.settings,
+                self.identity.config.resume_settings(),
                 {} if self.critic is None else self.critic.state_dict(),
             )
         )
@@ -146,10 +149,19 @@ class Publication:
         return hold_s
 
     def _check_settings(self, saved: dict[str, Any]) -> None:
-        wanted = self.identity.settings
-        changed = sorted(key for key in {*saved, *wanted} if saved.get(key) != wanted.get(key))
-        if changed:
+        config = self.identity.config
+        wanted, defaults = config.resume_settings(), schema_defaults(config, saved)
+        differences = sorted(find_differences(saved, wanted, defaults), key=lambda d: d.key)
+        refused = [difference for difference in differences if difference.kind != "gone"]
+        if refused:
+            first = f"{refused[0].key}={json.dumps(refused[0].recorded)}"
             raise CheckpointError(
-                f"this run was started with other settings of {changed}: use the same ones to "
-                "resume it, or another state_dir to start afresh"
+                f"this run was {explain(refused)}; "
+                f"use {first} to resume it, or another state_dir to start afresh"
+            )
+        for gone in differences:
+            log.warning(
+                "this run was begun with %s=%s, a setting that there is no more; going on without",
+                gone.key,
+                json.dumps(gone.recorded),
             )

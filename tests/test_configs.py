@@ -10,11 +10,15 @@ from omegaconf import OmegaConf
 from agent.config import AgentConfig
 from agent.process import load_config
 from agent.wire.errors import ConfigError
-from deploy.local.settings import CONFIGS, BadSetting, RunConfig, compose_run
+from deploy.local.composition import CONFIGS
+from deploy.local.placement import BadSetting
+from deploy.local.settings import RunConfig, compose_run
 from learner.config import LearnerConfig
 from sim_bridge import toy
 from sim_bridge.config import ProbeConfig, SimConfig
 from sim_bridge.tabletop import tasks as tabletop
+
+pytestmark = pytest.mark.checks
 
 SCHEMAS: dict[str, type] = {
     "agent": AgentConfig,

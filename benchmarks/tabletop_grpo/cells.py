@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.local.composition import CONFIGS
 from deploy.local.processes import PACKAGE_ROOT
-from deploy.local.settings import CONFIGS
 
 REPORTS = PACKAGE_ROOT / "benchmarks" / "reports"
 RESULTS = REPORTS / "tabletop-grpo"  # one small file a finished cell

@@ -9,11 +9,26 @@ import hashlib
 import os
 import stat
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 SOCKET_PATH_LIMIT_BYTES = 107  # sun_path of a UNIX socket
+_FOLDER = "all of a run's files are in run_dir=FOLDER"
+_SOCKETS = (
+    "sockets are in $XDG_RUNTIME_DIR; for others start perennial serve, learn and sim yourself"
+)
+# Of settings that every place chooses.
+WAYS_OUT = {
+    "model_dir": "give model.model_dir=FOLDER",
+    "learner.suite.train_tasks": "give suite.train_tasks=[...] or task_order=[...]",
+    "agent.tasks": "the suite's tasks come from suite.tasks; give one of your own another name",
+}
+LOCAL_WAYS_OUT = {
+    **dict.fromkeys(("state_dir", "adapters_dir", "log_path"), _FOLDER),
+    **dict.fromkeys(("robots_endpoint", "operator_endpoint", "endpoint"), _SOCKETS),
+}
 
 
 class BadSetting(Exception):
@@ -25,7 +40,9 @@ class Placement:
     """Where the agent binds and the others connect, and what else depends on the place.
 
     sims: the names of the simulator workers' settings. agent, learner, client: what a process of
-    that kind gets besides. probe: whether a client that watches the latency runs too.
+    that kind gets besides. run: what the place decides of the run's own settings. unused: settings
+    that have no effect in this place. ways_out: setting, section, or last part of a setting's name
+    -> what somebody can do who wanted another value.
     """
 
     robots_bind: str
@@ -36,7 +53,21 @@ class Placement:
     agent: dict[str, Any] = field(default_factory=dict)
     learner: dict[str, Any] = field(default_factory=dict)
     client: dict[str, Any] = field(default_factory=dict)
-    probe: bool = True
+    run: dict[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    ways_out: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process's settings: the `section` of the tree and, above it, what is `chosen` for it."""
+
+    section: str
+    chosen: dict[str, Any]
+
+    def settings(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """All of them."""
+        return _merge(tree[self.section], self.chosen)
 
 
 def local_placement(run_dir: Path, workers: int) -> Placement:
@@ -45,41 +76,62 @@ def local_placement(run_dir: Path, workers: int) -> Placement:
     robots, operator = (f"ipc://{sockets / name}" for name in ("robots.sock", "operator.sock"))
     sims = tuple(f"sim-{index}" for index in range(workers))
     own = {"die_with_parent": True}
-    return Placement(robots, robots, operator, operator, sims, own, own, own)
+    return Placement(
+        robots, robots, operator, operator, sims, own, own, own, ways_out=LOCAL_WAYS_OUT
+    )
 
 
-def process_settings(
+def place_processes(
     run_dir: Path, tree: dict[str, Any], placement: Placement
-) -> dict[str, dict[str, Any]]:
-    """Each process's section of the composed `tree`, with its own folders and sockets."""
+) -> dict[str, Process]:
+    """Process name -> its section of the composed `tree`, with folders, sockets, model and tasks.
+
+    What is chosen here replaces what the tree says: whoever calls this must have refused settings
+    by hand that differ.
+    """
     suite, model_dir = tree["suite"], tree["model"]["model_dir"]
     tasks = {
         task["slug"]: {"instruction": task["instruction"], "suite": suite["name"]}
         for task in suite["tasks"]
     }
-    agent = tree["agent"] | {
+    agent = {
         "state_dir": str(run_dir / "agent"),
         "adapters_dir": str(run_dir / "adapters"),
         "robots_endpoint": placement.robots_bind,
         "operator_endpoint": placement.operator_bind,
-        "policy": tree["agent"]["policy"] | {"model_dir": model_dir},
-        "tasks": tree["agent"]["tasks"] | tasks,  # robots' own besides the suite's
+        "policy": {"model_dir": model_dir},
+        "tasks": tasks,  # besides robots' own
     }
-    learner = tree["learner"] | {
+    learner = {
         "state_dir": str(run_dir / "learner"),
         "adapters_dir": str(run_dir / "adapters"),
         "operator_endpoint": placement.operator_connect,
         "model_dir": model_dir,
+        "suite": {"train_tasks": suite["train_tasks"]},
     }
-    processes = {"agent": agent | placement.agent, "learner": learner | placement.learner}
+    processes = {
+        "agent": Process("agent", agent | placement.agent),
+        "learner": Process("learner", learner | placement.learner),
+    }
+    endpoint = {"endpoint": placement.robots_connect}
     for name in placement.sims:
         own = {"client_id": name, "log_path": str(run_dir / name / "client.jsonl")}
-        endpoint = {"endpoint": placement.robots_connect}
-        processes[name] = tree["sim"] | endpoint | own | placement.client
-    if placement.probe and tree["probe_rate_hz"] > 0:
-        own = {"endpoint": placement.robots_connect, "log_path": str(run_dir / "probe.jsonl")}
-        processes["probe"] = tree["probe"] | own | placement.client
+        processes[name] = Process("sim", endpoint | own | placement.client)
+    if tree["probe_rate_hz"] > 0:
+        own = {"log_path": str(run_dir / "probe.jsonl"), "task": suite["train_tasks"][0]}
+        processes["probe"] = Process("probe", endpoint | own | placement.client)
     return processes
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`below` with the values of `above`, section by section."""
+    merged = dict(below)
+    for key, value in above.items():
+        inner = below.get(key)
+        if isinstance(inner, dict) and isinstance(value, dict):
+            value = _merge(inner, value)
+        merged[key] = value
+    return merged
 
 
 def socket_folder(run_dir: Path) -> Path:

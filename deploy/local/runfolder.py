@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 import time
@@ -16,6 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deploy.local.changes import Difference, explain, find_differences
+from deploy.local.composition import compose_tree
+from deploy.local.overrides import Override, has_value, parse_overrides
 from deploy.local.placement import BadSetting, make_socket_folder, socket_folder
 from deploy.local.settings import RunConfig
 
@@ -32,6 +36,9 @@ FREE_SECTIONS = (
     "stop_limit_s",
     "ready_limit_s",
 )
+OPEN_TABLES = ("agent.tasks.",)  # may get entries at any time: robots' own tasks
+
+log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -90,7 +97,8 @@ class RunFolder:
     def prepare(self, config: RunConfig, versions: dict[str, str]) -> bool:
         """Writes the configuration and opens a session; True if the run was begun before.
 
-        Raises BadSetting if it was begun with other settings.
+        Raises BadSetting if it was begun with other settings; those that came or went with a
+        release may differ as changes.py says.
         """
         from omegaconf import OmegaConf
 
@@ -98,7 +106,7 @@ class RunFolder:
         self._state = read_state(self.path)
         is_resumed = bool(self._state)
         if is_resumed:
-            self._refuse_changes(self._state["settings"], settings)
+            self._refuse_changes(self._state["settings"], settings, config.overrides)
         for name in ("config", "logs"):
             (self.path / name).mkdir(exist_ok=True)
         for name, values in {"run": config.tree, **config.processes}.items():
@@ -124,17 +132,40 @@ class RunFolder:
         partial.write_text(json.dumps(self._state, indent=1) + "\n")
         partial.replace(self.path / STATE_NAME)
 
-    def _refuse_changes(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        old, new = flatten(before), flatten(json.loads(json.dumps(now)))
-        # A key that only one of them has came or went with a release: that must not end the run.
-        changed = sorted(key for key in old.keys() & new.keys() if old[key] != new[key])
-        if changed:
-            key = changed[0]
+    def _refuse_changes(
+        self, recorded: dict[str, Any], present: dict[str, Any], overrides: tuple[str, ...]
+    ) -> None:
+        # What the shipped configuration gives where nobody sets what the record does not have.
+        kept = [o.text for o in parse_overrides(overrides) if not _sets_new(o, recorded)]
+        defaults = json.loads(json.dumps(compose_tree(kept)))
+        found = find_differences(recorded, json.loads(json.dumps(present)), defaults)
+        # The run's own settings before those of processes, which follow from them.
+        differences = sorted(found, key=lambda d: (d.key.count("."), d.key))
+        refused = [d for d in differences if d.kind != "gone" and not _is_added_entry(d)]
+        if refused:
             raise BadSetting(
-                f"{self.path} was begun with {key}={old[key]}, not {new[key]}"
-                + (f" (and {len(changed) - 1} more differ)" if len(changed) > 1 else "")
-                + "; resume it with the same settings, or choose another run_dir=FOLDER"
+                f"{self.path} was {explain(refused)}; resume it with the same settings, or choose "
+                "another run_dir=FOLDER (of setup: --state-dir FOLDER)"
             )
+        for gone in (d for d in differences if d.kind == "gone"):
+            log.warning(
+                "%s was begun with %s=%s, which is set no more; going on without",
+                self.path,
+                gone.key,
+                json.dumps(gone.recorded),
+            )
+
+
+def _sets_new(override: Override, recorded: dict[str, Any]) -> bool:
+    """Whether it concerns a setting that was not there when the run was begun."""
+    return any(
+        key.partition(".")[0] not in FREE_SECTIONS and not has_value(recorded, key)
+        for key in override.keys
+    )
+
+
+def _is_added_entry(difference: Difference) -> bool:
+    return difference.kind == "new" and difference.key.startswith(OPEN_TABLES)
 
 
 def read_state(run_dir: Path) -> dict[str, Any]:
@@ -149,13 +180,3 @@ def read_state(run_dir: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "sessions" not in state:
         raise BadSetting(f"{path} is no run's state; choose another run_dir")
     return state
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value for a tree of dicts; lists are values."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -5,17 +5,15 @@ Hydra checks every key and group; below `compose_run` only plain values and `Run
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.local.placement import BadSetting, Placement, local_placement, process_settings
+from deploy.local.composition import compose_tree
+from deploy.local.overrides import refuse_overrides
+from deploy.local.placement import BadSetting, Placement, local_placement, place_processes
 from deploy.local.processes import PACKAGE_ROOT
-
-CONFIGS = PACKAGE_ROOT / "configs"
 
 
 @dataclass
@@ -45,11 +43,15 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """`tree`: the whole composition; `processes`: process name -> its own resolved settings."""
+    """`tree`: the whole composition; `processes`: process name -> its own resolved settings.
+
+    `overrides`: what was given by hand, in Hydra's syntax.
+    """
 
     settings: RunSettings
     tree: dict[str, Any]
     processes: dict[str, dict[str, Any]]
+    overrides: tuple[str, ...] = ()
 
 
 def compose_run(
@@ -57,79 +59,31 @@ def compose_run(
 ) -> RunConfig:
     """The run that `overrides` (Hydra's syntax) ask for; `place(run_dir, workers)` says where.
 
-    Raises BadSetting for an unknown key, option or task, with the nearest that exists.
+    Raises BadSetting for an unknown key, option or task, with the nearest that exists, and for an
+    override of what the place chooses.
     """
-    tree = _compose(overrides)
+    tree = compose_tree(overrides)
     _check_settings(tree)
     suite = tree["suite"]
     suite["train_tasks"] = _choose_tasks(suite["train_tasks"], tree["task_order"])
+    tree["model"]["model_dir"] = str(find_model(tree["model"]["model_dir"]))
+    placement = place(_run_dir(tree), tree["workers"])
+    placed = tree | placement.run
+    processes = place_processes(_run_dir(placed), placed, placement)
+    refuse_overrides(overrides, tree, placement, processes.values())
+    tree = placed
     tree["learner"]["suite"]["train_tasks"] = suite["train_tasks"]
     tree["probe"]["task"] = suite["train_tasks"][0]
-    tree["model"]["model_dir"] = str(find_model(tree["model"]["model_dir"]))
     names = RunSettings.__dataclass_fields__
     settings = RunSettings(**{name: tree[name] for name in names})
-    settings.run_dir = Path(tree["run_dir"]).expanduser().resolve()
+    settings.run_dir = _run_dir(tree)
     settings.threads = Threads(**tree["threads"])
-    run_dir = settings.run_dir
-    return RunConfig(
-        settings, tree, process_settings(run_dir, tree, place(run_dir, settings.workers))
-    )
+    own = {name: process.settings(tree) for name, process in processes.items()}
+    return RunConfig(settings, tree, own, tuple(overrides))
 
 
-def _compose(overrides: Sequence[str]) -> dict[str, Any]:
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    # The algorithm is the learner's own group; here it is chosen as the run's other groups are.
-    short, full = "algorithm=", "algorithm@learner.algorithm="
-    settings = [full + o.removeprefix(short) if o.startswith(short) else o for o in overrides]
-    try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = compose("run", settings)
-        tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        known = _flat_keys(OmegaConf.to_container(_defaults()))
-        raise BadSetting(_explain(str(error), known)) from error
-    assert isinstance(tree, dict)
-    return {str(key): value for key, value in tree.items()}
-
-
-def _defaults() -> Any:
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("run")
-
-
-def _flat_keys(node: Any, prefix: str = "") -> list[str]:
-    """Every dotted key of a tree of dicts, inner nodes too."""
-    if not isinstance(node, dict):
-        return []
-    keys = [f"{prefix}{key}" for key in node]
-    return keys + [k for key, value in node.items() for k in _flat_keys(value, f"{prefix}{key}.")]
-
-
-def _explain(text: str, known: list[str]) -> str:
-    """One line for what Hydra says in many."""
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return _with_nearest(f"unknown setting '{match[1]}'", match[1], known)
-    if match := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
-        options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        line = _with_nearest(f"unknown {match[1]} '{match[2]}'", match[2], options)
-        return f"{line}; there are: {', '.join(options)}"
-    if match := re.search(r"Missing mandatory value: (\S+)", text):
-        key = re.search(r"full_key: (\S+)", text)
-        name = key[1] if key else match[1]
-        return f"{name} has no default; give it as {name}=VALUE"
-    line = " ".join(text.split("\n", 1)[0].split())
-    return f"{line}; settings look like key=value or key=[1,2]"
-
-
-def _with_nearest(line: str, word: str, known: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"{line}; did you mean '{nearest[0]}'?" if nearest else line
+def _run_dir(tree: dict[str, Any]) -> Path:
+    return Path(tree["run_dir"]).expanduser().resolve()
 
 
 def _choose_tasks(train_tasks: list[str], order: Any) -> list[str]:
@@ -163,6 +117,8 @@ def find_model(model_dir: str) -> Path:
 
 
 def _check_settings(tree: dict[str, Any]) -> None:
+    if missing := [name for name in RunSettings.__dataclass_fields__ if name not in tree]:
+        raise BadSetting(f"{missing[0]}: a run needs it; drop ~{missing[0]}")
     for name, low in (("workers", 1), ("seed", 0), ("restart_limit", 0)):
         value = tree[name]
         if not isinstance(value, int) or value < low:

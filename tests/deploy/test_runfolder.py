@@ -1,15 +1,18 @@
-"""The folder of a run's sockets comes and goes with the run."""
+"""The folder of a run's sockets comes and goes with the run; its settings stay what they were."""
+
+import json
 
 import pytest
 
 from deploy.local.placement import BadSetting, socket_folder
-from deploy.local.runfolder import RunFolder
-from deploy.local.settings import RunConfig, RunSettings
+from deploy.local.runfolder import STATE_NAME, RunFolder
+from deploy.local.settings import compose_run
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def folder(tmp_path, tmp_path_factory, monkeypatch):
+    short = tmp_path_factory.mktemp("run")  # a socket's path has 107 bytes
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
     return RunFolder(tmp_path / "run")
 
 
@@ -42,16 +45,66 @@ def test_a_folder_of_somebody_else_is_left_alone(folder):
     assert (path / "operator.sock").exists()
 
 
-def test_a_release_may_add_and_drop_settings_but_nobody_may_change_one(folder):
+@pytest.fixture
+def compose(folder, tmp_path):
+    """Composes the run of `folder` with settings by hand."""
+    (tmp_path / "config.json").write_text("{}")
+    return lambda *given: compose_run([f"model.model_dir={tmp_path}", *given])
+
+
+def begin(folder, config, edit):
+    """The run as another release began it: `edit` changes the record."""
     folder.path.mkdir()
-    begun = {"seed": 0, "agent": {"lease_s": 30.0, "dropped": 1}}
-    assert not folder.prepare(config(folder, begun), {})
-    upgraded = {"seed": 0, "agent": {"lease_s": 30.0, "added": 2}}
-    assert folder.prepare(config(folder, upgraded), {})
-    with pytest.raises(BadSetting, match=r"begun with agent.lease_s=30.0, not 5.0; "):
-        folder.prepare(config(folder, {"seed": 0, "agent": {"lease_s": 5.0}}), {})
+    assert not folder.prepare(config, {})
+    path = folder.path / STATE_NAME
+    state = json.loads(path.read_text())
+    edit(state["settings"])
+    path.write_text(json.dumps(state))
 
 
-def config(folder, tree):
-    settings = RunSettings(folder.path, 0, 1, 0.0, False, 0, 0.0, 0.0, 0.0)
-    return RunConfig(settings, tree, {})
+def forget(settings):
+    """What an older release did not have, and something that it had."""
+    del settings["agent"]["lease_s"], settings["learner"]["rounding"]
+    del settings["suite"]["tasks"][1]["horizon_steps"]
+    settings["agent"]["dropped"] = 1
+
+
+def test_a_release_may_add_and_drop_settings(folder, compose, caplog):
+    begin(folder, compose("seed=3", "agent.max_batch=7"), forget)
+    assert folder.prepare(compose("seed=3", "agent.max_batch=7", "probe_rate_hz=0"), {})
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "agent.dropped=1" in warning
+    caplog.clear()
+    assert folder.prepare(compose("seed=3", "agent.max_batch=7"), {})  # now it is recorded
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["seed=4"], "begun with seed=0, not 4 (also: learner.seed); "),
+        (["agent.max_batch=7"], "begun with agent.max_batch=32, not 7; "),
+        (["agent.lease_s=5.0"], "without agent.lease_s, which is as agent.lease_s=30.0, not 5.0; "),
+        (
+            ["learner.rounding.weight_cap=3.0"],
+            "without learner.rounding.weight_cap, which is as learner.rounding.weight_cap=2.0, not",
+        ),
+        (["agent={lease_s: 5.0}"], "which is as agent.lease_s=30.0, not 5.0; "),
+        (["agent.lease_s=5.0", "seed=4"], "seed=0, not 4 (also: agent.lease_s, learner.seed); "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_nobody_may_change_a_setting_that_was_there_or_is_new(folder, compose, given, words):
+    begin(folder, compose(), forget)
+    with pytest.raises(BadSetting) as refusal:
+        folder.prepare(compose(*given), {})
+    assert words in str(refusal.value)
+    assert "run_dir=FOLDER" in str(refusal.value)
+    assert folder.prepare(compose(), {})  # the refusal changed nothing
+
+
+def test_robots_own_tasks_may_come_at_any_time(folder, compose):
+    begin(folder, compose(), lambda settings: None)
+    assert folder.prepare(compose("+agent.tasks.pour.suite=arm"), {})
+    with pytest.raises(BadSetting, match=r'begun with agent\.tasks\.pour\.suite="arm", not "leg"'):
+        folder.prepare(compose("+agent.tasks.pour.suite=leg"), {})
