@@ -101,6 +101,17 @@ class Stack:
         events = [json.loads(line) for line in lines if line.endswith("}")]
         return [event for event in events if event["event"] == name]
 
+    def answer(self, promql: str) -> dict[tuple[str, ...], float]:
+        """What `query` finds, once it is something: on a busy machine one scrape may fail."""
+        found: list[dict[tuple[str, ...], float]] = []
+
+        def ask() -> bool:
+            found.append(self.query(promql))
+            return bool(found[-1])
+
+        self.wait(ask, promql)
+        return found[-1]
+
     def query(self, expression: str) -> dict[tuple[str, ...], float]:
         """Prometheus' answer: label values, sorted by label name without job and instance."""
         answer = self._get("PROMETHEUS", "/api/v1/query?" + urllib.parse.urlencode(

@@ -103,7 +103,7 @@ def test_every_process_may_be_killed_and_the_run_completes(
 
 def test_prometheus_answers_success_per_task_and_the_swaps(stack: Stack) -> None:
     stack.wait(lambda: stack.query("perennial_adapter_version") == {(): UPDATES}, "last version")
-    rates = stack.query('perennial_task_success_rate{phase="train",window="100"}')
+    rates = stack.answer('perennial_task_success_rate{phase="train",window="100"}')
     trained = {event["task"] for event in stack.events("iteration")}
     assert {labels[1] for labels in rates} == trained
     logged = {
@@ -114,7 +114,7 @@ def test_prometheus_answers_success_per_task_and_the_swaps(stack: Stack) -> None
     stack.wait(
         lambda: stack.query("perennial_eval_success_rate") == pytest.approx(logged), "the matrix"
     )
-    assert stack.query('sum(up{job=~"agent|learner"})') == {(): 2}
+    stack.wait(lambda: stack.query('sum(up{job=~"agent|learner"})') == {(): 2}, "both are up")
 
 
 def test_a_stopped_agent_raises_the_alert_and_a_started_one_ends_it(
@@ -134,16 +134,15 @@ def test_a_stopped_agent_raises_the_alert_and_a_started_one_ends_it(
 def test_what_was_learned_survives_down_and_up(stack: Stack, seconds: dict[str, float]) -> None:
     # Metrics are served while the model loads; the ledger's figures come after it.
     stack.wait(lambda: stack.query("perennial_adapter_version") == {(): UPDATES}, "the version")
-    rates = stack.query("perennial_task_success_rate")
-    assert rates
-    episodes = stack.query("sum by (task, outcome, phase) (perennial_episodes_total)")
+    rates = stack.answer("perennial_task_success_rate")
+    episodes = stack.answer("sum by (task, outcome, phase) (perennial_episodes_total)")
     versions = stack.tool("adapters", "list", STATE, *OPERATOR)
     stack.compose("down")
     assert stack.containers("agent") == []
     seconds["up again"] = stack.up()
     stack.wait(lambda: stack.query("perennial_adapter_version") == {(): UPDATES}, "the version")
     stack.wait(lambda: stack.query("perennial_task_success_rate") == rates, "the rates")
-    assert stack.query("sum by (task, outcome, phase) (perennial_episodes_total)") == episodes
+    assert stack.answer("sum by (task, outcome, phase) (perennial_episodes_total)") == episodes
     assert stack.tool("adapters", "list", STATE, *OPERATOR) == versions
     stack.wait(lambda: stack.query('perennial_learner_state{perennial_learner_state="done"}')
                == {("done",): 1}, "the learner knows that it is done")  # fmt: skip
