@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GL_STAMP := $(VENV)/.gl
+BODIES_STAMP := $(VENV)/.bodies
 RUN ?= runs/demo
 # Of the images:
 TAG ?= latest
@@ -20,7 +21,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Each worker loads torch (0.5 GB): more of them than two bring little.
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: help venv gl demo test test-checks test-unit test-slow test-containers images check lint format nano bench bench-model wheel clean
+.PHONY: help venv gl bodies demo test test-checks test-unit test-slow test-containers images check lint format nano nano-libero libero bench bench-model wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,9 +42,25 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installed."
 	@touch $@
 
+# What its robots need of it; all that it asks for would bring another torch and a hundred packages.
+LEROBOT := lerobot draccus mergedeep pyyaml-include toml typing-inspect pyserial deepdiff orderly-set
+
+bodies: $(BODIES_STAMP) ## install LIBERO with its assets and the other bodies that tests drive
+
+# Their own step: the demo needs none of them.
+$(BODIES_STAMP): $(STAMP)
+	@echo "Installing LIBERO and other bodies into $(VENV) (about 1 GB, once) ..."
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet \
+	  -c constraints.txt -e '.[all,bodies,dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt --no-deps \
+	  $(LEROBOT) opencv-python-headless # headless: OpenCV, as LIBERO asks for it, needs a display
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade --no-deps \
+	  --target $(VENV)/robosuite-1.5 robosuite==1.5.2 # beside LIBERO's 1.4; a test's path has it
+	@touch $@
+
 gl: $(GL_STAMP) ## find an OpenGL backend that renders off screen
 
-PROBE_GL = $(BIN)/python -c 'from sim_bridge.tabletop.gl import select_backend; print(select_backend())'
+PROBE_GL = $(BIN)/python -c 'from sim_bridge.gl import select_backend; print(select_backend())'
 
 $(GL_STAMP): $(STAMP)
 	@if backend=$$($(PROBE_GL) 2>/dev/null); then echo "MuJoCo renders with $$backend."; \
@@ -65,11 +82,11 @@ test: test-checks test-unit test-slow ## all tests, each once; so does `make che
 test-checks: $(STAMP) ## the tests that judge files: imports, configs, everything under deploy/
 	$(BIN)/python -m pytest $(PARALLEL) -m checks $$(grep -rl --include='*.py' mark.checks tests)
 
-test-unit: $(STAMP) $(GL_STAMP) ## the fast tests, without those of test-checks
+test-unit: $(BODIES_STAMP) $(GL_STAMP) ## the fast tests, without those of test-checks
 	$(BIN)/python -m pytest $(PARALLEL) -m "not checks and not slow and not containers"
 
-test-slow: $(STAMP) $(GL_STAMP) ## the tests that start processes or take long
-	$(BIN)/python -m pytest -m "slow and not checks and not containers"
+test-slow: $(BODIES_STAMP) $(GL_STAMP) ## the tests that start processes or take long
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not checks and not containers"
 
 test-containers: $(STAMP) ## build the images, run the compose stack (needs a Docker engine)
 	$(BIN)/python -m pytest -s -m containers tests/containers
@@ -95,9 +112,17 @@ format: $(STAMP) ## let ruff rewrite what it can
 nano: $(STAMP) $(GL_STAMP) ## rebuild the nano policy from nothing (an hour or two on a CPU; resumable)
 	$(BIN)/python -m deploy.local.nano
 
-bench: $(STAMP) $(GL_STAMP) ## speed of the server alone; where an iteration's time goes
+nano-libero: $(BODIES_STAMP) $(GL_STAMP) ## rebuild the policy for five LIBERO tasks (two hours; resumable)
+	$(BIN)/python -m deploy.local.nano --suite libero_spatial
+
+libero: $(BODIES_STAMP) $(GL_STAMP) ## learn three LIBERO tasks in sequence (hours; resumable); QUICK=1: a trial
+	$(BIN)/perennial run suite=libero_spatial model=nano-libero \
+	  $(if $(QUICK),budget=libero-quick run_dir=runs/libero-quick,budget=libero run_dir=runs/libero)
+
+bench: $(STAMP) $(GL_STAMP) ## speed of the server alone; where an iteration's time goes; robots' ticks
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.iteration
+	$(BIN)/python -m benchmarks.robot_rate
 
 bench-model: $(STAMP) ## speed of the 7B on this CUDA device (hours; resumable), random weights
 	$(BIN)/python -m benchmarks.model_latency --device cuda --size 7b

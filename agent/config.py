@@ -86,7 +86,7 @@ class AgentConfig:
         require_range("threads", self.threads, 1, 1024)
         require_range("http_port", self.http_port, 0, 65_535)
         for name in self.tasks:
-            if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
+            if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,127}", name):
                 raise ConfigError(f"tasks: {name!r} is no slug; use a-z, 0-9, '_' and '-'")
 
 

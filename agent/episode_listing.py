@@ -27,7 +27,8 @@ def _reader(folder: Path) -> LedgerReader:
 
 def list_episodes(folder: Path) -> int:
     """One line per episode, then totals; returns the exit status, as the others do."""
-    rows = _reader(folder).episodes()
+    reader = _reader(folder)
+    rows = reader.episodes()
     for row in rows:
         counted = "counted" if row.counted else "-"
         print(
@@ -36,10 +37,16 @@ def list_episodes(folder: Path) -> int:
             + (f"  ({row.reason})" if row.reason else "")
         )
     counted_rows = [row for row in rows if row.counted]
-    successes = Counter((r.phase, r.task) for r in counted_rows if r.outcome == "success")
-    for key, trials in sorted(Counter((r.phase, r.task) for r in counted_rows).items()):
-        phase, task = key
-        print(f"{phase:<5}  {successes[key]:>5} of {trials:>5} succeeded  {task}")
+    temperatures = {order.order_id: order.temperature for order in reader.orders()}
+
+    def key_of(row: EpisodeRow) -> tuple[str, str, str]:
+        temperature = temperatures.get(row.order_id)  # a robot's own tasks have no order
+        return row.phase, row.task, "" if temperature is None else f"  T = {temperature:g}"
+
+    successes = Counter(key_of(row) for row in counted_rows if row.outcome == "success")
+    for key, trials in sorted(Counter(map(key_of, counted_rows)).items()):
+        phase, task, at = key
+        print(f"{phase:<5}  {successes[key]:>5} of {trials:>5} succeeded  {task}{at}")
     states = Counter(row.state for row in rows)
     print(f"{len(rows)} episodes: " + ", ".join(f"{n} {s}" for s, n in sorted(states.items())))
     return 0

@@ -31,7 +31,7 @@ class EpisodeState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EpisodeRow:
-    """One row. sealed_seq: order of sealing from 1, 0 while open; reason: why aborted or aside."""
+    """One row. sealed_seq: order of sealing from 1, 0 while open; reason: of its end."""
 
     episode_id: str
     order_id: str

@@ -30,7 +30,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from agent.metric_sources import Call, Found, Merged, Source
@@ -54,7 +54,7 @@ class ScrapeBusy(PerennialError):
 class Spec:
     """One metric as declared. labels: "name" or, for a closed set, "name=value|value"."""
 
-    kind: str  # counter | gauge | optional | histogram | state
+    kind: str  # counter | gauge | optional | histogram | told | state
     help: str
     labels: tuple[str, ...] = ()
     unit: str = ""  # where the name does not end in it
@@ -70,6 +70,8 @@ class Spec:
         """The metric; a counter whose labels are closed sets has all of its series from 0."""
         if self.kind == "optional":
             return OptionalGauge(name, self.help, registry)
+        if self.kind == "told":
+            return ToldHistogram(name, self.help, self.buckets, registry)
         common: dict[str, Any] = {"registry": registry, "labelnames": self.label_names}
         if self.kind == "histogram":
             return Histogram(name, self.help, buckets=self.buckets, **common)
@@ -106,6 +108,11 @@ def histogram(help: str, *labels: str, buckets: tuple[float, ...], unit: str = "
     return Spec("histogram", help, labels, unit, buckets)
 
 
+def told_histogram(help: str, buckets: tuple[float, ...], unit: str = "") -> Any:
+    """A histogram without labels of what clients have counted."""
+    return Spec("told", help, (), unit, buckets)
+
+
 def state(help: str, *states: str) -> Any:
     """One series a state, of which one is 1."""
     return Spec("state", help, states=states)
@@ -132,6 +139,37 @@ class OptionalGauge(Collector):
     def collect(self) -> Iterable[Metric]:
         """The family."""
         return [GaugeMetricFamily(self._name, self._help, value=self._value)]
+
+
+class Total:
+    """A number that is only added to."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self, amount: float) -> None:
+        self.value += amount
+
+
+class ToldHistogram(Collector):
+    """A histogram without labels that is made of totals: observations up to each bound.
+
+    parts: those totals, the one of all observations, and the one of their sum.
+    """
+
+    def __init__(
+        self, name: str, help: str, bounds: tuple[float, ...], registry: CollectorRegistry
+    ) -> None:
+        self._name, self._help = name, help
+        self._bounds = [*(f"{bound:g}" for bound in bounds), "+Inf"]
+        self.parts = [Total() for _ in (*self._bounds, "sum")]
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """The family."""
+        *counts, total = [part.value for part in self.parts]
+        buckets = list(zip(self._bounds, counts, strict=True))
+        return [HistogramMetricFamily(self._name, self._help, buckets, total)]
 
 
 class MetricSet:

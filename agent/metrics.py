@@ -14,12 +14,15 @@ from prometheus_client import Counter, Enum, Gauge, Histogram
 from agent.metric_set import (
     MetricSet,
     OptionalGauge,
+    ToldHistogram,
     counter,
     gauge,
     histogram,
     optional_gauge,
     state,
+    told_histogram,
 )
+from agent.wire.telemetry import AGE_BOUNDS_S, LATENESS_BOUNDS_S
 
 PROTOCOL = "perennial"  # the wire protocol of agent.wire, as a label
 LATENCY_BUCKETS_S = (
@@ -28,6 +31,7 @@ LATENCY_BUCKETS_S = (
 PAUSE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2)
 FSYNC_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 UPDATE_BUCKETS_S = (0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
+JUMP_BUCKETS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 5)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 STEP_BUCKETS = (25, 50, 100, 150, 220, 300, 400, 520, 800)
 SUCCESS_WINDOWS = (20, 100)
@@ -39,6 +43,10 @@ LABEL_MEANINGS = {
     "window": "number of last episodes that are looked at",
     "row": "row of the success matrix: after so many tasks",
     "mode": "of evaluation: rollout (sampled) or greedy",
+    "suite": "task suite",
+    "suite_protocol": "the suite's evaluation protocol: which init states train and evaluate",
+    "temperature": "of sampling; 0 is greedy",
+    "solved": "once: the episode ends there; at_end: the predicate at the horizon's end",
     "protocol": "wire protocol of the client",
     "type": "message of the wire protocol, or unreadable",
     "code": "ok, or the code of the Fault",
@@ -55,7 +63,7 @@ class SuccessMetrics(MetricSet):
 
     Rebuilt from the ledger at start, so a restart changes none of them. Aborted episodes are in
     no rate. Every rate has its number of episodes beside it, and Wilson intervals: of 95%, but for
-    the best's.
+    the best's. Protocol and temperatures of a run are in the learner's `perennial_run_info`.
     """
 
     episodes_total: Counter = counter("Sealed episodes.", "task", "outcome", "phase")
@@ -118,6 +126,10 @@ class ServingMetrics(MetricSet):
         "Answers that nobody could be given.", "reason=nobody_to_answer")
     actions_total: Counter = counter(
         "Actions by what clients say became of them.", "how=not_run|run|limited|replaced")
+    chunk_seam_jump: Histogram = histogram(
+        "Distance (L2) between the last action of a chunk that was executed and the first of the "
+        "next chunk, as the policy gave them.",
+        "phase", buckets=JUMP_BUCKETS, unit="normalised action units")
     actions_rejected_total: Counter = counter(
         "Chunks of the policy that were not sent.", "reason=non_finite|wrong_shape")
     clients_refused_total: Counter = counter(
@@ -140,6 +152,32 @@ class SimulatorMetrics(MetricSet):
         "part=step|render|wait")
     sim_steps_total: Counter = counter("Control steps.")
     sim_requests_resent_total: Counter = counter("Requests that workers had to send again.")
+
+
+class RobotMetrics(MetricSet):
+    """Robots in real time
+
+    Told by the robots once a second and at the end of an episode, and summed over them like those
+    of simulators. Robots measure on their own monotonic clock: no time of theirs is compared with
+    one of the agent's.
+    """
+
+    robot_ticks_total: Counter = counter(
+        "Control ticks: an action was executed, the robot held for want of one, or the tick before "
+        "took too long.",
+        "what=executed|held|missed")
+    tick_lateness_seconds: ToldHistogram = told_histogram(
+        "How late ticks came.", LATENESS_BOUNDS_S)
+    observation_age_seconds: ToldHistogram = told_histogram(
+        "Age of an observation when the first action that answers it was executed.", AGE_BOUNDS_S)
+    chunks_stale_total: Counter = counter(
+        "Chunks that were refused because their observation was too old when they came.")
+    actions_clamped_total: Counter = counter(
+        "Actions that a limit of the robot's changed, by what they move; one may count in several. "
+        "An action that is not of 3 + 3 + 1 numbers is other.",
+        "dim_group=position|rotation|gripper|other")
+    robot_watchdog_trips_total: Counter = counter(
+        "Times that a robot was without a fresh action for its watchdog_s, each counted once.")
 
 
 class AdapterMetrics(MetricSet):
@@ -200,6 +238,9 @@ class LearningMetrics(MetricSet):
     learner_episodes_total: Counter = counter(
         "Episodes by what became of them; continues over restarts.",
         "disposition=trained|filtered|surplus|eval|demonstration|aborted")
+    run_info: Gauge = gauge(
+        "1; what the run's rates are measured under. Training episodes are as mode rollout.",
+        "suite", "suite_protocol", "mode", "temperature", "solved=once|at_end")
     grpo_updates_total: Counter = counter("Committed updates; continues over restarts.")
     grpo_update_seconds: Histogram = histogram(
         "Time of one iteration by part.", "part=wait|learn|publish", buckets=UPDATE_BUCKETS_S)
@@ -223,7 +264,8 @@ class LearningMetrics(MetricSet):
 
 
 class AgentMetrics(
-    SuccessMetrics, ServingMetrics, SimulatorMetrics, AdapterMetrics, DataMetrics, ProcessMetrics
+    SuccessMetrics, ServingMetrics, SimulatorMetrics, RobotMetrics, AdapterMetrics, DataMetrics,
+    ProcessMetrics,
 ):
     """What the agent exports."""
 

@@ -9,7 +9,7 @@ from textwrap import wrap
 from agent.metric_set import PREFIX, SOURCE_LIMIT_S, MetricSet, Spec, declared
 from agent.metrics import LABEL_MEANINGS, AgentMetrics, LearnerMetrics
 
-_KINDS = {"optional": "gauge", "state": "state set"}
+_KINDS = {"optional": "gauge", "told": "histogram", "state": "state set"}
 _SUFFIXES = ("seconds", "bytes")
 _WIDTH = 100
 _HEAD = f"""\
@@ -21,7 +21,7 @@ Agent and learner each serve `/metrics`, `/healthz` and `/readyz` on one HTTP po
 `http_port`; `endpoints.json` names it). Beyond this machine they do so only with `http_open=true`:
 nothing is encrypted there, and nothing is secret. Both also export `process_cpu_seconds_total`,
 `process_resident_memory_bytes` and the other figures of prometheus_client's process collector.
-Simulator workers have no port: they tell the agent.
+Simulator workers and robots have no port: they tell the agent.
 
 The text is made on the HTTP threads and never keeps a robot waiting. What has to be measured for it
 (disks, files, readiness) is measured on threads of its own, for {SOURCE_LIMIT_S:g} s at most.

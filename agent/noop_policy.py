@@ -53,6 +53,10 @@ class NoopPolicy:
             for _ in requests
         ]
 
+    def normalise(self, actions_KA: np.ndarray) -> np.ndarray:
+        """Its units are normalised ones."""
+        return actions_KA
+
     def stage(self, version: str, folder: Path) -> Staged:
         """Nothing to read."""
         return Staged(version, None)

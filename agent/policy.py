@@ -84,6 +84,9 @@ class Policy(Protocol):
     def act(self, requests: list[ActRequest]) -> list[ActResult]:
         """Results in the order of `requests`; a result depends on its own request only."""
 
+    def normalise(self, actions_KA: np.ndarray) -> np.ndarray:
+        """Actions in the robot's units in those of the model, -1 to 1 for most. Any thread."""
+
     def stage(self, version: str, folder: Path) -> Staged:
         """Reads a verified adapter folder, off the inference thread. Raises AdapterUnusable."""
 

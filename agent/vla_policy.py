@@ -122,6 +122,10 @@ class VlaPolicy:
             results.update(zip(rows, self._act_micro_batch(batch), strict=True))
         return [results[row] for row in range(len(requests))]
 
+    def normalise(self, actions_KA: np.ndarray) -> np.ndarray:
+        """By the statistics of the data set that the policy acts for."""
+        return self._model.actions.to_normalised(actions_KA)
+
     def stage(self, version: str, folder: Path) -> Staged:
         """Reads and checks an adapter; touches nothing that `act` uses."""
         try:

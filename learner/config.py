@@ -30,6 +30,8 @@ class SuiteConfig:
     held_out_tasks: list[str] = field(default_factory=list)
     train_init_states: int = 50
     eval_init_states: int = 50
+    protocol: str = "disjoint"  # how init states are used; every rate is under one
+    stop_at_success: bool = True  # success once; false: success at the horizon's end
 
 
 @dataclass
@@ -126,6 +128,7 @@ class EvalConfig:
 
     slots_per_state: int = 2
     held_out_slots_per_state: int = 1
+    middle_slots_per_state: int | None = None  # of rows between first and last; None: as those
     greedy: bool = True  # base and final rows, trained tasks
     full_matrix: bool = False  # every task after every task, not only what a figure needs
 
@@ -190,6 +193,11 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         _check_suite(self.suite)
+        _require(
+            self.suite.train_init_states or not self.algorithm.iterations_per_task,
+            f"protocol {self.suite.protocol} has no states to train on; choose another, or "
+            "algorithm.iterations_per_task=0 to evaluate alone",
+        )
         require_choice("dtype", self.dtype, DTYPES)
         _require(self.temperature > 0, "temperature must be > 0: greedy rollouts teach nothing")
         _require(self.micro_batch >= 1, "micro_batch must be at least 1")
@@ -227,8 +235,8 @@ def _check_suite(suite: SuiteConfig) -> None:
     for task in suite.tasks:
         _require(task.horizon_steps > 0, f"suite task {task.slug} needs horizon_steps > 0")
         _require(task.instruction, f"suite task {task.slug} needs an instruction")
-    for name in ("train_init_states", "eval_init_states"):
-        _require(getattr(suite, name) >= 1, f"suite.{name} must be at least 1")
+    _require(suite.train_init_states >= 0, "suite.train_init_states must be at least 0")
+    _require(suite.eval_init_states >= 1, "suite.eval_init_states must be at least 1")
 
 
 def _require(condition: object, message: str) -> None:

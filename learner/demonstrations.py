@@ -2,7 +2,8 @@
 
 A shard holds, for N frames: agentview, wrist u8[N, H, W, 3]; proprio f32[N, P]; task i16[N];
 actions f32[N, K, A] (the expert's next K actions from that frame, environment convention);
-state f32[N, S] and target f32[N, 6] (privileged, for auxiliary losses only); episode i32[N].
+state f32[N, S] and target f32[N, 6] (privileged, for auxiliary losses only; [N, 0] where the
+demonstrator's simulator is not at hand); episode i32[N].
 `meta.json` beside the shards names the tasks and their instructions.
 """
 
@@ -31,7 +32,7 @@ class Demonstrations:
     task: np.ndarray  # i16[N], index into `slugs`
     actions: np.ndarray  # f32[N, K, A]
     state: np.ndarray  # f32[N, S]
-    target: np.ndarray  # f32[N, 6]
+    target: np.ndarray  # f32[N, 6], or as `state` [N, 0]: not known
     slugs: tuple[str, ...]
     instructions: tuple[str, ...]
 
@@ -61,6 +62,10 @@ def load_demonstrations(folders: list[Path], task: str | None = None) -> Demonst
         frames += len(columns["task"][-1])
     if frames == 0:
         raise DemonstrationError(f"no frames in {[str(f) for f in folders]}")
+    for name in FRAME_ARRAYS:
+        shapes = {part.shape[1:] for part in columns[name]}
+        if len(shapes) > 1:
+            raise DemonstrationError(f"{name} differs between shards: {sorted(shapes)} a frame")
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     instructions = tuple(entry["instruction"] for entry in metas[0]["tasks"])
     return Demonstrations(**joined, slugs=slugs, instructions=instructions)

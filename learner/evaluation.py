@@ -6,13 +6,16 @@ depends on mode, task, init state and slot alone: rows are compared on the same 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from agent.wire.messages import Order, Phase
 from learner.config import LearnerConfig
+from learner.instructions import instruction_for
 from learner.matrix import SuccessMatrix
 from learner.store import EpisodeRow
 
 ROLLOUT, GREEDY = "rollout", "greedy"
+ONCE, AT_END = "once", "at_end"
 
 
 @dataclass(frozen=True)
@@ -59,25 +62,44 @@ def empty_matrices(config: LearnerConfig) -> dict[str, SuccessMatrix]:
     }
 
 
+def mode_temperature(config: LearnerConfig, mode: str) -> float:
+    """Of sampling; 0 is greedy."""
+    return 0.0 if mode == GREEDY else config.temperature
+
+
+def conditions(config: LearnerConfig, mode: str) -> dict[str, Any]:
+    """What a success rate of `mode` is measured under: no rate is told without.
+
+    success: "once", at any step, or "at_end", at the last one.
+    """
+    return {
+        "protocol": config.suite.protocol,
+        "temperature": mode_temperature(config, mode),
+        "success": ONCE if config.suite.stop_at_success else AT_END,
+    }
+
+
 def _orders(
     config: LearnerConfig, row: int, mode: str, slug: str, version: str
 ) -> tuple[Order, ...]:
     task, evaluation = config.task(slug), config.evaluation
     held_out = slug in config.suite.held_out_tasks
     slots = evaluation.held_out_slots_per_state if held_out else evaluation.slots_per_state
+    if evaluation.middle_slots_per_state is not None and 0 < row < len(config.suite.train_tasks):
+        slots = evaluation.middle_slots_per_state
     return tuple(
         Order(
             order_id=f"eval/{row}/{mode}/{slug}/{state}",
             suite=config.suite.name,
             task=slug,
-            instruction=task.instruction,
+            instruction=instruction_for(config, slug, "eval", state),
             split="eval",
             init_state=state,
             horizon_steps=task.horizon_steps,
             slots=1 if mode == GREEDY else slots,
             phase=Phase.EVAL,
             version=version,
-            temperature=0.0 if mode == GREEDY else config.temperature,
+            temperature=mode_temperature(config, mode),
             run_seed=config.seed,
             noise_key=f"eval/{mode}/{slug}/{state}",
             row=row,

@@ -9,6 +9,7 @@ from agent.wire.messages import Order, Phase
 from learner.advantages import is_degenerate, leave_one_out, normalise_group
 from learner.checkpoint import Place
 from learner.config import LearnerConfig
+from learner.instructions import instruction_for
 from learner.randomness import keyed_rng
 from learner.store import EpisodeRow
 
@@ -88,15 +89,16 @@ class Collection:
         task = config.task(config.suite.train_tasks[place.task_index])
         cursor = place.groups_used + index
         order_id = f"train/{place.task_index}/{place.update_id + 1}/{self._attempt}/{index}"
+        init_state = init_state_at(
+            config.seed, place.task_index, cursor, config.suite.train_init_states
+        )
         return Order(
             order_id=order_id,
             suite=config.suite.name,
             task=task.slug,
-            instruction=task.instruction,
+            instruction=instruction_for(config, task.slug, "train", init_state),
             split="train",
-            init_state=init_state_at(
-                config.seed, place.task_index, cursor, config.suite.train_init_states
-            ),
+            init_state=init_state,
             horizon_steps=task.horizon_steps,
             slots=slots,
             phase=Phase.TRAIN,

@@ -26,7 +26,14 @@ from agent.episode import read_episode
 from agent.wire.messages import BASE_VERSION
 from learner.checkpoint import Place
 from learner.config import LearnerConfig, TaskConfig
-from learner.evaluation import ROLLOUT, Cell, count_cell, empty_matrices, plan_row
+from learner.evaluation import (
+    ROLLOUT,
+    Cell,
+    conditions,
+    count_cell,
+    empty_matrices,
+    plan_row,
+)
 from learner.filmstrip import save_filmstrip
 from learner.groups import Group
 from learner.matrix import SuccessMatrix
@@ -154,7 +161,7 @@ class Loop:
             self.matrices[cell.mode].record(row, cell.task, successes, trials)
             self.watchers.progress.write(
                 "eval", row=row, mode=cell.mode, task=cell.task, version=version,
-                temperature=cell.orders[0].temperature, successes=successes, trials=trials,
+                **conditions(self.config, cell.mode), successes=successes, trials=trials,
                 time_s={"wait": time.monotonic() - started_s},
             )  # fmt: skip
             if row in (0, len(self.config.suite.train_tasks)):
@@ -199,6 +206,7 @@ class Loop:
             iteration=self.place.iteration,
             version=self.publication.version,
             episodes_collected=self.place.episodes,
+            **conditions(self.config, ROLLOUT),
             successes=successes,
             trials=len(episodes),
             per_task={task.slug: [successes, len(episodes)]},

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from agent.measuring import add_disk_sources, program_version
 from agent.metrics import LearnerMetrics
+from learner.config import LearnerConfig
+from learner.evaluation import GREEDY, ROLLOUT, conditions
 
 WAITING = "waiting_for_agent"
 NEEDS_AGENT = (WAITING, "evaluating", "collecting")  # states in which nothing happens without it
@@ -26,6 +28,16 @@ class Exports:
         metrics.build_info.labels(program_version(), "learner").set(1)
         metrics.add_source("learner_state", self._show_state, metrics.learner_state)
         self.note_progress()
+
+    def tell_conditions(self, config: LearnerConfig) -> None:
+        """Exports what the run's success rates are measured under."""
+        for mode in (ROLLOUT, GREEDY):
+            under = conditions(config, mode)
+            info = self.metrics.run_info.labels(
+                config.suite.name, under["protocol"], mode, f"{under['temperature']:g}",
+                under["success"],
+            )  # fmt: skip
+            info.set(1)
 
     def measure_disk(self, state_dir: Path) -> None:
         """Exports the space there, measured at every scrape."""

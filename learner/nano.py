@@ -26,6 +26,7 @@ class NanoConfig:
     out: str = ""
     work: str = ""
     base: str = ""
+    readable: list[str] = field(default_factory=list)  # instructions beyond the demonstrated ones
     unnorm_key: str = "tabletop"
     patch_size: int = 16
     chunk_size: int = 5
@@ -64,8 +65,8 @@ def build(config: NanoConfig) -> None:
     model, prompts = _start(config, demos, settings.seed)
     sampler = FrameSampler(demos, prompts, model, config.unnorm_key, settings)
     stages = {"see": see_stage, "act": act_stage}
-    if config.base:
-        del stages["see"]  # it can already see
+    if config.base or not demos.state.shape[1]:
+        del stages["see"]  # it can already see, or what is to be seen is not known
     log = (work / "pretrain.jsonl").open("a", buffering=1)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress, log:
@@ -98,7 +99,7 @@ def _start(
         shutil.copy(Path(config.base) / "tokenizer.json", work / "tokenizer.json")
         model = load_model(Path(config.base)).requires_grad_(True)
         return model, PromptEncoder(work, model.config)
-    tokenizer = build_nano_tokenizer(list(demos.instructions))
+    tokenizer = build_nano_tokenizer(list(demos.instructions), unlearned=config.readable)
     tokenizer.save(str(work / "tokenizer.json"))
     geometry = build_nano_config(
         tokenizer,

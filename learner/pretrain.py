@@ -247,7 +247,8 @@ def act_stage(model: OpenVLA, sampler: FrameSampler, config: PretrainConfig) -> 
     def loss(batch: Batch) -> tuple[Tensor, dict[str, float]]:
         output = policy(batch.input_ids_BL, batch.pixels_BNCHW, batch.proprio_BP, batch.mask_BL)
         action = soft_label_loss(output.logits_BKAV, batch.tokens_BKA, config.label_sigma_bins)
-        target = (readout(output.hidden_BKAH[:, 0, 0]) - batch.target_BD).square().mean()
+        error = (readout(output.hidden_BKAH[:, 0, 0]) - batch.target_BD).square()
+        target = error.sum() / max(1, error.numel())  # 0 where no target is known
         gap = (output.logits_BKAV.argmax(-1) - batch.tokens_BKA)[..., :3].abs().float().mean()
         figures = {"action": action.item(), "target": target.item(), "bins_off": gap.item()}
         return action + config.target_weight * target, figures

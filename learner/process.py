@@ -27,7 +27,7 @@ from agent.wire.systemd import MAIN, ServiceManager
 from learner.checkpoint import CheckpointFolder
 from learner.config import LearnerConfig
 from learner.critic import ValueHead
-from learner.evaluation import GREEDY, ROLLOUT
+from learner.evaluation import GREEDY, ROLLOUT, conditions
 from learner.grpo import GrpoTeacher
 from learner.health import Vitals
 from learner.link import AgentLink, Session
@@ -149,6 +149,7 @@ def _exporting(
 ) -> Iterator[tuple[Exports, Vitals]]:
     """Serves metrics and health meanwhile; endpoints.json says where."""
     exports, vitals = Exports(LearnerMetrics()), Vitals()
+    exports.tell_conditions(config)
     exports.resume(*store.totals())  # before the first scrape, which would take 0 for a reset
     exports.measure_disk(state_dir)
     add_ready_source(exports.metrics, vitals.health)
@@ -261,8 +262,8 @@ def results(
         "tasks": rollout.tasks,
         "train_tasks": list(suite.train_tasks),
         "held_out_tasks": list(suite.held_out_tasks),
-        "matrix": rollout.to_dict(),
-        "greedy": greedy.to_dict(),
+        "matrix": rollout.to_dict() | conditions(config, ROLLOUT),
+        "greedy": greedy.to_dict() | conditions(config, GREEDY),
         "metrics": rollout.metrics(),
         "greedy_metrics": {
             name: value

@@ -26,14 +26,16 @@ def _work(config: SimConfig, stop: StopFlag) -> None:
     from sim_bridge.suites import make_suite
     from sim_bridge.worker import Worker
 
-    suite = make_suite(config.suite, config.image_size)
+    suite = make_suite(config)
     log = EndLog(Path(config.log_path))
     heartbeat = Heartbeat(Path(config.heartbeat_path)) if config.heartbeat_path else None
     manager = ServiceManager()
     keys = find_client_keys(config.keys_dir)
     dealer = DealerClient(config.endpoint, config.request_timeout_s, keys=keys)
     requests = RequestTable(dealer, config.request_timeout_s)
-    worker = Worker(suite, requests, log, config.client_id, config.envs)
+    worker = Worker(
+        suite, requests, log, config.client_id, config.envs, stop_at_success=config.stop_at_success
+    )
 
     def status() -> str:
         ended = ", ".join(f"{count} {outcome}" for outcome, count in worker.counts.items())

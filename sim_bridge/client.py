@@ -101,8 +101,8 @@ class RequestTable:
         self.cancel(key)
         now = self._clock()
         request = Request(key, message, now, now + self._timeout_s)
+        self._transmit(request)  # what cannot be sent is not open, either
         self._by_key[key] = request
-        self._transmit(request)
 
     def cancel(self, key: Hashable) -> None:
         """Forgets the request of `key`; its answer, if it still comes, is dropped."""

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from agent.wire.errors import ConfigError
 
 _CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass
+class GymnasiumConfig:
+    """What of an environment is what. Keys of nested observations are joined by "/"."""
+
+    env_id: str = ""  # of gymnasium.make; "module:Id" imports the module first; "": no such suite
+    arguments: dict[str, Any] = field(default_factory=dict)  # for gymnasium.make
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)  # slug -> more arguments
+    cameras: dict[str, str] = field(default_factory=dict)  # camera -> key of u8[H, W, 3]
+    proprio: list[str] = field(default_factory=list)  # keys, joined in this order
+    success: str = "is_success"  # key of `info`
 
 
 @dataclass
@@ -19,6 +32,10 @@ class SimConfig:
     suite: str = "tabletop"
     envs: int = 8  # bodies driven at once
     image_size: int = 64  # pixels a side, where the suite can choose
+    protocol: str = "disjoint"  # of a LIBERO suite: openvla, vlacrl or disjoint
+    renderer: str = "exact"  # of a LIBERO suite: exact or fast
+    stop_at_success: bool = True  # false: on to the horizon; what holds at its end counts
+    gymnasium: GymnasiumConfig = field(default_factory=GymnasiumConfig)  # makes the suite
     client_id: str = "sim-0"  # unique among the agent's clients
     log_path: str = "client.jsonl"  # answered episode ends
     heartbeat_path: str = ""  # a file with the time of the last answer; "": none
@@ -28,13 +45,13 @@ class SimConfig:
     die_with_parent: bool = False  # SIGTERM to itself when the parent process ends (Linux)
 
     def __post_init__(self) -> None:
-        _require_client_id(self.client_id)
-        _require_range("envs", self.envs, 1, 1024)
-        _require_range("image_size", self.image_size, 8, 640)
-        _require_range("request_timeout_s", self.request_timeout_s, 0.05, 600)
-        _require_range("threads", self.threads, 1, 1024)
+        require_client_id(self.client_id)
+        require_range("envs", self.envs, 1, 1024)
+        require_range("image_size", self.image_size, 8, 640)
+        require_range("request_timeout_s", self.request_timeout_s, 0.05, 600)
+        require_range("threads", self.threads, 1, 1024)
         if self.idle_exit_s is not None:
-            _require_range("idle_exit_s", self.idle_exit_s, 0, 1e9)
+            require_range("idle_exit_s", self.idle_exit_s, 0, 1e9)
 
 
 @dataclass
@@ -52,13 +69,14 @@ class ProbeConfig:
     die_with_parent: bool = False
 
     def __post_init__(self) -> None:
-        _require_client_id(self.client_id)
-        _require_range("rate_hz", self.rate_hz, 0.01, 1000)
-        _require_range("request_timeout_s", self.request_timeout_s, 0.05, 600)
-        _require_range("threads", self.threads, 1, 1024)
+        require_client_id(self.client_id)
+        require_range("rate_hz", self.rate_hz, 0.01, 1000)
+        require_range("request_timeout_s", self.request_timeout_s, 0.05, 600)
+        require_range("threads", self.threads, 1, 1024)
 
 
-def _require_client_id(client_id: str) -> None:
+def require_client_id(client_id: str) -> None:
+    """Raises ConfigError unless the agent would take it."""
     if not _CLIENT_ID.fullmatch(client_id):
         raise ConfigError(
             "client_id: expected 1 to 64 letters, digits, '.', '_' or '-', starting with a letter "
@@ -66,6 +84,7 @@ def _require_client_id(client_id: str) -> None:
         )
 
 
-def _require_range(name: str, value: float, low: float, high: float) -> None:
+def require_range(name: str, value: float, low: float, high: float) -> None:
+    """Raises ConfigError unless low <= value <= high."""
     if not low <= value <= high:
         raise ConfigError(f"{name}: expected {low:g} to {high:g}, got {value}")

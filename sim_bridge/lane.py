@@ -58,6 +58,7 @@ class Episode:
     versions: list[str] = field(default_factory=list)  # distinct, as the chunks named them
     step_index: int = 0  # of the Act asked next or waited for
     steps: int = 0
+    first_success: int = 0  # step after which the predicate held first; 0: it never did
     actions_KA: np.ndarray | None = None
     executed_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
 
@@ -130,14 +131,18 @@ class Lane:
             budget_steps = episode.lease.horizon_steps - episode.steps
             played = self.player.play(episode.actions_KA, budget_steps)
             episode.executed_K = played.executed_K
+            if played.first_success and not episode.first_success:
+                episode.first_success = episode.steps + played.first_success
             episode.steps += played.steps
+            is_last = episode.steps >= episode.lease.horizon_steps
+            if not played.over and not is_last:
+                return self._observe()
             if played.success:
                 return self._end(Outcome.SUCCESS, "")
+            once = f"success once, at step {episode.first_success}" if episode.first_success else ""
             if played.over:
-                return self._end(Outcome.FAILURE, "the body ended the episode")
-            if episode.steps >= episode.lease.horizon_steps:
-                return self._end(Outcome.TIMEOUT, "")
-            return self._observe()
+                return self._end(Outcome.FAILURE, once or "the body ended the episode")
+            return self._end(Outcome.TIMEOUT, once)
         except BodyFailed as error:
             return self.abort(str(error))
 

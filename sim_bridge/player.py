@@ -22,21 +22,27 @@ class BodyFailed(BridgeError):
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """What became of a chunk. executed_K: u8[K] `Executed` codes; steps: actions executed."""
+    """What became of a chunk. executed_K: u8[K] `Executed` codes; steps: actions executed.
+
+    first_success: after how many of these steps the predicate held first; 0 if it never did.
+    """
 
     executed_K: np.ndarray
     steps: int
-    success: bool
-    over: bool  # the body ended the episode, solved or not
+    success: bool  # the predicate holds at the end
+    over: bool  # success, or the body, ended the episode
+    first_success: int
 
 
 class Player:
     """The body of one lane, made when its task first comes up and after each failure."""
 
-    def __init__(self, suite: Suite) -> None:
+    def __init__(self, suite: Suite, stop_at_success: bool = True) -> None:
+        """stop_at_success: whether an episode ends with the first step that solves its task."""
         self.spent_s: defaultdict[str, float] = defaultdict(float)  # in the body
         self.steps = 0
         self._suite = suite
+        self._stop_at_success = stop_at_success
         self._body: Body | None = None
         self._task = ""
 
@@ -75,15 +81,18 @@ class Player:
     def _play(self, actions_KA: np.ndarray, budget_steps: int) -> Played:
         body = self._the_body()
         executed_K = np.full(len(actions_KA), Executed.NOT_RUN, np.uint8)
-        over, steps = False, 0
+        over, steps, first_success = False, 0, 0
         for k, action_A in enumerate(actions_KA[:budget_steps]):
             clipped_A, limited = clip_action(body, action_A)
             over = body.apply(clipped_A)
             executed_K[k] = Executed.LIMITED if limited else Executed.RUN
             steps += 1
-            if over or body.success:
+            if body.success:
+                first_success = first_success or steps
+                over = over or self._stop_at_success
+            if over:
                 break
-        return Played(executed_K, steps, body.success, over)
+        return Played(executed_K, steps, body.success, over, first_success)
 
     def _the_body(self) -> Body:
         if self._body is None:

@@ -40,7 +40,10 @@ class Body(Protocol):
         """What the policy needs to see; renders only when called."""
 
     def apply(self, action_A: np.ndarray) -> bool:
-        """Executes one control step; True when the episode is over before its horizon."""
+        """Executes one control step; True when the body cannot go on, solved or not.
+
+        Success alone is no reason: whether it ends the episode is a setting of the worker.
+        """
 
     def close(self) -> None:
         """Releases what the body holds; called once."""

@@ -1,4 +1,4 @@
-"""What both bridge processes do before their work: arguments, config, threads, signals, errors."""
+"""What all bridge processes do before their work: arguments, config, threads, signals, errors."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from agent.wire.errors import ConfigError, PerennialError
-from sim_bridge.config import ProbeConfig, SimConfig
 
 BAD_INPUT = 2  # exit status
 FAILED = 1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
-Config = TypeVar("Config", SimConfig, ProbeConfig)
+
+class ProcessConfig(Protocol):
+    """What the settings of every process of the bridge have."""
+
+    threads: int
+    die_with_parent: bool
+
+
+Config = TypeVar("Config", bound=ProcessConfig)
 
 
 class StopFlag:
@@ -60,14 +67,12 @@ def run_process(
             os.environ[variable] = str(config.threads)
         stop = StopFlag()
         if config.die_with_parent:
-            _die_with(parent)
+            die_with(parent)
         work(config, stop)
-    except ConfigError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return BAD_INPUT
     except PerennialError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return FAILED
+        # One line: a supervisor shows the last one of a log.
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT if isinstance(error, ConfigError) else FAILED
     return 0
 
 
@@ -99,7 +104,7 @@ def load_config(schema: type[Config], path: Path | None, overrides: list[str]) -
         raise ConfigError(f"config: {text} (settings: {', '.join(base)})") from error
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Asks the kernel for SIGTERM when `parent` ends; ends at once if it already has."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:

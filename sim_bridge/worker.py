@@ -55,11 +55,14 @@ class Worker:
         client_id: str,
         envs: int,
         clock: Callable[[], float] = time.monotonic,
+        stop_at_success: bool = True,
     ) -> None:
         self.counts: Counter[str] = Counter()  # outcomes, and "dropped" episodes
         self.wait_s = 0.0  # time in which no body had work
         instance_id = uuid.uuid4().hex
-        self.lanes = [Lane(Player(suite), client_id, instance_id) for _ in range(envs)]
+        self.lanes = [
+            Lane(Player(suite, stop_at_success), client_id, instance_id) for _ in range(envs)
+        ]
         self._suite = suite
         self._requests = requests
         self._log = log
@@ -91,6 +94,7 @@ class Worker:
             self._on_silence()
         if self._ready:
             self._advance(self._ready.popleft())
+            self._busy_at_s = self._clock()  # a turn of a slow body is no idle time
 
     def summary(self) -> dict[str, object]:
         """What was done and where the time went, for the log and the benchmarks."""

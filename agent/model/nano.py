@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,15 +21,18 @@ TOKEN_PATTERN = "|".join([*map(re.escape, PHRASES), r"[A-Za-z0-9]+", r"[^A-Za-z0
 PAD_TO_MULTIPLE_OF = 64
 
 
-def build_nano_tokenizer(instructions: list[str], n_action_bins: int = 256) -> Tokenizer:
+def build_nano_tokenizer(
+    instructions: list[str], n_action_bins: int = 256, unlearned: Sequence[str] = ()
+) -> Tokenizer:
     """A word-level tokenizer for the prompt template and every word of `instructions`.
 
     Ids follow the published scheme: 0 unknown, 1 BOS, 2 STOP, words, unused entries, and the
     action bins last in a vocabulary whose size is a multiple of 64; PAD is the id after it.
+    New words of `unlearned`, instructions that are to be readable only, come after the others.
     """
-    texts = [PROMPT_TEMPLATE.format(task=""), *(text.lower() for text in instructions)]
-    words = sorted({word for text in texts for word in re.findall(TOKEN_PATTERN, text)})
-    entries = [UNKNOWN, BOS, STOP, EMPTY, *words]
+    words = _words([PROMPT_TEMPLATE.format(task=""), *(text.lower() for text in instructions)])
+    later = _words([text.lower() for text in unlearned])
+    entries = [UNKNOWN, BOS, STOP, EMPTY, *words, *(word for word in later if word not in words)]
     unpadded = -(-(len(entries) + n_action_bins) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
     entries += [f"<unused{i}>" for i in range(unpadded - n_action_bins - len(entries))]
     entries += [f"<action{i}>" for i in range(n_action_bins)]
@@ -42,6 +46,10 @@ def build_nano_tokenizer(instructions: list[str], n_action_bins: int = 256) -> T
         single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
     )
     return tokenizer
+
+
+def _words(texts: Sequence[str]) -> list[str]:
+    return sorted({word for text in texts for word in re.findall(TOKEN_PATTERN, text)})
 
 
 def build_nano_config(

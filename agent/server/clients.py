@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from agent.metrics import PROTOCOL
 from agent.server.core import Core
 from agent.server.exchange import Exchange
-from agent.server.telemetry import SimTelemetry
+from agent.server.telemetry import ClientTelemetry
 from agent.server.validation import check_name, check_protocol_version, check_range
 from agent.wire.errors import WireError
 from agent.wire.messages import (
     PROTOCOL_VERSION,
-    TELEMETRY_NAMES,
     Assign,
     Assignments,
     EpisodeStart,
@@ -23,6 +22,7 @@ from agent.wire.messages import (
     Telemetry,
     Welcome,
 )
+from agent.wire.telemetry import TELEMETRY_NAMES
 
 LEASES_MAX = 256  # per Assign
 NAME_MAX_CHARS = 200
@@ -52,7 +52,7 @@ class Clients:
         self._core = core
         self._lease_s = lease_s
         self._clients: dict[str, Client] = {}
-        self._telemetry = SimTelemetry(core.metrics)
+        self._telemetry = ClientTelemetry(core.metrics)
         self._give_back: Callable[[str], None] = lambda client_id: None
 
     def on_replaced(self, give_back: Callable[[str], None]) -> None:

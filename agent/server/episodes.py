@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from agent.episode import ChunkRecord, EndRecord, EpisodeMeta, mint_episode_id
+from agent.episode import EndRecord, EpisodeMeta, mint_episode_id
 from agent.ledger import SealedRow
 from agent.policy import ActRequest, ActResult
 from agent.server.clients import Clients
@@ -99,6 +99,7 @@ class Episodes:
             )
         else:
             check_observation(message, self._core.policy)
+            episode.require_known(message.executed, self._core.policy.chunk_steps)
             self._infer(episode, PendingAct(message, [exchange]), exchange.received_s)
 
     def end(self, message: EpisodeEnd, exchange: Exchange) -> None:
@@ -109,9 +110,13 @@ class Episodes:
         elif (waiters := episode.owned_by(exchange.sender).end_waiters) is not None:
             join(waiters, exchange, "the end")
         else:
-            check_end(message, episode.chunks, self._core.policy.chunk_steps)
+            check_end(message, episode.chunks)
+            # Who gives up cannot always say what became of the last actions.
+            is_abort = message.outcome == Outcome.ABORTED
+            require = episode.require_known if is_abort else episode.require_all
+            require(message.executed, self._core.policy.chunk_steps)
             self._seal(episode, message, [exchange])
-            count_actions(self._core.metrics, message.executed)
+            count_actions(self._core.metrics, episode, message.executed)
 
     # ---- silence, failure, shutdown ----------------------------------------------------------
 
@@ -244,30 +249,22 @@ class Episodes:
     def _record(self, episode: OpenEpisode, act: Act, result: ActResult) -> Chunk | WireError:
         """The reply, once the journal has taken it; a refusal leaves the step to be asked again."""
         meta = episode.meta
-        record = ChunkRecord(
-            step_index=act.step_index,
-            images=act.images if episode.keep_images else {},
-            proprio=act.proprio,
-            choices_KA=result.choices_KA,
-            logprobs_KA=result.logprobs_KA,
-            actions_KA=result.actions_KA,
-            version=meta.version,
-        )
         try:
-            self._core.journal.append(meta.episode_id, record)
+            self._core.journal.append(meta.episode_id, episode.record(act, result))
         except PerennialError as error:
             return wire_error_of(error, "recording a chunk")
         chunk = Chunk(meta.episode_id, act.step_index, result.actions_KA, meta.version)
         episode.remember(chunk, act.executed)
-        count_actions(self._core.metrics, act.executed)
+        count_actions(self._core.metrics, episode, act.executed)
+        episode.seams.sent(self._core.policy.normalise(result.actions_KA))
         return chunk
 
     # ---- ending ------------------------------------------------------------------------------
 
     def _abort(self, episode: OpenEpisode, reason: str) -> None:
         if episode.end_waiters is None:
-            executed = np.zeros(self._core.policy.chunk_steps, np.uint8)
-            end = EpisodeEnd(episode.meta.episode_id, Outcome.ABORTED, 0, executed, reason)
+            nothing = np.zeros(0, np.uint8)  # is known of the last actions
+            end = EpisodeEnd(episode.meta.episode_id, Outcome.ABORTED, 0, nothing, reason)
             self._seal(episode, end, [])
 
     def _seal(self, episode: OpenEpisode, end: EpisodeEnd, waiters: list[Exchange]) -> None:

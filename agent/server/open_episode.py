@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from agent.episode import EpisodeMeta
+from agent.episode import ChunkRecord, EpisodeMeta
 from agent.metrics import AgentMetrics
-from agent.policy import Policy, slot_hash
+from agent.policy import ActResult, Policy, slot_hash
 from agent.server.exchange import Exchange
 from agent.server.permissions import check_episode_owner
+from agent.server.seams import SeamMeter
 from agent.server.state import Task
 from agent.wire.errors import WireError
 from agent.wire.messages import Act, Chunk, Executed, Order, Phase
@@ -44,8 +45,8 @@ class PendingAct:
 class OpenEpisode:
     """An episode between its start and its durable seal.
 
-    owner: the client whose key opened it. executed: u8[K] per answered observation but the last.
-    replies: those of the last two steps.
+    owner: the client whose key opened it. executed: u8 codes, as they came, of the actions whose
+    fate is known. replies: those of the last two steps.
     """
 
     meta: EpisodeMeta
@@ -57,6 +58,7 @@ class OpenEpisode:
     chunks: int = 0  # answered observations
     executed: list[np.ndarray] = field(default_factory=list)
     replies: dict[int, Chunk] = field(default_factory=dict)
+    seams: SeamMeter = field(default_factory=SeamMeter)
     pending: PendingAct | None = None
     end_waiters: list[Exchange] | None = None  # set once the seal is under way
 
@@ -68,19 +70,54 @@ class OpenEpisode:
         check_episode_owner(self.meta.episode_id, self.owner, sender)
         return self
 
+    def require_known(self, executed: np.ndarray, chunk_steps: int) -> None:
+        """Raises WireError("bad_array") if an observation tells of more actions than were sent."""
+        told, sent = self._told() + len(executed), self.chunks * chunk_steps
+        if told > sent:
+            raise WireError(
+                "bad_array",
+                f"executed: {len(executed)} codes more make {told}, but {self.chunks} chunks of "
+                f"{chunk_steps} actions were sent",
+            )
+
+    def require_all(self, executed: np.ndarray, chunk_steps: int) -> None:
+        """Raises WireError("bad_array") unless these are the codes of all actions not yet told."""
+        wanted = self.chunks * chunk_steps - self._told()
+        if len(executed) != wanted:
+            raise WireError(
+                "bad_array",
+                f"executed: expected uint8[{wanted}], the fate of every action not yet told of, "
+                f"got {len(executed)}",
+            )
+
+    def record(self, act: Act, result: ActResult) -> ChunkRecord:
+        """What is written of an observation and its answer."""
+        return ChunkRecord(
+            step_index=act.step_index,
+            images=act.images if self.keep_images else {},
+            proprio=act.proprio,
+            choices_KA=result.choices_KA,
+            logprobs_KA=result.logprobs_KA,
+            actions_KA=result.actions_KA,
+            version=self.meta.version,
+        )
+
     def remember(self, chunk: Chunk, executed: np.ndarray) -> None:
-        """Takes an answer; `executed` is what its observation said of the chunk before."""
-        if self.chunks:
-            self.executed.append(executed.copy())
+        """Takes an answer; `executed` is what its observation said of actions before."""
+        self.executed.append(executed.copy())
         self.chunks += 1
         self.replies[chunk.step_index] = chunk
         self.replies.pop(chunk.step_index - 2, None)
 
     def executed_TK(self, last: np.ndarray, chunk_steps: int) -> np.ndarray:
-        """u8 codes of all chunks; `last` are those of the last one."""
-        if not self.chunks:
-            return np.zeros((0, chunk_steps), np.uint8)
-        return np.stack([*self.executed, last])
+        """u8 codes of all chunks; `last` are those not told before, or fewer: not run."""
+        codes = np.zeros(self.chunks * chunk_steps, np.uint8)
+        told = np.concatenate([*self.executed, last])
+        codes[: len(told)] = told
+        return codes.reshape(self.chunks, chunk_steps)
+
+    def _told(self) -> int:
+        return sum(len(codes) for codes in self.executed)
 
 
 def own_task_order(slug: str, task: Task, version: str) -> Order:
@@ -129,11 +166,13 @@ def make_meta(
     )
 
 
-def count_actions(metrics: AgentMetrics, executed_K: np.ndarray) -> None:
-    """Counts what a client says became of a chunk's actions."""
-    for code, count in enumerate(np.bincount(executed_K).tolist()):
+def count_actions(metrics: AgentMetrics, episode: OpenEpisode, executed: np.ndarray) -> None:
+    """Counts what a client says became of an episode's actions, and measures their seams."""
+    for code, count in enumerate(np.bincount(executed).tolist()):
         if count:
             metrics.actions_total.labels(Executed(code).name.lower()).inc(count)
+    for jump in episode.seams.told(executed):
+        metrics.chunk_seam_jump.labels(episode.meta.phase).observe(jump)
 
 
 def join(waiters: list[Exchange], exchange: Exchange, what: str) -> None:

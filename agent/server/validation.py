@@ -27,7 +27,7 @@ TEMPERATURE_MAX = 100.0
 MATRIX_ROW_MAX = 1000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # clients, start keys
-_SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")  # suites, tasks, splits: they become labels
+_SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")  # suites, tasks, splits: they become labels
 # Order ids are paths of plain words, never with an empty or dotted part.
 _ORDER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _ORDER_ID_MAX_CHARS = 200
@@ -81,21 +81,21 @@ def check_observation(act: Act, policy: Policy) -> None:
             f"proprio: expected float32[{policy.proprio_dim}], "
             f"got {proprio.dtype}{list(proprio.shape)}",
         )
-    check_executed(act.executed, 0 if act.step_index == 0 else policy.chunk_steps)
+    check_executed(act.executed)
 
 
-def check_executed(executed: np.ndarray, length: int) -> None:
-    """u8 `Executed` codes of one chunk. Raises WireError("bad_array")."""
-    if executed.dtype != np.uint8 or executed.shape != (length,):
+def check_executed(executed: np.ndarray) -> None:
+    """u8 `Executed` codes. Raises WireError("bad_array")."""
+    if executed.dtype != np.uint8 or executed.ndim != 1:
         raise WireError(
             "bad_array",
-            f"executed: expected uint8[{length}], got {executed.dtype}{list(executed.shape)}",
+            f"executed: expected uint8[n], got {executed.dtype}{list(executed.shape)}",
         )
-    if length and executed.max() > max(Executed):
+    if len(executed) and executed.max() > max(Executed):
         raise WireError("bad_array", f"executed: codes are 0 to {int(max(Executed))}")
 
 
-def check_end(end: EpisodeEnd, chunks: int, chunk_steps: int) -> None:
+def check_end(end: EpisodeEnd, chunks: int) -> None:
     """The end of an episode with `chunks` answered observations.
 
     Raises WireError (bad_outcome, bad_array, bad_message).
@@ -109,7 +109,7 @@ def check_end(end: EpisodeEnd, chunks: int, chunk_steps: int) -> None:
             "bad_outcome",
             f"outcome {end.outcome} before the first answered observation; only aborted fits",
         )
-    check_executed(end.executed, chunk_steps if chunks else 0)
+    check_executed(end.executed)
     check_range("steps", end.steps, 0, HORIZON_MAX_STEPS)
     if len(end.reason) > REASON_MAX_CHARS:
         raise WireError("bad_message", f"reason: at most {REASON_MAX_CHARS} characters")

@@ -138,8 +138,9 @@ class Act:
     """One observation; keyed (episode_id, step_index), a repeat gets the stored reply.
 
     images: camera -> u8[H, W, 3] RGB, upright as the policy expects it. proprio: f32[P].
-    executed: u8[K] `Executed` codes of the previous chunk's actions; empty at step_index 0.
-    Reply: Chunk.
+    executed: u8[n] `Executed` codes of the actions whose fate has become known since the message
+    before, in the order in which they were sent: all K of the previous chunk, or, where that is
+    still being played, those that it and the chunks before have left open. Reply: Chunk.
     """
 
     episode_id: str
@@ -163,7 +164,8 @@ class Chunk:
 class EpisodeEnd:
     """Ends an episode; answered only when its seal is durable. Reply: EpisodeSealed.
 
-    steps: control steps taken; executed: u8[K] codes of the last chunk's actions.
+    steps: control steps taken; executed: u8[n] codes of all actions not told of before, usually
+    the K of the last chunk.
     """
 
     episode_id: str
@@ -182,15 +184,9 @@ class EpisodeSealed:
     counted: bool
 
 
-# Bodies there are now, then totals since the client's process began.
-TELEMETRY_NAMES = (
-    "envs", "step_seconds", "render_seconds", "wait_seconds", "steps", "requests_resent",
-)  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """Bridge-side figures that the agent exports (names of TELEMETRY_NAMES). Reply: Ok."""
+    """Bridge-side figures that the agent exports (names of `agent.wire.telemetry`). Reply: Ok."""
 
     client_id: str
     gauges: dict[str, float]

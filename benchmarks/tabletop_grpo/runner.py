@@ -102,11 +102,11 @@ class RunProgress:
 def make_demonstrations(runs: Path, console: Console) -> None:
     """The expert's demonstrations; complete shards are kept."""
     words = [
-        f"--out={DEMOS}", f"--frames={DEMO_FRAMES}", f"--seed={DEMO_SEED}",
-        "--shard-frames=5000", "--workers=2",
+        "collect", "--suite=tabletop", f"--out={DEMOS}",
+        f"--frames={DEMO_FRAMES}", f"--seed={DEMO_SEED}", "--shard-frames=5000", "--workers=2",
     ]  # fmt: skip
     with console.status("demonstrations"):
-        _run_program("sim_bridge.tabletop.demos", words, PACKAGE_ROOT / runs / "demos.log")
+        _run_program("sim_bridge.demos", words, PACKAGE_ROOT / runs / "demos.log")
 
 
 def _run_program(

@@ -32,6 +32,7 @@ COMMANDS = {
     "serve": Command("agent", "the policy server"),
     "learn": Command("learner", "the learner, for a running server"),
     "sim": Command("sim_bridge", "a simulator worker, for a running server"),
+    "robot": Command("sim_bridge.robots", "one robot in real time, for a running server"),
     "eval": Command("deploy.local.run", "measure the base policy, train nothing", ("budget=eval",)),
     "plan": Command("learner.plan", "expected usable groups, episodes and hours of a training"),
     "setup": Command("deploy.setup", "settings and keys for services: compose or systemd"),
@@ -45,6 +46,11 @@ COMMANDS = {
         inner={"to-discrete": "learner.to_discrete"},
     ),
     "episodes": Command("agent.cli_episodes", "list and inspect recorded episodes"),
+    "demos": Command(
+        "sim_bridge.demos",
+        "collect, import and export demonstrations",
+        inner={"import": "learner.demos_import", "export": "learner.demos_export"},
+    ),
     "report": Command("deploy.local.report", "summary, plots and recount of a finished run"),
 }
 _EPILOG = """\

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from deploy.local.placement import BadSetting
+from deploy.local.placement import BadSetting, perturbed_name
 from deploy.local.processes import PACKAGE_ROOT
 
 CONFIGS = PACKAGE_ROOT / "configs"
@@ -36,7 +36,9 @@ def compose_unresolved(overrides: Sequence[str]) -> Any:
 
 def _compose(overrides: Sequence[str]) -> Any:
     from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
 
+    OmegaConf.register_new_resolver("perturbed", perturbed_name, replace=True)
     # The algorithm is the learner's own group; here it is chosen as the run's other groups are.
     short, full = "algorithm=", "algorithm@learner.algorithm="
     settings = [full + o.removeprefix(short) if o.startswith(short) else o for o in overrides]

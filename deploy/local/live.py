@@ -22,9 +22,11 @@ SPARK_UPDATES = 12  # the newest updates that a task's curve shows
 class LiveView:
     """Draws a run's progress until it is closed; a context manager."""
 
-    def __init__(self, console: Console, title: str, progress: Progress) -> None:
+    def __init__(self, console: Console, title: str, under: str, progress: Progress) -> None:
+        """under: what the success rates are measured under."""
         self._console = console
         self._title = title
+        self._under = under
         self._progress = progress
         self._started_s = time.monotonic()
         self._printed = ""
@@ -33,6 +35,8 @@ class LiveView:
     def __enter__(self) -> LiveView:
         if self._console.is_terminal:
             self._live.start()
+        else:
+            self._console.print(f"Success rates: {self._under}", highlight=False)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,7 +96,9 @@ class LiveView:
         table.add_column("task")
         for heading in ("before", "in training", "after", "change"):
             table.add_column(heading, justify="right")
-        table.add_column("success per update")
+        table.add_column("per update")
+        table.title, table.title_justify = f"success: {self._under}", "left"
+        table.title_style = "dim"
         for slug, view in self._progress.tasks.items():
             table.add_row(*_task_cells(slug, view, slug in self._progress.plan.held_out_tasks))
         return table
@@ -109,16 +115,10 @@ def _task_cells(slug: str, view: TaskView, is_held_out: bool) -> list[Text]:
         Text.assemble(slug, ("  held out", "dim")) if is_held_out else Text(slug),
         Text(_percent(base)),
         Text(_percent(recent), "bold"),
-        _after(latest[1], base) if latest else Text(""),
+        Text(_percent(latest[1]) if latest else ""),
         change,
         Text(_spark(view), "cyan"),
     ]
-
-
-def _after(rate: Rate, base: Rate | None) -> Text:
-    """An evaluation that is still under way says how far it is."""
-    is_partial = base is not None and rate.trials < base.trials
-    return Text.assemble((f"{rate.trials}: " if is_partial else "", "dim"), _percent(rate))
 
 
 def _spark(view: TaskView) -> str:
@@ -134,7 +134,8 @@ def _current(view: TaskView) -> Rate | None:
 
 
 def _percent(rate: Rate | None) -> str:
-    return f"{100 * rate.value:.0f}%" if rate and rate.trials else ""
+    """`48% n=64`; an evaluation that is still under way shows by its n how far it is."""
+    return f"{100 * rate.value:.0f}% n={rate.trials}" if rate and rate.trials else ""
 
 
 def _clock(seconds: float) -> str:

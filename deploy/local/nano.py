@@ -1,9 +1,10 @@
-"""`python -m deploy.local.nano`: rebuilds the bundled nano policy from nothing.
+"""`python -m deploy.local.nano`: rebuilds a bundled nano policy from nothing.
 
-As published VLAs are made: pretraining on much clean data, then fine-tuning on the demonstrations
-of one rig, whose operators misjudge places (`sim_bridge/tabletop/operators.py`), which the policy
-copies. Four programs, one after the other. Each keeps what is done in
-WORK, so the same command goes on after an interruption; it takes an hour or two on a CPU.
+For the tabletop as published VLAs are made: pretraining on much clean data, then fine-tuning on the
+demonstrations of one rig, whose operators misjudge places (`sim_bridge/tabletop/operators.py`),
+which the policy copies. For libero_spatial behaviour cloning of the scripted expert on five tasks,
+stopped while it still errs. Programs one after the other. Each keeps what is done in WORK, so the
+same command goes on after an interruption; it takes an hour or two on a CPU.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from deploy.local.composition import CONFIGS
 from deploy.local.processes import PACKAGE_ROOT, module_command, module_environment
 
-EXPERT_FRAMES, RIG_FRAMES = 120_000, 20_000
-CHUNK_STEPS = 5
 WORKERS = 2  # processes of the demonstrations, then threads of the training
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 COMMON = ("pretrain.compile=true", "pretrain.checkpoint_every=250", "pretrain.target_weight=1.0")
+EXPERT_FRAMES, RIG_FRAMES, TABLETOP_CHUNK = 120_000, 20_000, 5
 # Stopping short of the schedule: the fine-tuning brings the rate down.
 PRETRAIN = (
     "pretrain.see_steps=2000",
@@ -32,25 +33,52 @@ FINE_TUNE = (
     "pretrain.act_learning_rate=5e-4",
     "pretrain.warmup_steps=100",
 )
+LIBERO, LIBERO_TASKS, LIBERO_FRAMES, LIBERO_CHUNK = "libero_spatial", range(5), 30_000, 8
+CLONE = (
+    "pretrain.see_steps=1200",
+    "pretrain.act_steps=3500",
+    "pretrain.act_schedule_steps=4500",
+)
+Steps = list[tuple[str, list[str]]]
 
 
-def steps(work: Path, out: Path) -> list[tuple[str, list[str]]]:
+def tabletop_steps(work: Path, out: Path) -> Steps:
     """What is run, in order: module and its arguments."""
     clean = work / "clean"
+    record = [f"--chunk={TABLETOP_CHUNK}", "--shard-frames=10000"]
+    expert = ["--operators=expert", f"--frames={EXPERT_FRAMES}", "--seed=0"]
+    rig = ["--operators=misjudging", f"--frames={RIG_FRAMES}", "--seed=1"]
     return [
-        _record(work / "expert-demos", "expert", EXPERT_FRAMES, seed=0),
+        _record("tabletop", work / "expert-demos", [*record, *expert]),
         _train(work / "expert-demos", work / "pretrain", clean, *PRETRAIN),
-        _record(work / "rig-demos", "misjudging", RIG_FRAMES, seed=1),
+        _record("tabletop", work / "rig-demos", [*record, *rig]),
         _train(work / "rig-demos", work / "fine-tune", out, f"base={clean}", *FINE_TUNE),
     ]
 
 
-def _record(out: Path, operators: str, frames: int, seed: int) -> tuple[str, list[str]]:
-    words = [
-        f"--out={out}", f"--operators={operators}", f"--frames={frames}", f"--seed={seed}",
-        f"--chunk={CHUNK_STEPS}", "--shard-frames=10000", f"--workers={WORKERS}",
+def libero_steps(work: Path, out: Path) -> Steps:
+    """The same for five tasks of libero_spatial; the instructions of all ten can be read."""
+    from omegaconf import OmegaConf
+
+    suite = OmegaConf.load(CONFIGS / "suite" / f"{LIBERO}.yaml")
+    readable = ",".join(task.instruction for task in suite.tasks)
+    record = [
+        f"--tasks={','.join(map(str, LIBERO_TASKS))}", f"--frames={LIBERO_FRAMES}",
+        f"--chunk={LIBERO_CHUNK}", "--shard-frames=500",
     ]  # fmt: skip
-    return "sim_bridge.tabletop.demos", words
+    learn = [f"unnorm_key={LIBERO}", f"chunk_size={LIBERO_CHUNK}", f"readable=[{readable}]"]
+    return [
+        _record(LIBERO, work / "demos", record),
+        _train(work / "demos", work / "clone", out, *learn, *CLONE),
+    ]
+
+
+SUITES = {"tabletop": (tabletop_steps, "nano"), LIBERO: (libero_steps, "nano-libero")}
+
+
+def _record(suite: str, out: Path, settings: list[str]) -> tuple[str, list[str]]:
+    words = ["collect", f"--suite={suite}", f"--out={out}", *settings, f"--workers={WORKERS}"]
+    return "sim_bridge.demos", words
 
 
 def _train(demos: Path, work: Path, out: Path, *settings: str) -> tuple[str, list[str]]:
@@ -61,16 +89,15 @@ def _train(demos: Path, work: Path, out: Path, *settings: str) -> tuple[str, lis
 def main(argv: list[str] | None = None) -> int:
     """Runs the steps; returns the exit status of the first that fails, else 0."""
     parser = argparse.ArgumentParser(prog="deploy.local.nano", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("runs/nano"), help="what is kept")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=PACKAGE_ROOT / "agent" / "assets" / "nano",
-        help="folder of the model",
-    )
+    parser.add_argument("--suite", choices=list(SUITES), default="tabletop")
+    parser.add_argument("--work", type=Path, help="what is kept (default: runs/ and its name)")
+    parser.add_argument("--out", type=Path, help="folder of the model (default: the bundled one)")
     arguments = parser.parse_args(argv)
+    steps, name = SUITES[arguments.suite]
+    work = arguments.work or Path("runs") / name
+    out = arguments.out or PACKAGE_ROOT / "agent" / "assets" / name
     try:
-        for module, words in steps(arguments.work, arguments.out):
+        for module, words in steps(work, out):
             print(f"$ python -m {module} {shlex.join(words)}", flush=True)
             command = module_command(module, words)
             status = subprocess.run(command, env=module_environment(), check=False).returncode
@@ -79,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return INTERRUPTED
-    print(f"The nano policy is in {arguments.out}")
+    print(f"The nano policy is in {out}")
     return 0
 
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,11 @@ WAYS_OUT = {
     "model_dir": "give model.model_dir=FOLDER",
     "learner.suite.train_tasks": "give suite.train_tasks=[...] or task_order=[...]",
     "agent.tasks": "the suite's tasks come from suite.tasks; give one of your own another name",
+    **dict.fromkeys(
+        ("learner.suite.name", "sim.suite"), "give suite=NAME, and suite.perturb=[AXIS,...]"
+    ),
+    "protocol": "give suite/protocol=NAME, where the suite has it",
+    "stop_at_success": "give suite.stop_at_success=false or true",
 }
 LOCAL_WAYS_OUT = {
     **dict.fromkeys(("state_dir", "adapters_dir", "log_path"), _FOLDER),
@@ -90,9 +95,15 @@ def place_processes(
     by hand that differ.
     """
     suite, model_dir = tree["suite"], tree["model"]["model_dir"]
+    suite_name = perturbed_name(suite["name"], suite["perturb"])
     tasks = {
-        task["slug"]: {"instruction": task["instruction"], "suite": suite["name"]}
+        task["slug"]: {"instruction": task["instruction"], "suite": suite_name}
         for task in suite["tasks"]
+    }
+    # What the learner says of its rates is what the simulators do.
+    under = {
+        "protocol": suite["protocol"],
+        "stop_at_success": suite.get("stop_at_success", True),
     }
     agent = {
         "state_dir": str(run_dir / "agent"),
@@ -107,7 +118,7 @@ def place_processes(
         "adapters_dir": str(run_dir / "adapters"),
         "operator_endpoint": placement.operator_connect,
         "model_dir": model_dir,
-        "suite": {"train_tasks": suite["train_tasks"]},
+        "suite": {"train_tasks": suite["train_tasks"], "name": suite_name, **under},
     }
     processes = {
         "agent": Process("agent", agent | placement.agent),
@@ -116,11 +127,20 @@ def place_processes(
     endpoint = {"endpoint": placement.robots_connect}
     for name in placement.sims:
         own = {"client_id": name, "log_path": str(run_dir / name / "client.jsonl")}
-        processes[name] = Process("sim", endpoint | own | placement.client)
+        bodies = {"suite": suite_name, **under}
+        processes[name] = Process("sim", endpoint | bodies | own | placement.client)
     if tree["probe_rate_hz"] > 0:
         own = {"log_path": str(run_dir / "probe.jsonl"), "task": suite["train_tasks"][0]}
         processes["probe"] = Process("probe", endpoint | own | placement.client)
     return processes
+
+
+def perturbed_name(suite: str, perturb: Sequence[Any]) -> str:
+    """The name of `suite` with these perturbations: another suite, whose rates are its own."""
+    is_list = isinstance(perturb, Sequence) and not isinstance(perturb, str)
+    if not is_list or not all(isinstance(each, str) for each in perturb):
+        raise ValueError(f"suite.perturb: expected names like [camera,lighting], got {perturb!r}")
+    return "-".join([suite, *sorted(perturb)])
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from deploy.local.progress import ROLLOUT
 from deploy.local.records import Records
 from deploy.local.statistics import Matrix, Rate
 from deploy.local.summary import reported_matrix
+from deploy.local.table import conditions_of
 
 COLOURS = ("#0b7a75", "#d1495b", "#edae49", "#30638e", "#8d6a9f", "#5b8c5a", "#a0522d")
 GREY = "#777777"
@@ -60,7 +61,7 @@ def draw_success(records: Records, matrix: Matrix, summary: dict[str, Any], path
         ylabel="success rate",
         ylim=(-0.02, 1.02),
         title=f"{summary['suite']}, seed {summary['seed']}: {_change(summary)} over the trained "
-        f"tasks, temperature {summary['settings']['temperature']:g}",
+        f"tasks\n{conditions_of(summary)}; bars and bands: 95% Wilson intervals",
     )
     axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
     axes.grid(axis="y", alpha=0.25)
@@ -119,6 +120,8 @@ def _draw_evaluations(
         [rate.value - rate.interval()[0] for _, rate in measured],
         [rate.interval()[1] - rate.value for _, rate in measured],
     ]
+    trials = sorted({rate.trials for _, rate in measured})
+    n = "–".join(str(count) for count in dict.fromkeys((*trials[:1], *trials[-1:])))
     axes.errorbar(
         [place for place, _ in measured],
         values,
@@ -128,7 +131,7 @@ def _draw_evaluations(
         linestyle="--" if is_held_out else "-",
         linewidth=0.8,
         capsize=3,
-        label=f"{task} (held out)" if is_held_out else task,
+        label=f"{task}{' (held out)' if is_held_out else ''}, n = {n}",
     )
 
 
@@ -161,7 +164,7 @@ def draw_matrix(matrix: Matrix, summary: dict[str, Any], path: Path) -> None:
     labels = [f"{t}\n(held out)" if t in matrix.held_out_tasks else t for t in matrix.tasks]
     axes.set_xticks(range(len(labels)), labels, rotation=20, ha="right")
     axes.set_yticks(range(len(rows)), rows)
-    axes.set_title(f"success matrix, temperature {summary['settings']['temperature']:g}")
+    axes.set_title(f"success matrix\n{conditions_of(summary)}")
     figure.colorbar(image, ax=axes, format=mpl.ticker.PercentFormatter(1.0, decimals=0))
     figure.savefig(path, dpi=DPI)
     plt.close(figure)

@@ -36,10 +36,13 @@ class Plan:
         )
         states, slots = suite["eval_init_states"], evaluation["slots_per_state"]
         trained, held_out = suite["train_tasks"], suite["held_out_tasks"]
-        whole = states * (
-            len(trained) * slots + len(held_out) * evaluation["held_out_slots_per_state"]
-        )
+        held_out_slots = evaluation["held_out_slots_per_state"]
+        whole = states * (len(trained) * slots + len(held_out) * held_out_slots)
+        middle = evaluation.get("middle_slots_per_state")
         between = whole if evaluation["full_matrix"] else states * slots
+        if middle is not None:
+            cells = len(trained) + len(held_out) if evaluation["full_matrix"] else 1
+            between = states * middle * cells
         greedy = 2 * states * len(trained) if evaluation["greedy"] else 0
         return cls(
             train_tasks=list(trained),

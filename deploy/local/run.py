@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(overrides: list[str]) -> int:
     from rich.console import Console
 
+    from deploy.local.conditions import Conditions
     from deploy.local.live import LiveView
     from deploy.local.progress import Plan, Progress
     from deploy.local.runfolder import RunFolder
@@ -78,14 +79,16 @@ def _run(overrides: list[str]) -> int:
             )
             return 0
         resumes = folder.prepare(config, installed_versions())
-        progress = Progress(Plan.from_learner(config.processes["learner"]))
+        learner = config.processes["learner"]
+        progress = Progress(Plan.from_learner(learner))
+        under = str(Conditions.of_learner(learner))
         events = JsonTail(folder.path / "learner" / "progress.jsonl")
         ends = [JsonTail(path) for path in folder.client_logs(config.settings.workers)]
-        title = f"{config.tree['suite']['name']}, seed {config.settings.seed}, {folder.path}"
+        title = f"{learner['suite']['name']}, seed {config.settings.seed}, {folder.path}"
         console.print("Resuming." if resumes else "Starting: loading the policy.", style="dim")
         with Supervisor(config, stop) as supervisor:
             supervisor.start()
-            with LiveView(console, title, progress) as view:
+            with LiveView(console, title, under, progress) as view:
 
                 def tick() -> None:
                     progress.add_events(events.read())

@@ -28,6 +28,7 @@ STATE_NAME = "state.json"
 KEEP_S = 5.0
 FREE_SECTIONS = (
     "run_dir",
+    "workers",
     "report",
     "probe",
     "probe_rate_hz",
@@ -36,6 +37,7 @@ FREE_SECTIONS = (
     "stop_limit_s",
     "ready_limit_s",
 )
+BUNDLED_MODELS = ("agent/assets/nano", "agent/assets/nano-libero")
 OPEN_TABLES = ("agent.tasks.",)  # may get entries at any time: robots' own tasks
 
 log = logging.getLogger(__name__)
@@ -87,8 +89,12 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def client_logs(self, workers: int) -> list[Path]:
-        """The simulator workers' logs of answered episode ends."""
-        return [self.path / f"sim-{index}" / "client.jsonl" for index in range(workers)]
+        """The simulator workers' logs of answered episode ends.
+
+        Also of those that only an earlier start had, which may have run on another machine.
+        """
+        present = {self.path / f"sim-{index}" / "client.jsonl" for index in range(workers)}
+        return sorted(present | set(self.path.glob("sim-*/client.jsonl")))
 
     def is_finished(self) -> bool:
         """Whether an earlier start of the run came to its end."""
@@ -102,7 +108,7 @@ class RunFolder:
         """
         from omegaconf import OmegaConf
 
-        settings = {k: v for k, v in config.tree.items() if k not in FREE_SECTIONS}
+        settings = _portable({k: v for k, v in config.tree.items() if k not in FREE_SECTIONS})
         self._state = read_state(self.path)
         is_resumed = bool(self._state)
         if is_resumed:
@@ -135,6 +141,7 @@ class RunFolder:
     def _refuse_changes(
         self, recorded: dict[str, Any], present: dict[str, Any], overrides: tuple[str, ...]
     ) -> None:
+        recorded = _portable({k: v for k, v in recorded.items() if k not in FREE_SECTIONS})
         # What the shipped configuration gives where nobody sets what the record does not have.
         kept = [o.text for o in parse_overrides(overrides) if not _sets_new(o, recorded)]
         defaults = json.loads(json.dumps(compose_tree(kept)))
@@ -154,6 +161,15 @@ class RunFolder:
                 gone.key,
                 json.dumps(gone.recorded),
             )
+
+
+def _portable(settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` as they read wherever the package lies: its own models by their place in it."""
+    model = settings["model"]
+    for name in BUNDLED_MODELS:
+        if Path(model["model_dir"]).match(f"*/{name}"):
+            return {**settings, "model": {**model, "model_dir": name}}
+    return settings
 
 
 def _sets_new(override: Override, recorded: dict[str, Any]) -> bool:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deploy.local.capacity import AUTO, count_workers
 from deploy.local.composition import compose_tree
-from deploy.local.overrides import refuse_overrides
+from deploy.local.overrides import parse_overrides, refuse_overrides
 from deploy.local.placement import BadSetting, Placement, local_placement, place_processes
 from deploy.local.processes import PACKAGE_ROOT
 
@@ -63,11 +64,13 @@ def compose_run(
     override of what the place chooses.
     """
     tree = compose_tree(overrides)
+    _refuse_protocol_names(overrides)
     _check_settings(tree)
     suite = tree["suite"]
     suite["train_tasks"] = _choose_tasks(suite["train_tasks"], tree["task_order"])
     tree["model"]["model_dir"] = str(find_model(tree["model"]["model_dir"]))
-    placement = place(_run_dir(tree), tree["workers"])
+    workers = _count_workers(tree)
+    placement = place(_run_dir(tree), workers)
     placed = tree | placement.run
     processes = place_processes(_run_dir(placed), placed, placement)
     refuse_overrides(overrides, tree, placement, processes.values())
@@ -75,7 +78,7 @@ def compose_run(
     tree["learner"]["suite"]["train_tasks"] = suite["train_tasks"]
     tree["probe"]["task"] = suite["train_tasks"][0]
     names = RunSettings.__dataclass_fields__
-    settings = RunSettings(**{name: tree[name] for name in names})
+    settings = RunSettings(**{name: tree[name] for name in names} | {"workers": workers})
     settings.run_dir = _run_dir(tree)
     settings.threads = Threads(**tree["threads"])
     own = {name: process.settings(tree) for name, process in processes.items()}
@@ -84,6 +87,32 @@ def compose_run(
 
 def _run_dir(tree: dict[str, Any]) -> Path:
     return Path(tree["run_dir"]).expanduser().resolve()
+
+
+def _count_workers(tree: dict[str, Any]) -> int:
+    """`workers`, counted on this machine if it is auto.
+
+    The tree keeps the word: a run may go on where another number fits.
+    """
+    suite, workers = tree["suite"], tree["workers"]
+    if workers != AUTO:
+        return int(workers)
+    if "env_mb" not in suite:
+        raise BadSetting(
+            f"workers=auto: suite {suite['name']} does not say what a body takes (env_mb); "
+            "give workers=N"
+        )
+    return count_workers(suite["envs"], suite["env_mb"], Path(tree["model"]["model_dir"]))
+
+
+def _refuse_protocol_names(overrides: Sequence[str]) -> None:
+    """A name alone would stand over rates of another protocol's horizons and states."""
+    for override in parse_overrides(overrides):
+        if override.touches("suite.protocol"):
+            raise BadSetting(
+                f"{override.text}: a protocol is more than its name; give suite/protocol=NAME, "
+                "where the suite has it"
+            )
 
 
 def _choose_tasks(train_tasks: list[str], order: Any) -> list[str]:
@@ -121,8 +150,13 @@ def _check_settings(tree: dict[str, Any]) -> None:
         raise BadSetting(f"{missing[0]}: a run needs it; drop ~{missing[0]}")
     for name, low in (("workers", 1), ("seed", 0), ("restart_limit", 0)):
         value = tree[name]
+        if name == "workers" and value == AUTO:
+            continue
         if not isinstance(value, int) or value < low:
             raise BadSetting(f"{name}: expected an integer of at least {low}, got {value!r}")
+    envs = tree["suite"]["envs"]
+    if not isinstance(envs, int) or envs < 1:
+        raise BadSetting(f"suite.envs: expected an integer of at least 1, got {envs!r}")
     for name in ("probe_rate_hz", "restart_backoff_s", "stop_limit_s", "ready_limit_s"):
         value = tree[name]
         if not isinstance(value, int | float) or value < 0:

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from deploy.local.checker import Recount
+from deploy.local.conditions import Conditions
 from deploy.local.records import Records
 from deploy.local.statistics import Figure, Matrix
 
@@ -21,7 +22,10 @@ def reported_matrix(records: Records, name: str = "matrix") -> Matrix:
 
 
 def build_summary(records: Records, recounted: Recount) -> dict[str, Any]:
-    """The whole of summary.json. Success figures are at the rollout temperature."""
+    """The whole of summary.json. Success figures are at the rollout temperature.
+
+    Each matrix says under which protocol and temperature its rates were measured.
+    """
     results, config = records.results, records.config
     rollout, greedy = reported_matrix(records), reported_matrix(records, "greedy")
     return {
@@ -32,9 +36,9 @@ def build_summary(records: Records, recounted: Recount) -> dict[str, Any]:
         "tasks": results["tasks"],
         "train_tasks": results["train_tasks"],
         "held_out_tasks": results["held_out_tasks"],
-        "matrix": results["matrix"],
+        "matrix": results["matrix"] | Conditions.of_matrix(results, "matrix").as_dict(),
         **figures(rollout),
-        "greedy": {"matrix": results["greedy"]}
+        "greedy": {"matrix": results["greedy"] | Conditions.of_matrix(results, "greedy").as_dict()}
         | {k: v for k, v in figures(greedy).items() if k.startswith(("base_avg", "final_avg"))}
         | {k: v for k, v in figures(greedy).items() if k.startswith("gain")},
         "episodes": count_episodes(records)

@@ -8,17 +8,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from deploy.local.conditions import Conditions
 from deploy.local.statistics import Rate
 
 
 def draw_summary(summary: dict[str, Any]) -> RenderableType:
     """The success matrix, the figures a run is judged by, and what it cost."""
-    temperature = summary["settings"]["temperature"]
-    title = (
-        f"{summary['suite']}, seed {summary['seed']}: success on evaluation init states, "
-        f"temperature {temperature:g}"
-    )
-    return Group(Text(""), Text(title, "bold"), Text(""), _matrix(summary), _figures(summary))
+    title = f"{summary['suite']}, seed {summary['seed']}: success on evaluation init states"
+    under = f"{conditions_of(summary)}; 95% Wilson intervals"
+    head = (Text(""), Text(title, "bold"), Text(under, "dim"), Text(""))
+    return Group(*head, _matrix(summary), _figures(summary))
+
+
+def conditions_of(part: dict[str, Any]) -> Conditions:
+    """What the rates of a summary, or of its section `greedy`, were measured under."""
+    return Conditions(**{name: part["matrix"][name] for name in Conditions.__dataclass_fields__})
 
 
 def _matrix(summary: dict[str, Any]) -> Table:
@@ -51,9 +55,21 @@ def _figures(summary: dict[str, Any]) -> Table:
     episodes, swaps, greedy = summary["episodes"], summary["swaps"], summary["greedy"]
     rows = (
         ("", ""),
-        ("trained tasks", _change(summary, "base_avg", "final_avg", "gain")),
-        ("  greedy", _change(greedy, "base_avg", "final_avg", "gain")),
-        ("held-out tasks", _change(summary, "base_zero_shot", "final_zero_shot")),
+        (
+            "trained tasks",
+            _change(summary, "base_avg", "final_avg", "gain")
+            + _trials(summary, summary["matrix"], "train_tasks"),
+        ),
+        (
+            "  greedy (T = 0)",
+            _change(greedy, "base_avg", "final_avg", "gain")
+            + _trials(summary, greedy["matrix"], "train_tasks"),
+        ),
+        (
+            "held-out tasks",
+            _change(summary, "base_zero_shot", "final_zero_shot")
+            + _trials(summary, summary["matrix"], "held_out_tasks"),
+        ),
         ("forgetting (NBT)", _value(summary, "nbt", "+.1f")),
         (
             "episodes",
@@ -83,6 +99,15 @@ def _change(values: dict[str, Any], before: str, after: str, gain: str = "") -> 
         return f"{_value(values, before)}%"
     text = f"{_value(values, before)}% → {_value(values, after)}%"
     return text + (f"  ({_value(values, gain, '+.1f')} points)" if gain else "")
+
+
+def _trials(summary: dict[str, Any], matrix: dict[str, Any], group: str) -> str:
+    """`  n = 300`: episodes behind each of the two averages; both where they differ."""
+    columns = [summary["tasks"].index(task) for task in summary[group]]
+    rows = (matrix["trials"][0], matrix["trials"][-1])
+    counts = [sum(row[column] for column in columns) for row in rows]
+    different = dict.fromkeys(str(count) for count in counts if count)
+    return f"  n = {' → '.join(different)}" if different else ""
 
 
 def _value(values: dict[str, Any], name: str, form: str = ".1f") -> str:

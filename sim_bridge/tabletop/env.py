@@ -43,7 +43,8 @@ class TabletopEnv:
         self.task = task
         self.data = scene.mujoco.MjData(scene.model)
         self.steps = 0
-        self.success = False
+        self.success = False  # has it succeeded in this episode?
+        self.success_now = False  # does the predicate hold?
 
     def reset(self, split: str, init_state_index: int) -> None:
         """Put the scene into that initial state and let it settle."""
@@ -66,7 +67,7 @@ class TabletopEnv:
         data.time = 0.0
         self._sync()
         self.steps = 0
-        self.success = False
+        self.success = self.success_now = False
 
     def step(self, action_A: np.ndarray) -> bool:
         """Advance one control step; True once the task has succeeded in this episode.
@@ -85,7 +86,8 @@ class TabletopEnv:
         scene.mujoco.mj_step(scene.model, data, SUBSTEPS)
         self._sync()
         self.steps += 1
-        self.success = self.success or is_success(self)
+        self.success_now = is_success(self)
+        self.success = self.success or self.success_now
         return self.success
 
     def observe(self) -> dict[str, np.ndarray]:
@@ -129,7 +131,7 @@ class TabletopEnv:
         )
         self._sync()
         self.steps = snapshot.steps
-        self.success = snapshot.success
+        self.success, self.success_now = snapshot.success, is_success(self)
 
     def position(self, name: str) -> np.ndarray:
         """Centre of a cube or the puck, f64[3], m, world."""

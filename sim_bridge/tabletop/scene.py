@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sim_bridge.tabletop.gl import NoRenderBackend, select_backend
+from sim_bridge.gl import NoRenderBackend, select_backend
 
 GL_BACKEND_ERRORS = (ImportError, AttributeError, RuntimeError)
 CUBES = ("red", "green", "blue")
@@ -17,11 +17,12 @@ FREE_BODIES = (*CUBES, "puck")
 class Scene:
     """MjModel, addresses into its state, and one off-screen renderer.
 
-    `image_size` is the side of both square images in pixels. The renderer is created at the first
-    `render` call, so physics alone needs no OpenGL.
+    `image_size` is the side of both square images in pixels; `assets` and `bodies` are MuJoCo
+    elements that are added to the scene's <asset> and <worldbody>. The renderer is created at the
+    first `render` call, so physics alone needs no OpenGL.
     """
 
-    def __init__(self, image_size: int = 64) -> None:
+    def __init__(self, image_size: int = 64, assets: str = "", bodies: str = "") -> None:
         if not 8 <= image_size <= 640:
             raise ValueError(f"image_size: expected 8 to 640 pixels, got {image_size}")
         self.image_size = image_size
@@ -32,6 +33,9 @@ class Scene:
             raise _unusable(self.gl_backend, error) from error
         xml = resources.files("sim_bridge.tabletop").joinpath("scene.xml").read_text("utf-8")
         self.mujoco = mujoco
+        if assets or bodies:
+            added = f"{bodies}</worldbody><asset>{assets}</asset>"
+            xml = xml.replace("</worldbody>", added)
         self.model = mujoco.MjModel.from_xml_string(xml)
         model = self.model
         self.eef_site = model.site("eef").id

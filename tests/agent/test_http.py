@@ -30,9 +30,10 @@ from agent.measuring import add_ready_source
 from agent.metrics import AgentMetrics
 from agent.policy import ActResult
 from agent.server.endpoints import write_endpoints
-from agent.server.telemetry import SimTelemetry
+from agent.server.telemetry import ClientTelemetry
 from agent.wire.errors import ConfigError, WireError
 from agent.wire.messages import Activate, Executed, Hello, Telemetry
+from agent.wire.telemetry import AGE, AGE_BOUNDS_S, TELEMETRY_NAMES, Tally
 
 LIMIT_S = 30.0
 
@@ -291,7 +292,7 @@ def test_the_fate_of_each_action_is_counted_once(tmp_path):
 
 def test_simulators_add_up_and_never_go_back():
     metrics = AgentMetrics()
-    telemetry = SimTelemetry(metrics)
+    telemetry = ClientTelemetry(metrics)
 
     def steps() -> float:
         return metrics.registry.get_sample_value("perennial_sim_steps_total")
@@ -315,10 +316,34 @@ def test_simulators_add_up_and_never_go_back():
     assert metrics.registry.get_sample_value("perennial_sim_envs") == 8
 
 
+def test_robots_totals_become_histograms_and_counters():
+    metrics = AgentMetrics()
+    telemetry = ClientTelemetry(metrics)
+    ages = {"left": Tally(AGE, AGE_BOUNDS_S), "right": Tally(AGE, AGE_BOUNDS_S)}
+    for name, tally in ages.items():
+        telemetry.take(name, "1", {**tally.totals(), "ticks_held": 0.0, "clamped_rotation": 3.0})
+    for value in (0.01, 0.06, 9.0):
+        ages["left"].add(value)
+    ages["right"].add(0.06)
+    for name, tally in ages.items():
+        for _ in range(2):  # a repeat adds nothing
+            telemetry.take(name, "1", {**tally.totals(), "ticks_held": 4.0})
+    samples = samples_of(metrics.text().decode())
+    name = "perennial_observation_age_seconds"
+    assert [samples[f"{name}_bucket", le] for le in ("0.01", "0.05", "0.075", "5", "+Inf")] == (
+        [1, 1, 3, 3, 4]
+    )
+    assert samples[f"{name}_count",] == 4
+    assert samples[f"{name}_sum",] == pytest.approx(0.01 + 0.06 + 9.0 + 0.06)
+    assert samples["perennial_robot_ticks_total", "held"] == 8
+    assert samples["perennial_actions_clamped_total", "rotation"] == 0, "before the server knew"
+
+
 def test_what_workers_tell_is_exported(tmp_path):
     with running(tmp_path) as server:
         client = server.client()
         client.request(Hello("sim-0", "test"))
+        client.request(Telemetry("sim-0", dict.fromkeys(TELEMETRY_NAMES, 0.0)))
         for seconds in (0.0, 2.0):
             client.request(Telemetry("sim-0", {"envs": 3.0, "render_seconds": seconds}))
         assert server.sample("perennial_sim_seconds_total", part="render") == 2.0

@@ -211,10 +211,14 @@ def test_close_finishes_what_was_handed_over(tmp_path: Path) -> None:
 def test_the_episodes_command(
     tmp_path: Path, journal: Journal, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    journal.post_orders([make_order("greedy", phase="eval", temperature=0.0)], lambda: None)
     row, other = record(journal), record(journal, outcome="failure")
+    record(journal, order_id="greedy", phase="eval")
     run = str(tmp_path)
     assert episodes_command(["list", run]) == 0
-    assert "1 of     2 succeeded  left" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "1 of     2 succeeded  left\n" in listed  # of no order that is known
+    assert "1 of     1 succeeded  left  T = 0\n" in listed
     assert episodes_command(["show", run, row.episode_id]) == 0
     assert "chunk   2" in capsys.readouterr().out
     assert episodes_command(["verify", run]) == 0

@@ -120,8 +120,11 @@ class FinishedRun:
             }
             for name, found in cells.items()
         }
+        for name, temperature in (("matrix", 1.6), ("greedy", 0.0)):
+            under = {"protocol": "vlacrl", "temperature": temperature, "success": "at_end"}
+            matrices[name] |= under
         return {
-            "suite": "toy", "seed": 0, "temperature": 1.0, "tasks": TASKS,
+            "suite": "toy", "seed": 0, "temperature": 1.6, "tasks": TASKS,
             "train_tasks": TRAINED, "held_out_tasks": HELD_OUT, **matrices,
         }  # fmt: skip
 

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from deploy.local import nano
+from deploy.local.settings import compose_run
 from learner import nano as pretraining
 from learner.pretrain import PretrainConfig
+from sim_bridge.demos import __main__ as recording
+from sim_bridge.libero import demos as libero_demos
 from sim_bridge.tabletop import demos
 
-GENERATE, PRETRAIN = "sim_bridge.tabletop.demos", "learner.nano"
+GENERATE, PRETRAIN = "sim_bridge.demos", "learner.nano"
 
 
 def test_the_programs_take_their_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,14 +23,35 @@ def test_the_programs_take_their_arguments(monkeypatch: pytest.MonkeyPatch) -> N
         demos, "generate", lambda config, out, workers: recorded.append((config.operators, out))
     )
     monkeypatch.setattr(pretraining, "build", trained.append)
-    for module, words in nano.steps(Path("work"), Path("model")):
-        assert not {GENERATE: demos.main, PRETRAIN: pretraining.main}[module](words)
+    for module, words in nano.tabletop_steps(Path("work"), Path("model")):
+        assert not {GENERATE: recording.main, PRETRAIN: pretraining.main}[module](words)
     assert [operators for operators, _ in recorded] == ["expert", "misjudging"]
     assert [Path(*config.demos) for config in trained] == [out for _, out in recorded]
     first, second = trained
     assert (first.base, second.base, Path(second.out)) == ("", first.out, Path("model"))
     for config in trained:
         PretrainConfig(**config.pretrain)
+
+
+def test_the_libero_policy_reads_every_task_of_its_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[tuple[libero_demos.DemoConfig, Path]] = []
+    trained: list[pretraining.NanoConfig] = []
+    monkeypatch.setattr(
+        libero_demos, "generate", lambda config, out, workers: recorded.append((config, out))
+    )
+    monkeypatch.setattr(pretraining, "build", trained.append)
+    for module, words in nano.libero_steps(Path("work"), Path("model")):
+        assert not {GENERATE: recording.main, PRETRAIN: pretraining.main}[module](words)
+    ((demos_config, demos_out),), (training,) = recorded, trained
+    assert (training.demos, training.out) == ([str(demos_out)], "model")
+    assert (demos_config.suite, demos_config.chunk) == (training.unnorm_key, training.chunk_size)
+    suite = compose_run(["suite=libero_spatial", "model=nano-libero"]).tree["suite"]
+    assert training.readable == [task["instruction"] for task in suite["tasks"]]
+    assert suite["image_size"] == demos_config.image_size
+    assert suite["renderer"] == demos_config.renderer
+    known = [suite["tasks"][index]["slug"] for index in demos_config.tasks]
+    assert {*suite["train_tasks"], *suite["held_out_tasks"]} <= set(known)
+    PretrainConfig(**training.pretrain)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The live view's numbers, from lines as the processes write them."""
 
 import io
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from deploy.local.live import LiveView
 from deploy.local.progress import Plan, Progress
 from deploy.local.statistics import Rate
 from deploy.local.tail import JsonTail
+from learner.config import EvalConfig, LearnerConfig, SuiteConfig, TaskConfig
+from learner.evaluation import plan_row
 
 
 @pytest.fixture
@@ -48,6 +51,27 @@ def test_a_plan_counts_what_the_learner_will_order() -> None:
     # Base and final rows: two trained tasks at 100, one held out at 50; own row of the first task;
     # greedy on the trained tasks, before and after.
     assert plan.eval_episodes == 2 * 250 + 100 + 2 * 100
+
+
+@pytest.mark.parametrize("middle_slots", [None, 1, 4])
+@pytest.mark.parametrize("full_matrix", [False, True])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_plan_counts_every_row(middle_slots: int | None, full_matrix: bool, greedy: bool) -> None:
+    config = LearnerConfig(
+        suite=SuiteConfig(
+            "s",
+            [TaskConfig(slug, slug, 9) for slug in "abcxy"],
+            ["a", "b", "c"],
+            ["x", "y"],
+            eval_init_states=3,
+        ),
+        evaluation=EvalConfig(5, 2, middle_slots, greedy, full_matrix),
+    )
+    rows = [cell for row in range(4) for cell in plan_row(config, row, "v")]
+    ordered = sum(order.slots for cell in rows for order in cell.orders)
+    assert Plan.from_learner(asdict(config)).eval_episodes == ordered
+    middle = {order.slots for cell in plan_row(config, 2, "v") for order in cell.orders}
+    assert middle == ({middle_slots} if middle_slots else {5, 2} if full_matrix else {5})
 
 
 def test_successes_are_kept_by_task_and_purpose(progress: Progress) -> None:
@@ -95,15 +119,17 @@ def test_the_time_left_leaves_out_pauses(progress: Progress) -> None:
 def test_a_terminal_shows_every_task_and_a_file_only_changes(progress: Progress) -> None:
     progress.add_ends([end("eval/0/rollout/push/0#0"), end("eval/0/rollout/push/1#0", "timeout")])
     terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
-    with LiveView(terminal, "toy", progress) as view:
+    with LiveView(terminal, "toy", "protocol disjoint, T = 1", progress) as view:
         view.refresh("agent up")
     drawn = terminal.file.getvalue()  # type: ignore[attr-defined]
-    assert all(word in drawn for word in ("push", "pick", "stack", "50%", "agent up"))
+    assert all(word in drawn for word in ("push", "pick", "stack", "50% n=2", "T = 1", "agent up"))
     plain = Console(file=io.StringIO(), width=120)
-    with LiveView(plain, "toy", progress) as view:
+    with LiveView(plain, "toy", "protocol disjoint, T = 1", progress) as view:
         for _ in range(3):
             view.refresh("agent up")
-    assert plain.file.getvalue().count("Evaluating the base policy") == 1  # type: ignore[attr-defined]
+    printed = plain.file.getvalue()  # type: ignore[attr-defined]
+    assert printed.count("Evaluating the base policy") == 1
+    assert printed.count("protocol disjoint, T = 1") == 1
 
 
 def test_a_tail_reads_whole_lines_once(tmp_path: Path) -> None:

@@ -54,6 +54,34 @@ def test_a_run_that_only_measured_the_base_is_reported(
     assert report.main([str(run.run_dir), "--recount"]) == 0
 
 
+def test_every_rate_says_what_it_was_measured_under(
+    run: FinishedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main([str(run.run_dir)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "protocol vlacrl, T = 1.6, success at the end" in shown
+    assert "greedy (T = 0) 12.5" in shown
+    assert "n=4" in shown  # of a cell
+    assert "n = 8" in shown  # of both trained tasks
+    summary = json.loads((run.run_dir / "summary.json").read_text())
+    under = {"protocol": "vlacrl", "temperature": 1.6, "success": "at_end"}
+    assert summary["matrix"].items() >= under.items()
+    assert summary["greedy"]["matrix"].items() >= (under | {"temperature": 0.0}).items()
+
+
+def test_a_run_of_before_there_were_protocols_was_disjoint(
+    run: FinishedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run.run_dir / "learner" / "results.json"
+    results = json.loads(path.read_text())
+    for name in ("matrix", "greedy"):
+        for key in ("protocol", "temperature", "success"):
+            del results[name][key]
+    path.write_text(json.dumps(results))
+    assert report.main([str(run.run_dir)]) == 0
+    assert "protocol disjoint, T = 1.6, success once" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_summary_has_every_figure(run: FinishedRun) -> None:
     summary = json.loads((run.run_dir / "summary.json").read_text())
     assert set(summary) >= REQUIRED

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from deploy.local.placement import BadSetting, socket_folder
-from deploy.local.runfolder import STATE_NAME, RunFolder
+from deploy.local.runfolder import BUNDLED_MODELS, STATE_NAME, RunFolder
 from deploy.local.settings import compose_run
 
 
@@ -103,8 +103,62 @@ def test_nobody_may_change_a_setting_that_was_there_or_is_new(folder, compose, g
     assert folder.prepare(compose(), {})  # the refusal changed nothing
 
 
+def forget_how_success_counts(settings):
+    """As runs were recorded when an episode always ended at success."""
+    for section in (settings["suite"], settings["learner"]["suite"], settings["sim"]):
+        del section["stop_at_success"]
+    del settings["suite"]["env_mb"]
+
+
+def test_a_run_goes_on_counting_success_as_it_began(folder, compose):
+    begin(folder, compose(), forget_how_success_counts)
+    with pytest.raises(BadSetting, match=r"begun without sim\.stop_at_success, which is as"):
+        folder.prepare(compose("suite.stop_at_success=false"), {})
+    assert folder.prepare(compose(), {})
+
+
+def test_a_run_may_go_on_with_another_number_of_workers(folder, compose, monkeypatch):
+    monkeypatch.setattr("deploy.local.settings.count_workers", lambda *_: 3)
+    begin(folder, compose("suite.workers=auto"), lambda settings: None)
+    for name in ("sim-0", "sim-2"):
+        (folder.path / name).mkdir()
+        (folder.path / name / "client.jsonl").touch()
+    monkeypatch.setattr("deploy.local.settings.count_workers", lambda *_: 1)
+    config = compose("suite.workers=auto")
+    assert folder.prepare(config, {})
+    logs = [path.parent.name for path in folder.client_logs(config.settings.workers)]
+    assert logs == ["sim-0", "sim-2"]  # what sim-2 did is not forgotten
+
+
+def test_the_number_of_workers_is_free_and_older_records_of_it_count_for_nothing(
+    folder, compose, caplog
+):
+    begin(folder, compose("workers=2"), lambda settings: settings.update(workers=2))
+    assert folder.prepare(compose("workers=1"), {})
+    assert folder.prepare(compose("workers=3"), {})
+    assert "set no more" not in caplog.text
+
+
 def test_robots_own_tasks_may_come_at_any_time(folder, compose):
     begin(folder, compose(), lambda settings: None)
     assert folder.prepare(compose("+agent.tasks.pour.suite=arm"), {})
     with pytest.raises(BadSetting, match=r'begun with agent\.tasks\.pour\.suite="arm", not "leg"'):
         folder.prepare(compose("+agent.tasks.pour.suite=leg"), {})
+
+
+@pytest.mark.parametrize("name", BUNDLED_MODELS)
+def test_a_run_with_a_bundled_model_goes_on_where_the_package_lies_elsewhere(folder, name):
+    config = compose_run([f"model.model_dir={name}"])
+
+    def move(settings):
+        assert settings["model"]["model_dir"] == name, "recorded by its place in the package"
+        settings["model"]["model_dir"] = f"/elsewhere/{name}"  # as former releases did
+
+    begin(folder, config, move)
+    assert folder.prepare(config, {})
+
+
+def test_a_run_with_another_model_is_not_resumed(folder, compose):
+    begin(folder, compose(), lambda settings: None)
+    with pytest.raises(BadSetting, match=r"model\.model_dir"):
+        folder.prepare(compose_run(["model.model_dir=agent/assets/nano"]), {})

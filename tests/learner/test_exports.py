@@ -55,6 +55,16 @@ def test_counters_are_those_of_the_store_also_after_a_crash(tmp_path):
     assert value(second.exports, "learner_task_index") == 1
 
 
+def test_what_rates_are_measured_under_is_exported():
+    config = make_config()
+    config.suite.stop_at_success = False
+    exports = Exports(LearnerMetrics())
+    exports.tell_conditions(config)
+    for mode, temperature in (("rollout", "1.6"), ("greedy", "0")):
+        labels = {"suite": "toy", "suite_protocol": "disjoint", "solved": "at_end"}
+        assert value(exports, "run_info", mode=mode, temperature=temperature, **labels) == 1
+
+
 def test_figures_of_the_last_update_appear_with_it(tmp_path):
     run = Run(tmp_path, make_config())
     assert value(run.exports, "grpo_kl") is None

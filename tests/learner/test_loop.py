@@ -26,6 +26,9 @@ def test_a_whole_run_learns_publishes_and_measures_what_the_figures_need(uninter
     assert matrices["greedy"].trials.tolist() == [[2, 2, 0], [0, 0, 0], [2, 2, 0]]
     figures = results(run.config, matrices, run.store)
     assert figures["metrics"]["nbt"] is not None
+    under = {"protocol": "disjoint", "success": "once"}
+    assert figures["matrix"].items() >= (under | {"temperature": 1.6}).items()
+    assert figures["greedy"].items() >= (under | {"temperature": 0.0}).items()
     counts = run.store.counts()
     assert counts["eval"] == matrices["rollout"].trials.sum() + matrices["greedy"].trials.sum()
     assert counts["pending"] == counts["quarantined"] == 0
@@ -40,6 +43,12 @@ def test_progress_has_a_line_for_every_event(uninterrupted):
     lines = [json.loads(line) for line in text.splitlines()]
     iterations = [line for line in lines if line["event"] == "iteration"]
     assert [line["update"] for line in iterations] == [1, 2]
+    rates = [line for line in lines if "successes" in line]
+    assert all((line["protocol"], line["success"]) == ("disjoint", "once") for line in rates)
+    assert all(line["trials"] > 0 for line in rates)
+    assert {(line["event"], line.get("mode"), line["temperature"]) for line in rates} == {
+        ("iteration", None, 1.6), ("eval", "rollout", 1.6), ("eval", "greedy", 0.0)
+    }  # fmt: skip
     assert all(line["first_clip_fraction"] == 0.0 for line in iterations)
     assert all(line["lp_diff_max"] <= 1e-4 for line in iterations)
     assert all(line["hold_s"] == HOLD_S for line in iterations)

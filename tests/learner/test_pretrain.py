@@ -87,6 +87,18 @@ def test_the_rate_rises_then_falls_to_a_fiftieth() -> None:
     assert math.isclose(rates[100], 0.02)
 
 
+def test_demonstrations_without_a_known_scene_still_teach_to_act(shards, tmp_path) -> None:
+    for path in shards.glob("*.npz"):
+        arrays = dict(np.load(path))
+        unknown = {name: arrays[name][:, :0] for name in ("state", "target")}
+        np.savez(path, **(arrays | unknown))
+    losses = []
+    stage, sampler = make_stage(act_stage, shards, tmp_path)
+    stage.run(sampler, tmp_path / "act.pt", lambda step, figures: losses.append(figures))
+    assert all(math.isfinite(figures["loss"]) for figures in losses)
+    assert {figures["target"] for figures in losses} == {0.0}
+
+
 @pytest.mark.parametrize("make", [see_stage, act_stage])
 def test_a_killed_run_resumes_to_the_same_weights(make, shards, tmp_path) -> None:
     class Killed(Exception):

@@ -29,14 +29,15 @@ WITHOUT_LEARNING = (
 
 
 @contextmanager
-def noop_server(folder: Path) -> Iterator[str]:
-    """The robots' endpoint of a real server that answers zeros and knows the task "reach"."""
+def noop_server(folder: Path, task: str = "reach", *settings: str) -> Iterator[tuple[str, int]]:
+    """Robots' endpoint and process id of a real server that answers zeros and knows one task."""
     endpoints_path = folder / "agent" / "endpoints.json"
     words = [
-        sys.executable, "-m", "agent", "policy.kind=noop", "+tasks={reach: {instruction: reach}}",
+        sys.executable, "-m", "agent", "policy.kind=noop",
+        f"+tasks={{{task}: {{instruction: {task}}}}}",
         f"state_dir={folder}/agent", f"adapters_dir={folder}/adapters",
         f"robots_endpoint=ipc://{folder}/robots.sock",
-        f"operator_endpoint=ipc://{folder}/operator.sock",
+        f"operator_endpoint=ipc://{folder}/operator.sock", *settings,
     ]  # fmt: skip
     with process(words, folder / "agent.log") as server:
         deadline_s = time.monotonic() + READY_LIMIT_S
@@ -44,12 +45,12 @@ def noop_server(folder: Path) -> Iterator[str]:
             assert server.poll() is None, (folder / "agent.log").read_text()[-2000:]
             assert time.monotonic() < deadline_s, f"no server within {READY_LIMIT_S:g} s"
             time.sleep(0.05)
-        yield json.loads(endpoints_path.read_text())["robots"]
+        yield json.loads(endpoints_path.read_text())["robots"], server.pid
 
 
 @pytest.mark.slow
 def test_the_example_runs_its_episodes_without_a_learning_library(tmp_path: Path) -> None:
-    with noop_server(tmp_path) as endpoint:
+    with noop_server(tmp_path) as (endpoint, _):
         robot = subprocess.run(
             [sys.executable, "-c", WITHOUT_LEARNING, str(EXAMPLE), endpoint, "reach",
              str(tmp_path / "client.jsonl"), str(EPISODES)],

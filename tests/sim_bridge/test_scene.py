@@ -30,7 +30,7 @@ scene.render(data, "wrist")
 
 @pytest.mark.slow
 def test_a_scene_left_open_is_closed_before_the_display_ends() -> None:
-    script = "from sim_bridge.tabletop.gl import select_backend; select_backend()\n"
+    script = "from sim_bridge.gl import select_backend; select_backend()\n"
     done = subprocess.run(
         [sys.executable, "-c", script + FORGETS_TO_CLOSE],
         cwd=ROOT,

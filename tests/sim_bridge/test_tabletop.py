@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from sim_bridge.gl import NoRenderBackend, select_backend
 from sim_bridge.tabletop.demos import DemoConfig, generate, generate_shard, label_chunk
 from sim_bridge.tabletop.env import TabletopEnv
 from sim_bridge.tabletop.expert import expert_action
-from sim_bridge.tabletop.gl import NoRenderBackend, select_backend
 from sim_bridge.tabletop.goals import is_success
 from sim_bridge.tabletop.init_states import init_state
 from sim_bridge.tabletop.scene import Scene
@@ -230,7 +230,7 @@ def test_shards_are_seeded_resumed_and_loadable_without_pickle(tmp_path, scene):
 
 def test_missing_backends_name_the_package_to_install(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr("sim_bridge.tabletop.gl._probe", lambda backend: "no library")
+    monkeypatch.setattr("sim_bridge.gl._probe", lambda backend: "no library")
     with pytest.raises(NoRenderBackend) as caught:
         select_backend()
     assert "apt-get install -y libosmesa6" in str(caught.value).splitlines()

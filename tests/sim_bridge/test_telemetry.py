@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from scripted_server import ScriptedServer, make_lease
 
-from agent.wire.messages import TELEMETRY_NAMES, Telemetry
+from agent.wire.messages import Telemetry
 from agent.wire.sockets import DealerClient
+from agent.wire.telemetry import SIM_NAMES
 from sim_bridge import worker
 from sim_bridge.client import RequestTable
 from sim_bridge.log import EndLog
@@ -45,7 +46,7 @@ def test_told_times_only_grow_and_never_exceed_the_clock(
             working.run(should_stop)
     elapsed_s = time.perf_counter() - started_s
 
-    assert all(set(gauges) == set(TELEMETRY_NAMES) for gauges in told)
+    assert all(set(gauges) == set(SIM_NAMES) for gauges in told)
     times = ("step_seconds", "render_seconds", "wait_seconds")
     for name in (*times, "steps", "requests_resent"):
         totals = [gauges[name] for gauges in told]

@@ -277,6 +277,30 @@ def test_a_stopped_worker_ends_its_open_episodes_as_aborted(tmp_path: Path) -> N
         assert not any(line.counted for line in lines)
 
 
+def test_a_slow_body_is_not_taken_for_idleness(tmp_path: Path) -> None:
+    """Each of its steps takes longer than a worker without a lease would stay."""
+    late_s = 0.0
+
+    class SlowBody(ToyBody):
+        def apply(self, action_A: np.ndarray) -> bool:
+            nonlocal late_s
+            late_s += 2.0
+            return super().apply(action_A)
+
+    suite = ToySuite()
+    suite.make_body = SlowBody  # type: ignore[method-assign]
+    path = tmp_path / "client.jsonl"
+    with (
+        ScriptedServer([make_lease(k) for k in range(2)]) as server,
+        DealerClient(server.endpoint) as dealer,
+    ):
+        requests = RequestTable(dealer, 5.0)
+        clock = lambda: time.monotonic() + late_s  # noqa: E731
+        worker = Worker(suite, requests, EndLog(path), "sim-0", 1, clock=clock)
+        worker.run(lambda: False, idle_exit_s=1.0)
+        assert [line.outcome for line in assert_logged_once(server, path)] == ["success"] * 2
+
+
 def test_a_refused_start_gives_the_slot_up_and_asks_again(tmp_path: Path) -> None:
     with ScriptedServer([make_lease(0), make_lease(1)]) as server:
 

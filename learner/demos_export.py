@@ -1,0 +1,89 @@
+"""`perennial demos export`: recorded episodes as a data set in another format."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+DEFAULT_RATE_HZ = 20
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 written, 1 nothing to write or not writable, 2 bad arguments."""
+    arguments = _parser().parse_args(argv)
+
+    from agent.wire.errors import PerennialError  # after the parser: help is instant
+
+    try:
+        counts = export(arguments.folder, arguments.out, arguments.rate_hz)
+    except ImportError as error:
+        print(
+            f"perennial demos export: a package is missing ({error}); "
+            "pip install 'perennial-vla[demos]'",
+            file=sys.stderr,
+        )
+        return 1
+    except (PerennialError, OSError) as error:
+        print(f"perennial demos export: {error}", file=sys.stderr)
+        return 1
+    print(f"{arguments.out}: {counts.pop('episodes')} episodes, {counts.pop('frames')} frames")
+    for reason, count in counts.items():
+        print(f"left out: {count} {reason}")
+    return 0
+
+
+def export(folder: Path, out: Path, rate_hz: int) -> Counter[str]:
+    """Writes the LeRobot v3 data set `out`; returns "episodes", "frames", reason left out -> count.
+
+    Raises RecordingError if there is nothing to write, LeRobotError for what the format cannot
+    hold, StorageError.
+    """
+    from rich.progress import Progress
+
+    from agent.durable import StorageError, storage_errors
+    from learner.lerobot_dataset import LeRobotWriter
+    from learner.recording import LeftOut, RecordingError, episode_paths, read_recording
+
+    if out.exists():
+        raise StorageError(f"{out} exists; choose another --out")
+    counts: Counter[str] = Counter(episodes=0, frames=0)
+    paths = episode_paths(folder)
+    with storage_errors(out), LeRobotWriter(out, rate_hz) as writer, Progress() as progress:
+        for path in progress.track(paths, description="episodes"):
+            try:
+                recording = read_recording(path)
+            except LeftOut as reason:
+                counts[str(reason)] += 1
+                continue
+            writer.add(recording)
+            counts["episodes"] += 1
+            counts["frames"] += len(recording)
+        if not counts["episodes"]:
+            reasons = ", ".join(f"{n} {why}" for why, n in counts.items() if n)
+            raise RecordingError(f"{folder}: no episode to export ({reasons or 'no .mcap file'})")
+        writer.finish()
+    return counts
+
+
+def _rate(text: str) -> int:
+    rate_hz = int(text)
+    if rate_hz < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {rate_hz}")
+    return rate_hz
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="perennial demos export", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a run, or any folder with episodes (.mcap)")
+    parser.add_argument("--to", choices=["lerobot-v3"], required=True, help="the format")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the data set")
+    parser.add_argument(
+        "--rate-hz", type=_rate, default=DEFAULT_RATE_HZ, help="control steps per second (20)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

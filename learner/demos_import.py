@@ -1,0 +1,74 @@
+"""`perennial demos import`: demonstrations in another format as shards to train on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+_EPILOG = """\
+example:
+  perennial demos import --from libero-hdf5 libero_spatial/*.hdf5 --out demos --image-size 64
+
+Killed at any moment, the same command goes on where it was.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 imported, 1 a file that cannot be used, 2 bad arguments."""
+    arguments = _parser().parse_args(argv)
+
+    from agent.wire.errors import PerennialError  # after the parser: help is instant
+
+    try:
+        from learner.demonstrations import DemonstrationError
+        from learner.libero_import import ImportSettings, import_files
+
+        settings = ImportSettings(
+            arguments.chunk, arguments.stride, arguments.image_size, arguments.keep_noops
+        )
+        episodes, frames = import_files(arguments.paths, arguments.out, settings)
+    except ImportError as error:
+        print(
+            f"perennial demos import: a package is missing ({error}); "
+            "pip install 'perennial-vla[server,demos]'",
+            file=sys.stderr,
+        )
+        return 1
+    except (PerennialError, DemonstrationError, OSError) as error:
+        print(f"perennial demos import: {error}", file=sys.stderr)
+        return 1
+    print(f"{arguments.out}: {episodes} demonstrations, {frames} frames")
+    return 0
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="perennial demos import",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("paths", type=Path, nargs="+", metavar="FILE", help="one for each task")
+    parser.add_argument("--from", choices=["libero-hdf5"], required=True, help="the format")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--chunk", type=_count, default=8, help="actions per label (8)")
+    parser.add_argument("--stride", type=_count, default=1, help="control steps between frames (1)")
+    parser.add_argument("--image-size", type=_count, help="pixels (as in the files)")
+    parser.add_argument(
+        "--keep-noops",
+        action="store_true",
+        help="keep steps in which the robot was told nothing",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Demonstrations recorded with scripted experts, as frames to clone."""

@@ -1,0 +1,92 @@
+"""Demonstration shards: .npz files (no pickle) and the meta.json that describes the set.
+
+A shard is a pure function of its recorder's settings and its number, so a set that was interrupted
+is completed by the same command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sim_bridge.startup import die_with
+
+_COLUMNS = (
+    TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+)  # fmt: skip
+EPISODES_PER_SHARD = 100_000  # id space of one shard's episodes
+# (shard, frames) -> arrays of that many frames; sent to worker processes, so a module's own.
+Record = Callable[[int, int], dict[str, np.ndarray]]
+
+
+def shard_rng(seed: int, shard: int) -> np.random.Generator:
+    """The randomness of one shard."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(shard,))
+    return np.random.Generator(np.random.Philox(sequence))
+
+
+def stack_rows(rows: list[dict[str, np.ndarray]], frames: int) -> dict[str, np.ndarray]:
+    """The first `frames` rows as arrays with a leading N axis."""
+    return {key: np.stack([row[key] for row in rows[:frames]]) for key in rows[0]}
+
+
+def write_shards(
+    out: Path, meta: dict[str, Any], frames: int, shard_frames: int, record: Record, workers: int
+) -> None:
+    """Writes every shard that `out` lacks, `workers` at once, with progress on the terminal.
+
+    Raises ValueError if `out` holds the demonstrations of another `meta`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    _write_meta(meta, out)
+    counts = [min(shard_frames, frames - first) for first in range(0, frames, shard_frames)]
+    missing = [i for i in range(len(counts)) if not _shard_path(out, i).exists()]
+    done_frames = frames - sum(counts[i] for i in missing)
+    with (
+        Progress(*_COLUMNS) as progress,
+        ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)
+        ) as pool,
+    ):
+        bar = progress.add_task("frames", total=frames, completed=done_frames)
+        progress.console.print(f"{len(counts)} shards, {len(counts) - len(missing)} complete")
+        jobs = {pool.submit(_write_shard, record, i, counts[i], out): i for i in missing}
+        for job in as_completed(jobs):
+            job.result()
+            progress.advance(bar, counts[jobs[job]])
+            progress.console.print(f"shard {jobs[job]} written", highlight=False)
+
+
+def _shard_path(out: Path, shard: int) -> Path:
+    return out / f"shard-{shard:05d}.npz"
+
+
+def _write_shard(record: Record, shard: int, frames: int, out: Path) -> None:
+    arrays: dict[str, Any] = {**record(shard, frames)}
+    path = _shard_path(out, shard)
+    temporary = path.with_suffix(".partial")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _write_meta(meta: dict[str, Any], out: Path) -> None:
+    path = out / "meta.json"
+    if path.exists():
+        found = json.loads(path.read_text("utf-8"))
+        if found != meta:
+            raise ValueError(f"{path}: describes other demonstrations; choose another --out")
+        return
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(meta, indent=1), "utf-8")
+    temporary.replace(path)

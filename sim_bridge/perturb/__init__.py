@@ -1,0 +1,1 @@
+"""Perturbed variants of a suite: one axis of generalisation each, to be combined freely."""

@@ -1,0 +1,1 @@
+"""Robots in real time: a fixed control rate, chunks that overlap, limits, a watchdog."""

@@ -1,0 +1,98 @@
+"""`python -m sim_bridge.robots`: one robot in real time, episode after episode."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sim_bridge.robots.config import RobotConfig
+from sim_bridge.startup import StopFlag, run_process
+
+if TYPE_CHECKING:
+    from sim_bridge.log import EndLog
+    from sim_bridge.robots.robot import Robot
+    from sim_bridge.robots.runtime import Runtime
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the robot until its episodes are done or SIGTERM; returns the exit status."""
+    purpose = "Drives a robot at a fixed rate with the agent's policy."
+    return run_process("perennial robot", purpose, RobotConfig, _work, argv)
+
+
+def _work(config: RobotConfig, stop: StopFlag) -> None:
+    from agent.wire.keys import find_client_keys
+    from agent.wire.sockets import DealerClient
+    from sim_bridge.client import RequestTable
+    from sim_bridge.log import EndLog
+    from sim_bridge.robots.guard import Guard, make_limits
+    from sim_bridge.robots.judge import make_judge
+    from sim_bridge.robots.robot import Reporting
+    from sim_bridge.robots.robots import make_robot
+    from sim_bridge.robots.runtime import Pace, Runtime
+    from sim_bridge.robots.session import Session
+
+    keys = find_client_keys(config.keys_dir)
+    dealer = DealerClient(config.endpoint, config.request_timeout_s, keys=keys)
+    session = Session(RequestTable(dealer, config.request_timeout_s), config.client_id)
+    pace = Pace(
+        rate_hz=config.rate_hz,
+        lead_ticks=config.lead_ticks,
+        blend_ticks=config.blend_ticks,
+        stale_s=config.stale_s,
+        watchdog_s=config.watchdog_s,
+        give_up_s=config.give_up_s,
+    )
+    with ExitStack() as opened:
+        opened.callback(dealer.close)
+        log = EndLog(Path(config.log_path))
+        opened.callback(log.close)
+        robot = make_robot(config, stop)
+        opened.callback(_close, robot)
+        welcome = session.greet(f"sim_bridge.robots/{config.robot}", stop)
+        if welcome is None:
+            return
+        guard = Guard(make_limits(config.limits, welcome.action_dim))
+        judge = opened.enter_context(make_judge(config.outcome))
+        runtime = Runtime(robot, session, welcome, guard, judge, pace)
+        _run_episodes(config, runtime, log, stop)
+    summary = runtime.figures.summary()
+    if isinstance(robot, Reporting):
+        summary.update(robot.summary())
+    print(json.dumps(summary), flush=True)
+    if config.report_path:
+        Path(config.report_path).write_text(json.dumps(summary, indent=1), "utf-8")
+
+
+def _close(robot: Robot) -> None:
+    try:
+        robot.close()
+    except Exception as error:  # the driver's; what ended the process is told after it
+        text = f"perennial robot: close: {type(error).__name__}: {error}"
+        print(text, file=sys.stderr, flush=True)
+
+
+def _run_episodes(config: RobotConfig, runtime: Runtime, log: EndLog, stop: StopFlag) -> None:
+    from sim_bridge.robots.running import EpisodeLost
+
+    done = 0
+    # A recording is played to its end.
+    horizon_steps = sys.maxsize if config.robot == "replay" else config.horizon_steps
+    while not stop() and (config.episodes == 0 or done < config.episodes):
+        try:
+            line = runtime.run_episode(config.task, horizon_steps, stop)
+        except EpisodeLost as error:
+            if stop():
+                return
+            print(f"perennial robot: {error}; beginning another", file=sys.stderr, flush=True)
+            continue
+        log.append(line)
+        log.sync()
+        done += 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""LIBERO's HDF5 demonstrations as shards: what was seen, with the action that followed it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from learner import demos_import
+from learner.demonstrations import load_demonstrations
+
+T, K, SIZE = 9, 3, 8
+TASK = "KITCHEN_SCENE3_turn_on_the_stove"
+NOOPS = (2, 3, 6)  # of the steps
+
+
+def episode(seed: int) -> dict[str, np.ndarray]:
+    """T steps: row t of each observation is what is seen before action t; row T is the end."""
+    rng = np.random.default_rng(seed)
+    joints = np.cumsum(rng.uniform(0.01, 0.05, (T + 1, 7)), axis=0)
+    actions = rng.uniform(-1, 1, (T, 7))
+    actions[:, 6] = np.where(np.arange(T) < 5, -1.0, 1.0)
+    actions[NOOPS, :6] = 0.0
+    pictures = rng.integers(0, 256, (2, T + 1, SIZE, SIZE, 3), np.uint8)
+    return {
+        "actions": actions,
+        "states": np.concatenate([np.zeros((T + 1, 1)), joints, rng.normal(size=(T + 1, 30))], 1),
+        "agentview_rgb": pictures[0],
+        "eye_in_hand_rgb": pictures[1],
+        "ee_states": rng.normal(size=(T + 1, 6)),
+        "gripper_states": rng.normal(size=(T + 1, 2)),
+        "joint_states": joints + 1e-3,  # measured a little late
+    }
+
+
+def write(path: Path, episodes: list[dict[str, np.ndarray]], seen: str = "after") -> None:
+    """As LIBERO wrote them (observations after the action), or as made anew (before)."""
+    first = seen == "after"
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["bddl_file_name"] = f"chiliocosm/bddl_files/libero_90/{TASK}.bddl"
+        data.attrs["macros_image_convention"] = "opengl"
+        for number, arrays in reversed(list(enumerate(episodes))):
+            group = data.create_group(f"demo_{number}")
+            group["actions"], group["states"] = arrays["actions"], arrays["states"][:T]
+            for name in arrays.keys() - {"actions", "states"}:
+                group[f"obs/{name}"] = arrays[name][first : T + first]
+
+
+def run(path: Path, out: Path, *words: str) -> int:
+    return demos_import.main(
+        [str(path), "--from=libero-hdf5", f"--out={out}", f"--chunk={K}", *words]
+    )
+
+
+@pytest.mark.parametrize("seen", ["after", "before"])
+def test_a_frame_is_what_was_seen_before_its_actions(tmp_path: Path, seen: str) -> None:
+    path, episodes = tmp_path / "stove_demo.hdf5", [episode(0), episode(1)]
+    write(path, episodes, seen)
+    assert run(path, tmp_path / "out", "--keep-noops", "--stride=2") == 0
+    found = load_demonstrations([tmp_path / "out"])
+    assert found.slugs == (TASK.lower(),)
+    assert found.instructions == ("turn on the stove",)
+    # The first observation is not in a file that shows what was seen after each action.
+    steps = np.arange(1, T, 2) if seen == "after" else np.arange(0, T, 2)
+    assert len(found) == 2 * len(steps)
+    for number, arrays in enumerate(episodes):
+        rows = slice(number * len(steps), (number + 1) * len(steps))
+        still = np.zeros((K, 7))
+        still[:, 6] = arrays["actions"][-1, 6]
+        padded = np.concatenate([arrays["actions"], still]).astype(np.float32)
+        assert np.array_equal(found.actions[rows], [padded[t : t + K] for t in steps])
+        proprio = np.concatenate([arrays["ee_states"], arrays["gripper_states"]], 1)
+        assert np.array_equal(found.proprio[rows], proprio[steps].astype(np.float32))
+        for camera, name in (("agentview", "agentview_rgb"), ("wrist", "eye_in_hand_rgb")):
+            turned = np.rot90(arrays[name][steps], 2, axes=(1, 2))
+            assert np.array_equal(getattr(found, camera)[rows], turned)
+
+
+def test_steps_without_a_command_are_left_out(tmp_path: Path) -> None:
+    """Of 2, 3 and 6 the gripper does not move either; at 5 it does."""
+    path, arrays = tmp_path / "stove_demo.hdf5", episode(0)
+    arrays["actions"][5, :6] = 0.0
+    write(path, [arrays], "before")
+    assert run(path, tmp_path / "out") == 0
+    found = load_demonstrations([tmp_path / "out"])
+    kept = [t for t in range(T) if t not in NOOPS]
+    assert np.array_equal(found.actions[:, 0], arrays["actions"][kept].astype(np.float32))
+    turned = np.rot90(arrays["agentview_rgb"][kept], 2, axes=(1, 2))
+    assert np.array_equal(found.agentview, turned)
+
+
+def test_an_interrupted_import_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "stove_demo.hdf5", tmp_path / "out"
+    write(path, [episode(0), episode(1)])
+    assert run(path, out, "--image-size=4") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    whole = load_demonstrations([out])
+    assert whole.agentview.shape[1:] == (4, 4, 3)
+    first, second = sorted(out.glob("*.npz"))
+    kept = first.stat().st_mtime_ns
+    second.unlink()
+    assert run(path, out, "--image-size=4") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    assert first.stat().st_mtime_ns == kept
+    again = load_demonstrations([out])
+    assert np.array_equal(again.wrist, whole.wrist)
+    assert np.array_equal(again.actions, whole.actions)
+    assert run(path, out, "--image-size=5") == 1
+    assert "other demonstrations" in capsys.readouterr().err
+
+
+def test_what_is_no_demonstration_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refusal(path: Path) -> str:
+        assert run(path, tmp_path / "out") == 1
+        return capsys.readouterr().err
+
+    path = tmp_path / "x_demo.hdf5"
+    assert "x_demo.hdf5" in refusal(path)
+    path.write_bytes(b"no HDF5")
+    assert "expected a LIBERO HDF5 file" in refusal(path)
+    for name, value, word in (
+        ("demo_0/obs/ee_states", np.full((T, 6), np.nan), "finite"),
+        ("demo_0/obs/agentview_rgb", np.zeros((T, SIZE, SIZE, 3)), "uint8"),
+        ("demo_0/actions", np.zeros((T, 6)), r"shape (9, 6)"),
+        ("demo_0/obs/joint_states", None, "missing"),
+    ):
+        write(path, [episode(0)])
+        with h5py.File(path, "r+") as file:
+            del file["data"][name]
+            if value is not None:
+                file["data"][name] = value
+        said = refusal(path)
+        assert "demo_0" in said
+        assert word in said
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert meta["config"]["files"] == ["x_demo.hdf5"]

@@ -1,0 +1,34 @@
+"""`make libero QUICK=1`: the whole loop on LIBERO, with the policy that comes with the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from observed_run import process
+
+from deploy.local.processes import module_command
+
+LIMIT_S = 900.0
+
+
+@pytest.mark.slow
+def test_three_libero_tasks_are_learned_in_sequence(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    words = [
+        "suite=libero_spatial", "model=nano-libero", "budget=libero-quick", "workers=2",
+        "threads.learner=1", f"run_dir={run_dir}",
+    ]  # fmt: skip
+    command = module_command("deploy.local.run", words)
+    with process(command, tmp_path / "run.log") as run:
+        assert run.wait(LIMIT_S) == 0, (tmp_path / "run.log").read_text()[-3000:]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["swaps"]["count"] == len(summary["train_tasks"]) == 3
+    for name, temperature in (("matrix", 1.0), ("greedy", 0.0)):
+        matrix = summary[name] if name == "matrix" else summary[name]["matrix"]
+        assert (matrix["protocol"], matrix["success"]) == ("disjoint", "once")
+        assert matrix["temperature"] == temperature
+    episodes = summary["episodes"]
+    assert (episodes["aborted"], episodes["lost"], episodes["duplicated"]) == (0, 0, 0)
+    assert sum(map(sum, summary["matrix"]["trials"])) + 6 == episodes["eval"], "6 are greedy"
