@@ -1,0 +1,1 @@
+"""What LIBERO costs here, and what its scripted experts can do."""
