@@ -160,12 +160,13 @@ class ClientList:
     def _read_again(self, stamp: tuple[int, ...]) -> None:
         if stamp == self._stamp:
             return
-        self._stamp = stamp
         try:
             self._by_key = _by_key(read_clients(self._path))
             log.info("%s: %d clients", self._path, len(self._by_key))
         except ConfigError as error:
             log.error("the clients stay as they were: %s", error)
+        # Last: another thread that finds this stamp looks a key up without waiting for the lock.
+        self._stamp = stamp
 
     def _look(self) -> tuple[int, ...]:
         """What changes when the file does."""

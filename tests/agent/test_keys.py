@@ -4,6 +4,8 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent import cli_keys
-from agent.wire import keys
+from agent.wire import client_list, keys
 from agent.wire.client_list import ClientList, Permission, parse_clients, read_clients
 from agent.wire.errors import ConfigError
 
@@ -297,6 +299,26 @@ def test_changes_count_from_the_next_look_on_and_damage_changes_nothing(server, 
     (server / "clients.yaml").write_bytes(good)
     keys.remove_client(server, "a")
     assert clients.find(KEY) is None
+
+
+def test_a_look_while_another_thread_reads_waits_for_the_new_list(server, monkeypatch):
+    clients = ClientList(server / "clients.yaml")
+    keys.allow_client(server, "a", KEY, ["act"])
+    reading, go_on = threading.Event(), threading.Event()
+
+    def read_slowly(path):
+        reading.set()
+        assert go_on.wait(30.0)
+        return read_clients(path)
+
+    monkeypatch.setattr(client_list, "read_clients", read_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(clients.find, KEY)
+        assert reading.wait(30.0)
+        second = pool.submit(clients.find, KEY)
+        assert not wait([second], timeout=0.2).done, "it has nothing to answer with yet"
+        go_on.set()
+        assert first.result(30.0) == second.result(30.0) is not None
 
 
 def test_a_list_that_others_can_write_is_refused(server):
