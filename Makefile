@@ -119,7 +119,7 @@ libero: $(BODIES_STAMP) $(GL_STAMP) ## learn three LIBERO tasks in sequence (hou
 	$(BIN)/perennial run suite=libero_spatial model=nano-libero \
 	  $(if $(QUICK),budget=libero-quick run_dir=runs/libero-quick,budget=libero run_dir=runs/libero)
 
-bench: $(STAMP) $(GL_STAMP) ## speed of the server alone; where an iteration's time goes; robots' ticks
+bench: $(BODIES_STAMP) $(GL_STAMP) ## speed of the server alone; where an iteration's time goes; robots' ticks
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.iteration
 	$(BIN)/python -m benchmarks.robot_rate

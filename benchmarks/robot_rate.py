@@ -34,10 +34,23 @@ RESULTS = Path("runs") / "robot-rate.json"
 RATE_HZ = 20.0
 HORIZON_STEPS = 100
 TASK, INSTRUCTION = "pick_red_tray", "put the red cube in the tray"
-# Settings of `perennial robot` for each robot; {recorded} is a folder with episodes of the task.
+ARMS = Path(__file__).parents[1] / "tests" / "sim_bridge" / "robots"  # has a simulated LeRobot arm
+_KEYS = ",".join([*(f"joint{k}.pos" for k in range(6)), "gripper.pos"])
+# Settings of `perennial robot` for each robot; {folder}/recorded has episodes of the task.
 ROBOTS: dict[str, list[str]] = {
     "simulated": ["robot=simulated", "suite=tabletop"],
-    "replay": ["robot=replay", "replay_dir={recorded}"],
+    "replay": ["robot=replay", "replay_dir={folder}/recorded"],
+    "lerobot": [
+        "robot=lerobot",
+        "lerobot.robot=simulated_lerobot:SimulatedArm",
+        "+lerobot.arguments.calibration_dir={folder}/calibration",
+        "+lerobot.cameras.agentview=front",
+        "+lerobot.cameras.wrist=hand",
+        f"lerobot.proprio=[{_KEYS},load]",
+        f"lerobot.actions=[{_KEYS}]",
+        "rest.home=[10,10,10,10,10,10,10]",
+        "rest.home_s=0.5",
+    ],
 }
 RECORDED_EPISODES = 4  # for the replay robot and the learner
 STOPPED_S = 3.0
@@ -152,7 +165,7 @@ def stop_server(at: Server, folder: Path) -> Stop:
 def _robot(
     at: Server, folder: Path, robot: str, episodes: int, more: Sequence[str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    settings = [word.format(recorded=folder / "recorded") for word in ROBOTS[robot]]
+    settings = [word.format(folder=folder) for word in ROBOTS[robot]]
     words = [
         *settings, f"endpoint={at.endpoint}", f"task={TASK}", f"episodes={episodes}",
         f"rate_hz={RATE_HZ}", f"log_path={folder}/robot.jsonl",
@@ -192,6 +205,7 @@ def _learner(recorded: Path, log: Path) -> Iterator[psutil.Process]:
 @contextmanager
 def _process(module: str, words: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     command, environment = module_command(module, words), module_environment(threads=1)
+    environment["PYTHONPATH"] += f"{os.pathsep}{ARMS}"
     with log.open("wb") as output:
         child = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:

@@ -40,5 +40,5 @@ def test_what_a_robot_sums_up_is_what_the_report_says(summary: dict[str, object]
 
 @pytest.mark.parametrize("name", ROBOTS)
 def test_every_robot_has_settings_that_exist(name: str) -> None:
-    keys = {word.partition("=")[0].partition(".")[0] for word in ROBOTS[name]}
+    keys = {word.lstrip("+").partition("=")[0].partition(".")[0] for word in ROBOTS[name]}
     assert keys <= {field.name for field in dataclasses.fields(RobotConfig)}
