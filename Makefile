@@ -112,7 +112,7 @@ format: $(STAMP) ## let ruff rewrite what it can
 nano: $(STAMP) $(GL_STAMP) ## rebuild the nano policy from nothing (an hour or two on a CPU; resumable)
 	$(BIN)/python -m deploy.local.nano
 
-nano-libero: $(BODIES_STAMP) $(GL_STAMP) ## rebuild the policy for five LIBERO tasks (two hours; resumable)
+nano-libero: $(BODIES_STAMP) $(GL_STAMP) ## rebuild the policy for five LIBERO tasks (hours; resumable)
 	$(BIN)/python -m deploy.local.nano --suite libero_spatial
 
 libero: $(BODIES_STAMP) $(GL_STAMP) ## learn three LIBERO tasks in sequence (hours; resumable); QUICK=1: a trial

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from typing import Any
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.machine import cpu_model
 from deploy.local.processes import module_command, module_environment
 from deploy.local.runfolder import read_state
 from deploy.local.tail import JsonTail
@@ -214,7 +214,7 @@ def render(average: Breakdown, versions: dict[str, str]) -> str:
         "task, from the end of its first iteration to the end of its last, so without start-up and",
         f"evaluation. Iterations measured: {average.iterations}; one took {wall_s:.1f} s and "
         f"{average.episodes:.0f} episodes on average.",
-        f"{os.cpu_count()} cores ({_cpu_model()}); {_listing(versions)}.",
+        f"{os.cpu_count()} cores ({cpu_model()}); {_listing(versions)}.",
         "",
         "Processes work at the same time: only the stages of the worker and those of the learner",
         "each add up to the iteration; the agent waits whenever it does not infer. These are wall",
@@ -253,14 +253,6 @@ def _listing(versions: dict[str, str]) -> str:
 def _by_process(item: tuple[Stage, float]) -> int:
     """Worker, agent, learner: the way of an observation. Stages keep their order."""
     return ("worker", "agent", "learner").index(item[0][0])
-
-
-def _cpu_model() -> str:
-    """The processor's name where Linux tells it, else the architecture."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

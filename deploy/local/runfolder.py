@@ -23,9 +23,9 @@ from deploy.local.overrides import Override, has_value, parse_overrides
 from deploy.local.placement import BadSetting, make_socket_folder, socket_folder
 from deploy.local.settings import RunConfig
 
-# What may differ when a run is resumed: it changes neither the numbers nor the files.
 STATE_NAME = "state.json"
 KEEP_S = 5.0
+# What may differ when a run is resumed: it changes neither the numbers nor the files.
 FREE_SECTIONS = (
     "run_dir",
     "workers",
