@@ -129,7 +129,7 @@ class EvalConfig:
     slots_per_state: int = 2
     held_out_slots_per_state: int = 1
     middle_slots_per_state: int | None = None  # of rows between first and last; None: as those
-    greedy: bool = True  # base and final rows, trained tasks
+    greedy: bool = True  # base and final rows of trained tasks; all tasks if none is trained
     full_matrix: bool = False  # every task after every task, not only what a figure needs
 
 

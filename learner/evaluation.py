@@ -32,7 +32,8 @@ def plan_row(config: LearnerConfig, row: int, version: str) -> list[Cell]:
     """The cells of row `row` that a figure needs, pinned to `version`.
 
     Row 0 and the last row measure every task, rows between them the task that was just trained
-    (NBT needs S(j, j) and S(T, j)); greedy covers the trained tasks in the first and last row.
+    (NBT needs S(j, j) and S(T, j)); greedy covers the trained tasks in the first and last row, and
+    every task where nothing is trained.
     """
     suite, evaluation = config.suite, config.evaluation
     last = len(suite.train_tasks)
@@ -40,7 +41,8 @@ def plan_row(config: LearnerConfig, row: int, version: str) -> list[Cell]:
     tasks = [*suite.train_tasks, *suite.held_out_tasks] if whole else [suite.train_tasks[row - 1]]
     wanted = [(ROLLOUT, task) for task in tasks]
     if evaluation.greedy and row in (0, last):
-        wanted += [(GREEDY, task) for task in suite.train_tasks]
+        only_measured = config.algorithm.iterations_per_task == 0
+        wanted += [(GREEDY, task) for task in (tasks if only_measured else suite.train_tasks)]
     return [
         Cell(row, mode, task, _orders(config, row, mode, task, version)) for mode, task in wanted
     ]

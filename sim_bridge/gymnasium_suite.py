@@ -98,8 +98,11 @@ class GymnasiumSuite:
         arguments = {**self._config.arguments, **self._config.tasks[task]}
         try:
             env = gymnasium.make(self._config.env_id, **arguments)
-        except (gymnasium.error.Error, TypeError) as error:
-            raise ConfigError(f"gymnasium.env_id: {error}") from error
+        except Exception as error:  # a constructor of the user's may raise anything
+            raise ConfigError(
+                f"gymnasium.env_id: '{self._config.env_id}' cannot be made: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         space = env.action_space
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
             raise ConfigError(

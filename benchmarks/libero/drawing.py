@@ -20,20 +20,28 @@ def draw_curves(runs: list[Records], path: Path) -> None:
         1, len(runs), figsize=(6 * len(runs), 3.6), squeeze=False, sharey=True
     )
     for axis, records in zip(axes[0], runs, strict=True):
+        names = task_names(records)
         for task, points in training_curves(records).items():
             episodes, rates = zip(*points, strict=True)
             smooth = [
                 sum(rates[max(0, i - SMOOTHED + 1) : i + 1]) / min(i + 1, SMOOTHED)
                 for i in range(len(rates))
             ]
-            (line,) = axis.plot(episodes, smooth, label=task)
+            (line,) = axis.plot(episodes, smooth, label=names[task])
             axis.plot(episodes, rates, ".", alpha=0.4, color=line.get_color())
         axis.set(xlabel="training episodes", title=f"seed {records.results['seed']}", ylim=(0, 1))
-        axis.legend(fontsize=5, loc="lower right")
+        axis.legend(loc="lower right")
     axes[0][0].set_ylabel("success, sampled")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def task_names(records: Records) -> dict[str, str]:
+    """Slug -> a short name, by its place in the suite, of the trained and the held-out tasks."""
+    places = [task["slug"] for task in records.config["suite"]["tasks"]]
+    slugs = (*records.results["train_tasks"], *records.results["held_out_tasks"])
+    return {slug: f"task {places.index(slug)}" for slug in slugs}
 
 
 def training_curves(records: Records) -> dict[str, list[tuple[int, float]]]:

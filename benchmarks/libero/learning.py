@@ -2,8 +2,10 @@
 
 python -m benchmarks.libero.learning RUN...   writes benchmarks/reports/libero-nano.md
 
-Every rate is counted anew from the clients' logs. A gain is paired by init state: the same states
-and the same noise before and after, the state being the unit that its error is computed over.
+Runs that trained nothing (`perennial eval`) are told as the base policy under other conditions,
+such as the other renderer. Every rate is counted anew from the clients' logs. A gain is paired by
+init state: the same states and the same noise before and after, the state being the unit that its
+error is computed over.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
-from benchmarks.libero.drawing import draw_curves
+from benchmarks.libero.drawing import draw_curves, task_names
 from benchmarks.libero.machine import describe_machine
 from deploy.local.conditions import Conditions
 from deploy.local.records import Records, read_records
@@ -23,8 +26,10 @@ from deploy.local.statistics import Z_95, Rate
 
 REPORT = Path(__file__).parents[1] / "reports" / "libero-nano.md"
 CURVES = REPORT.with_name("libero-nano-curves.png")
+VIDEO = REPORT.with_name("libero-nano.gif")  # of benchmarks.libero.video
 ROLLOUT, GREEDY = "rollout", "greedy"
 WANTED = 0.15  # gain over the trained tasks
+WANTED_TRIALS = 100  # of each trained task, before and after
 Place = tuple[int, str, str]  # row, mode, task
 
 
@@ -86,18 +91,25 @@ def main() -> None:
     runs = [read_records(Path(name)) for name in sys.argv[1:]]
     if not runs:
         sys.exit("benchmarks.libero.learning: expected run folders of `make libero`")
-    draw_curves(runs, CURVES)
-    text = report(runs)
+    trained = [records for records in runs if _iterations(records) > 0]
+    if not trained:
+        sys.exit("benchmarks.libero.learning: none of these runs trained anything")
+    draw_curves(trained, CURVES)
+    text = report(trained, [records for records in runs if records not in trained])
     REPORT.write_text(text, encoding="utf-8")
     print(text)
 
 
-def report(runs: list[Records]) -> str:
-    """The whole of it as Markdown."""
-    parts = [_head(runs[0])]
-    for records in runs:
-        parts += [_run(records)]
+def report(runs: list[Records], bases: list[Records]) -> str:
+    """The whole of it as Markdown; `bases` trained nothing."""
+    parts = [_head(runs[0]), *map(_run, runs), *map(_base, bases)]
     parts += [f"![Success while training]({CURVES.name})"]
+    if VIDEO.is_file():
+        parts += [
+            "An evaluation episode before (left) and after (right), from the same init state with "
+            "the same noise: `python -m benchmarks.libero.video`.",
+            f"![Before and after]({VIDEO.name})",
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -117,6 +129,11 @@ def _head(records: Records) -> str:
             f"{suite['eval_init_states']}.",
             describe_machine(),
             "",
+            *(
+                f"- {name}: {_instruction(suite, task)}"
+                for task, name in task_names(records).items()
+            ),
+            "",
             "Settings: " + ", ".join(f"{name} {value}" for name, value in algorithm.items()) + ".",
         ]
     )
@@ -129,11 +146,14 @@ def _run(records: Records) -> str:
     gain = outcomes.gain(last, ROLLOUT, trained)
     lines = [f"## Seed {records.results['seed']}", ""]
     if gain is not None:
-        reached = gain.value >= WANTED and gain.interval[0] > 0
+        trials = min(
+            outcomes.rate(row, ROLLOUT, task).trials for row in (0, last) for task in trained
+        )
+        reached = gain.value >= WANTED and gain.interval[0] > 0 and trials >= WANTED_TRIALS
         lines += [
             f"Trained tasks, sampled: **{gain} points** over {gain.pairs} pairs of task and init "
-            f"state; at least {100 * WANTED:+.0f} with an interval above 0: "
-            f"{'reached' if reached else 'MISSED'}.",
+            f"state; at least {100 * WANTED:+.0f} with an interval above 0 and n = "
+            f"{WANTED_TRIALS}: {'reached' if reached else 'MISSED'}.",
         ]
     for words, mode, tasks in (
         ("Trained tasks, greedy", GREEDY, trained),
@@ -142,16 +162,38 @@ def _run(records: Records) -> str:
         change = outcomes.gain(last, mode, tasks)
         if change is not None:
             lines += [f"{words}: {change} points over {change.pairs} pairs."]
-    lines += ["", *_matrix(outcomes, trained, held_out, ROLLOUT), ""]
-    lines += ["Greedy:", "", *_matrix(outcomes, trained, [], GREEDY), "", *_cost(records)]
+    lines += ["", *_matrix(records, ROLLOUT), ""]
+    lines += ["Greedy:", "", *_matrix(records, GREEDY), "", *_cost(records)]
     return "\n".join(lines)
 
 
-def _matrix(outcomes: Outcomes, trained: list[str], held_out: list[str], mode: str) -> list[str]:
-    tasks = [*trained, *held_out]
-    heads = [f"{task} (held out)" if task in held_out else task for task in tasks]
+def _base(records: Records) -> str:
+    suite, results = records.config["suite"], records.results
+    lines = [
+        f"## The base, renderer {suite['renderer']}",
+        "",
+        f"It never saw such pictures. {Conditions.of_matrix(results, 'matrix')}.",
+        "",
+    ]
+    lines += [*_matrix(records, ROLLOUT), "", "Greedy:", "", *_matrix(records, GREEDY)]
+    return "\n".join(lines)
+
+
+def _iterations(records: Records) -> int:
+    return records.config["learner"]["algorithm"]["iterations_per_task"]
+
+
+def _instruction(suite: dict[str, Any], slug: str) -> str:
+    return next(task["instruction"] for task in suite["tasks"] if task["slug"] == slug)
+
+
+def _matrix(records: Records, mode: str) -> list[str]:
+    outcomes, names = Outcomes.from_records(records), task_names(records)
+    trained, held_out = records.results["train_tasks"], records.results["held_out_tasks"]
+    tasks = [task for task in (*trained, *held_out) if outcomes.rate(0, mode, task).trials]
+    heads = [names[task] + (" (held out)" if task in held_out else "") for task in tasks]
     lines = ["| after | " + " | ".join(heads) + " |", "|---" * (len(tasks) + 1) + "|"]
-    for row, name in enumerate(["nothing", *trained]):
+    for row, name in enumerate(["nothing", *(names[task] for task in trained)]):
         rates = [outcomes.rate(row, mode, task) for task in tasks]
         if any(rate.trials for rate in rates):
             lines.append(f"| {name} | " + " | ".join(map(_cell, rates)) + " |")

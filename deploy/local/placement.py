@@ -14,6 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from deploy.local.processes import PACKAGE_ROOT
+from sim_bridge.perturb.names import SEPARATOR, split_suite
+
+PROTOCOLS = PACKAGE_ROOT / "configs" / "suite" / "protocol"
 SOCKET_PATH_LIMIT_BYTES = 107  # sun_path of a UNIX socket
 _FOLDER = "all of a run's files are in run_dir=FOLDER"
 _SOCKETS = (
@@ -101,10 +107,8 @@ def place_processes(
         for task in suite["tasks"]
     }
     # What the learner says of its rates is what the simulators do.
-    under = {
-        "protocol": suite["protocol"],
-        "stop_at_success": suite.get("stop_at_success", True),
-    }
+    success = {"stop_at_success": suite.get("stop_at_success", True)}
+    stated = {"protocol": stated_protocol(suite), **success}
     agent = {
         "state_dir": str(run_dir / "agent"),
         "adapters_dir": str(run_dir / "adapters"),
@@ -118,7 +122,7 @@ def place_processes(
         "adapters_dir": str(run_dir / "adapters"),
         "operator_endpoint": placement.operator_connect,
         "model_dir": model_dir,
-        "suite": {"train_tasks": suite["train_tasks"], "name": suite_name, **under},
+        "suite": {"train_tasks": suite["train_tasks"], "name": suite_name, **stated},
     }
     processes = {
         "agent": Process("agent", agent | placement.agent),
@@ -127,7 +131,7 @@ def place_processes(
     endpoint = {"endpoint": placement.robots_connect}
     for name in placement.sims:
         own = {"client_id": name, "log_path": str(run_dir / name / "client.jsonl")}
-        bodies = {"suite": suite_name, **under}
+        bodies = {"suite": suite_name, "protocol": suite["protocol"], **success}
         processes[name] = Process("sim", endpoint | bodies | own | placement.client)
     if tree["probe_rate_hz"] > 0:
         own = {"log_path": str(run_dir / "probe.jsonl"), "task": suite["train_tasks"][0]}
@@ -136,11 +140,34 @@ def place_processes(
 
 
 def perturbed_name(suite: str, perturb: Sequence[Any]) -> str:
-    """The name of `suite` with these perturbations: another suite, whose rates are its own."""
+    """The name of `suite` with these perturbations: another suite, whose rates are its own.
+
+    Raises ValueError for what is no list of names, ConfigError for an axis that does not exist.
+    """
     is_list = isinstance(perturb, Sequence) and not isinstance(perturb, str)
     if not is_list or not all(isinstance(each, str) for each in perturb):
         raise ValueError(f"suite.perturb: expected names like [camera,lighting], got {perturb!r}")
-    return "-".join([suite, *sorted(perturb)])
+    name = SEPARATOR.join([suite, *sorted(perturb)])
+    split_suite(name)
+    return name
+
+
+def stated_protocol(suite: Mapping[str, Any]) -> str:
+    """The protocol's name as it stands beside every rate; what was changed by hand is in it."""
+    name = suite["protocol"]
+    path = PROTOCOLS / f"{name}.yaml"
+    horizons = suite.get("horizons", {})
+    if not horizons or not path.is_file():
+        return name
+    published = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(published, dict)
+    keys = ("train_init_states", "eval_init_states")
+    changes = [f"{key}={suite[key]}" for key in keys if suite[key] != published[key]]
+    wanted = next(n for key, n in published["horizons"].items() if suite["name"].startswith(key))
+    steps = sorted({task["horizon_steps"] for task in suite["tasks"]})
+    if steps != [wanted]:
+        changes.append(f"horizon_steps={','.join(map(str, steps))}")
+    return f"{name} but {' '.join(changes)}" if changes else name
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

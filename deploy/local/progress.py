@@ -43,13 +43,17 @@ class Plan:
         if middle is not None:
             cells = len(trained) + len(held_out) if evaluation["full_matrix"] else 1
             between = states * middle * cells
-        greedy = 2 * states * len(trained) if evaluation["greedy"] else 0
+        greedy = states if evaluation["greedy"] else 0  # of a task
+        if algorithm["iterations_per_task"] == 0:
+            eval_episodes = whole + greedy * (len(trained) + len(held_out))
+        else:
+            eval_episodes = 2 * whole + (len(trained) - 1) * between + 2 * greedy * len(trained)
         return cls(
             train_tasks=list(trained),
             held_out_tasks=list(held_out),
             iterations_per_task=algorithm["iterations_per_task"],
             episodes_per_iteration=algorithm["group_size"] * algorithm["groups_per_iteration"],
-            eval_episodes=2 * whole + (len(trained) - 1) * between + greedy,
+            eval_episodes=eval_episodes,
         )
 
     @property

@@ -13,6 +13,7 @@ from deploy.local.records import Records
 from deploy.local.statistics import Figure, Matrix
 
 SETTING_SECTIONS = ("algorithm", "evaluation", "temperature", "micro_batch")
+GREEDY_FIGURES = ("base_avg", "final_avg", "gain", "base_zero_shot", "final_zero_shot")
 FIGURE_TOLERANCE = 1e-9
 
 
@@ -39,8 +40,7 @@ def build_summary(records: Records, recounted: Recount) -> dict[str, Any]:
         "matrix": results["matrix"] | Conditions.of_matrix(results, "matrix").as_dict(),
         **figures(rollout),
         "greedy": {"matrix": results["greedy"] | Conditions.of_matrix(results, "greedy").as_dict()}
-        | {k: v for k, v in figures(greedy).items() if k.startswith(("base_avg", "final_avg"))}
-        | {k: v for k, v in figures(greedy).items() if k.startswith("gain")},
+        | {k: v for k, v in figures(greedy).items() if k.startswith(GREEDY_FIGURES)},
         "episodes": count_episodes(records)
         | {"lost": len(recounted.lost), "duplicated": len(recounted.duplicated)},
         "swaps": measure_swaps(records),

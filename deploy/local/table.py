@@ -70,6 +70,7 @@ def _figures(summary: dict[str, Any]) -> Table:
             _change(summary, "base_zero_shot", "final_zero_shot")
             + _trials(summary, summary["matrix"], "held_out_tasks"),
         ),
+        *_greedy_held_out(summary, greedy),
         ("forgetting (NBT)", _value(summary, "nbt", "+.1f")),
         (
             "episodes",
@@ -89,6 +90,14 @@ def _figures(summary: dict[str, Any]) -> Table:
     for name, text in rows:
         table.add_row(Text(name, "dim"), Text(text))
     return table
+
+
+def _greedy_held_out(summary: dict[str, Any], greedy: dict[str, Any]) -> list[tuple[str, str]]:
+    """A row where it was measured: by runs that train nothing."""
+    if greedy.get("base_zero_shot") is None:
+        return []
+    told = _change(greedy, "base_zero_shot", "final_zero_shot")
+    return [("  greedy (T = 0)", told + _trials(summary, greedy["matrix"], "held_out_tasks"))]
 
 
 def _change(values: dict[str, Any], before: str, after: str, gain: str = "") -> str:

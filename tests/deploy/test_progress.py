@@ -1,7 +1,7 @@
 """The live view's numbers, from lines as the processes write them."""
 
 import io
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from deploy.local.progress import Plan, Progress
 from deploy.local.statistics import Rate
 from deploy.local.tail import JsonTail
 from learner.config import EvalConfig, LearnerConfig, SuiteConfig, TaskConfig
-from learner.evaluation import plan_row
+from learner.evaluation import GREEDY, plan_row
 
 
 @pytest.fixture
@@ -72,6 +72,11 @@ def test_a_plan_counts_every_row(middle_slots: int | None, full_matrix: bool, gr
     assert Plan.from_learner(asdict(config)).eval_episodes == ordered
     middle = {order.slots for cell in plan_row(config, 2, "v") for order in cell.orders}
     assert middle == ({middle_slots} if middle_slots else {5, 2} if full_matrix else {5})
+    only_measured = replace(config, algorithm=replace(config.algorithm, iterations_per_task=0))
+    base = plan_row(only_measured, 0, "base")
+    ordered = sum(order.slots for cell in base for order in cell.orders)
+    assert Plan.from_learner(asdict(only_measured)).eval_episodes == ordered
+    assert {cell.task for cell in base if cell.mode == GREEDY} == set("abcxy" if greedy else "")
 
 
 def test_successes_are_kept_by_task_and_purpose(progress: Progress) -> None:
