@@ -180,6 +180,7 @@ class LearnerConfig:
     logprob_tolerance: float = 1e-4  # of a float32 base
     rounding: RoundingConfig = field(default_factory=RoundingConfig)
     threads: int = 1  # of numerical libraries
+    keep_used_episodes: bool = True  # False: an episode's file goes once an update has used it
     state_dir: str = "run/learner"
     adapters_dir: str = "run/adapters"
     operator_endpoint: str = "ipc:///tmp/perennial/operator.sock"

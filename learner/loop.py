@@ -141,6 +141,8 @@ class Loop:
         figures = _figures(report)
         hold_s = self.publication.commit(self.place, self.optimizer, dispositions, figures)
         exports.commit(dispositions.values())
+        if not self.config.keep_used_episodes:
+            self.inbox.drop_used()
         laps_s.append(time.monotonic())
         times_s = dict(zip(("wait", "learn", "publish"), np.diff(laps_s).tolist(), strict=True))
         self._show_iteration(task, groups, figures, times_s, hold_s)

@@ -87,6 +87,11 @@ class Inbox:
                     raise Stopped
                 self._arrived.wait(0.5)
 
+    def drop_used(self) -> None:
+        """Delete the files of episodes that an update has used; what became of them stays known."""
+        for name in self.store.used_files():
+            (self.folder / name).unlink(missing_ok=True)
+
     def idle(self, should_stop: Callable[[], bool]) -> None:
         """Wait for nothing but the end, while episodes may still come.
 

@@ -176,6 +176,12 @@ class LearnerStore:
                 found |= {row.slot_id: row for row in map(_episode_row, rows)}
         return found
 
+    def used_files(self) -> list[str]:
+        """Names of the files whose episodes an update has used, trained on or filtered."""
+        with self._lock:
+            rows = self._db.execute("SELECT file FROM episodes WHERE update_id IS NOT NULL")
+            return [str(file) for (file,) in rows]
+
     def commit_update(self, update: UpdateRow, dispositions: dict[str, str]) -> None:
         """Commit an update and what it did with each episode, all or nothing.
 

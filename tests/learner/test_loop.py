@@ -119,3 +119,20 @@ def test_no_iterations_means_measuring_the_base_only(tmp_path):
     assert run.adapters.versions() == []
     assert matrices["rollout"].trials[1:].sum() == 0
     assert results(run.config, matrices, run.store)["metrics"]["final_avg"] is None
+
+
+def test_used_episodes_may_be_dropped_and_nothing_else_changes(tmp_path, uninterrupted):
+    config = make_config()
+    config.keep_used_episodes = False
+    first = Run(tmp_path, config, crash_at=(2, "before_commit"))
+    with pytest.raises(Crash):
+        first.go()
+    first.restore()
+    first.store.close()
+    second = Run(tmp_path, config, agent=first.agent)
+    second.go()
+    assert second.adapters.versions() == uninterrupted.adapters.versions()
+    assert second.store.counts() == uninterrupted.store.counts()
+    left = {path.name for path in (tmp_path / "state/episodes").glob("*.mcap")}
+    assert len(left) == second.store.counts()["eval"]
+    assert not left & set(second.store.used_files())
