@@ -14,10 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from deploy.local.processes import PACKAGE_ROOT
-from sim_bridge.perturb.names import SEPARATOR, split_suite
 
 PROTOCOLS = PACKAGE_ROOT / "configs" / "suite" / "protocol"
 SOCKET_PATH_LIMIT_BYTES = 107  # sun_path of a UNIX socket
@@ -140,20 +137,17 @@ def place_processes(
 
 
 def perturbed_name(suite: str, perturb: Sequence[Any]) -> str:
-    """The name of `suite` with these perturbations: another suite, whose rates are its own.
-
-    Raises ValueError for what is no list of names, ConfigError for an axis that does not exist.
-    """
+    """The name of `suite` with these perturbations: another suite, whose rates are its own."""
     is_list = isinstance(perturb, Sequence) and not isinstance(perturb, str)
     if not is_list or not all(isinstance(each, str) for each in perturb):
         raise ValueError(f"suite.perturb: expected names like [camera,lighting], got {perturb!r}")
-    name = SEPARATOR.join([suite, *sorted(perturb)])
-    split_suite(name)
-    return name
+    return "-".join([suite, *sorted(perturb)])
 
 
 def stated_protocol(suite: Mapping[str, Any]) -> str:
     """The protocol's name as it stands beside every rate; what was changed by hand is in it."""
+    from omegaconf import OmegaConf
+
     name = suite["protocol"]
     path = PROTOCOLS / f"{name}.yaml"
     horizons = suite.get("horizons", {})

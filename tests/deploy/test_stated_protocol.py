@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.placement import BadSetting
 from deploy.local.settings import compose_run
 
 pytestmark = pytest.mark.checks
@@ -35,8 +34,3 @@ def test_a_protocol_as_published_has_its_own_name(tmp_path: Path, suite: str) ->
 def test_what_was_changed_is_named(tmp_path: Path, change: str, told: str) -> None:
     overrides = ("suite=libero_spatial", "suite/protocol=openvla", change)
     assert stated(tmp_path, *overrides) == (told, "openvla")
-
-
-def test_an_axis_that_does_not_exist_is_refused_before_the_start(tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match="no axis 'camara'"):
-        stated(tmp_path, "suite=tabletop", "suite.perturb=[camara]")
