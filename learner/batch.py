@@ -73,12 +73,15 @@ def build_samples(trajectories: Sequence[Trajectory], cameras: Sequence[str]) ->
     return Samples(**{name: np.concatenate(values) for name, values in columns.items()})
 
 
-def split_trajectories(count: int, parts: int, seed: int, update_id: int) -> list[np.ndarray]:
+def split_trajectories(
+    count: int, parts: int, seed: int, update_id: int, epoch: int = 0
+) -> list[np.ndarray]:
     """All trajectory indices 0..count-1 in `parts` minibatches, a pure function of the key.
 
     Those of degenerate groups are dealt out too: they keep their share of the denominator.
     """
-    order = keyed_rng(seed, "minibatches", update_id).permutation(count)
+    stream = f"minibatches/{epoch}" if epoch else "minibatches"
+    order = keyed_rng(seed, stream, update_id).permutation(count)
     return np.array_split(order, parts)
 
 

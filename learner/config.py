@@ -41,7 +41,6 @@ class PpoConfig:
     gamma: float = 0.99  # discount per chunk
     gae_lambda: float = 0.95
     bootstrap_at_limit: bool = False  # or: what comes after the step limit has value, too
-    epochs: int = 1  # passes over the iteration's chunks, each of optimizer_steps_per_iteration
     value_lr: float = 3e-3
     value_coef: float = 1.0  # of the value loss; its gradient goes into the adapter as well
     value_clip: float = 0.2
@@ -51,7 +50,7 @@ class PpoConfig:
     def __post_init__(self) -> None:
         for name in ("gamma", "gae_lambda"):
             require_range(f"algorithm.ppo.{name}", getattr(self, name), 0, 1)
-        for name, low in (("epochs", 1), ("value_lr", 0), ("value_coef", 0)):
+        for name, low in (("value_lr", 0), ("value_coef", 0)):
             require_range(f"algorithm.ppo.{name}", getattr(self, name), low, 1_000_000)
         for name in ("value_clip", "huber_delta"):
             _require(getattr(self, name) > 0, f"algorithm.ppo.{name} must be > 0")
@@ -70,7 +69,8 @@ class AlgorithmConfig:
     max_episodes_per_task: int = 0  # no new iteration beyond this many; 0: no such limit
     resample_degenerate: int = 0  # most extra groups an iteration, in place of degenerate ones
     grouping: str = "init_state"  # or task: leave-one-out over the whole iteration, for robots
-    optimizer_steps_per_iteration: int = 4
+    optimizer_steps_per_iteration: int = 4  # of each epoch
+    epochs: int = 1  # passes over the iteration's episodes
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     clip_low: float = 0.2
@@ -92,6 +92,7 @@ class AlgorithmConfig:
             ("groups_per_iteration", 1),
             ("iterations_per_task", 0),
             ("optimizer_steps_per_iteration", 1),
+            ("epochs", 1),
             ("lora_rank", 1),
             ("max_episodes_per_task", 0),
             ("resample_degenerate", 0),

@@ -186,7 +186,7 @@ class PpoUpdater:
     def _minibatches(self, rows: np.ndarray, update_id: int) -> list[np.ndarray]:
         """Every epoch deals all rows out anew, a pure function of the key."""
         parts: list[np.ndarray] = []
-        for epoch in range(self.ppo.epochs):
+        for epoch in range(self.settings.epochs):
             rng = keyed_rng(self.settings.seed, f"ppo_minibatches/{update_id}", epoch)
             parts += np.array_split(rng.permutation(rows), self.settings.optimizer_steps)
         return [part for part in parts if len(part)]

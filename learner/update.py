@@ -27,12 +27,13 @@ class NonFiniteGradient(PerennialError):
 class UpdateSettings:
     """How an update is computed; see the learner's configuration for the meaning of each."""
 
-    optimizer_steps: int
+    optimizer_steps: int  # of an epoch
     micro_batch: int
     clip: Clip
     clip_norm: float
     served: ServedLimits
     seed: int
+    epochs: int = 1
 
     @classmethod
     def of(cls, config: LearnerConfig) -> "UpdateSettings":
@@ -40,6 +41,7 @@ class UpdateSettings:
         algorithm = config.algorithm
         return cls(
             optimizer_steps=algorithm.optimizer_steps_per_iteration,
+            epochs=algorithm.epochs,
             micro_batch=config.micro_batch,
             clip=Clip(algorithm.clip_low, algorithm.clip_high),
             clip_norm=algorithm.clip_norm,
@@ -142,9 +144,13 @@ class Updater:
         check = ServedCheck(settings.served)
         if samples is not None:
             samples = self._reconcile(samples, check, update_id)
-        minibatches = split_trajectories(
-            trajectories, settings.optimizer_steps, settings.seed, update_id
-        )
+        minibatches = [
+            members
+            for epoch in range(settings.epochs)
+            for members in split_trajectories(
+                trajectories, settings.optimizer_steps, settings.seed, update_id, epoch
+            )
+        ]
         agreement = check.conclude()
         for step, members in enumerate(minibatches):
             is_first = step == 0 and not agreement.needs_correction
@@ -160,7 +166,7 @@ class Updater:
             if step == 0:
                 first_clip = sums.means()["clip_fraction"]
         means = total.means()
-        means["loss"] /= settings.optimizer_steps
+        means["loss"] /= len(minibatches)
         count = 0 if samples is None else len(samples)
         return UpdateReport(means, first_clip, float(np.mean(norms)), agreement, count)
 

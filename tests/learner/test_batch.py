@@ -69,8 +69,12 @@ def test_minibatches_partition_all_trajectories_and_depend_on_the_key_alone():
     assert [len(part) for part in parts] == [6, 6, 5, 5]
     again = split_trajectories(22, 4, seed=1, update_id=3)
     assert all((a == b).all() for a, b in zip(parts, again, strict=True))
-    other = split_trajectories(22, 4, seed=1, update_id=4)
-    assert any((a != b).any() for a, b in zip(parts[:2], other[:2], strict=True))
+    for other in (
+        split_trajectories(22, 4, seed=1, update_id=4),
+        split_trajectories(22, 4, seed=1, update_id=3, epoch=1),
+    ):
+        assert sorted(np.concatenate(other)) == list(range(22))
+        assert any((a != b).any() for a, b in zip(parts[:2], other[:2], strict=True))
 
 
 def test_micro_batches_have_one_shape_and_one_instruction_and_cover_each_row_once(policy):

@@ -46,7 +46,7 @@ def test_ppo_settings_that_contradict_each_other_are_refused(change, message):
 
 @pytest.mark.parametrize(
     "change",
-    [{"gamma": 1.1}, {"gae_lambda": -0.1}, {"epochs": 0}, {"value_clip": 0}, {"huber_delta": 0},
+    [{"gamma": 1.1}, {"gae_lambda": -0.1}, {"value_clip": 0}, {"huber_delta": 0},
      {"value_lr": -1}, {"value_coef": -1}, {"hidden_sizes": [0]}],
 )  # fmt: skip
 def test_impossible_ppo_settings_are_refused_by_name(change):

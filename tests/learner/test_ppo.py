@@ -194,8 +194,8 @@ def test_the_sign_of_an_advantage_moves_its_chunk_the_right_way(policy, critic, 
 
 def test_an_update_makes_better_chunks_likelier_and_the_critic_better(policy, critic):
     samples, outcomes = collect(policy, MIXED)
-    ppo = replace(PPO, epochs=8, value_lr=3e-2)
-    updater = updater_for(policy, critic, ppo=ppo)
+    ppo = replace(PPO, value_lr=3e-2)
+    updater = updater_for(policy, critic, replace(SETTINGS, epochs=8), ppo=ppo)
     _, values_B, _ = updater.evaluate(samples)
     judged = judge(samples, values_B, outcomes, ppo)
     report = updater.run(samples, outcomes, update_id=1)
@@ -219,7 +219,7 @@ def test_all_failures_still_train_the_critic_down(policy, critic):
     samples, outcomes = collect(policy, [Outcome.FAILURE] * 3)
     with torch.no_grad():
         critic.layers[-1].weight.fill_(1.0)
-    updater = updater_for(policy, critic, ppo=replace(PPO, epochs=10))
+    updater = updater_for(policy, critic, replace(SETTINGS, epochs=10))
     _, before, _ = updater.evaluate(samples)
     report = updater.run(samples, outcomes, update_id=1)
     assert report.means["explained_variance"] <= 1

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from micro_fixtures import CAMERAS, INSTRUCTIONS, micro_policy, play, renewed_policy
+from safetensors.torch import load
 
 from learner.advantages import normalise_group
 from learner.batch import Trajectory, build_samples
@@ -201,3 +202,21 @@ def test_a_resumed_optimiser_and_adapter_go_on_byte_for_byte(policy, tmp_path):
     load_optimizer_tensors(resumed.optimizer, fresh.parameters, saved)
     resumed.run(second, 3, update_id=2)
     assert adapter_bytes(fresh) == adapter_bytes(policy)
+
+
+def test_a_second_epoch_is_a_second_pass_over_the_same_episodes(policy):
+    """With one minibatch an epoch: as two updates on the same samples, of one policy before."""
+    samples = build_samples(group_of(policy, [1, 0, 0, 1]), CAMERAS)
+    start = policy.adapter_tensors()
+    once = dataclasses.replace(SETTINGS, optimizer_steps=1)
+    updater = updater_for(policy, once)
+    for _ in range(2):
+        updater.accumulate_gradient(samples, np.arange(4))
+        updater._step()
+    expected = adapter_bytes(policy)
+    policy.load_adapter(start)
+    report = updater_for(policy, dataclasses.replace(once, epochs=2)).run(samples, 4, update_id=1)
+    assert report.first_clip_fraction == 0.0
+    before, after = (load(content) for content in (expected, adapter_bytes(policy)))
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    assert any(not torch.equal(after[name], start[name]) for name in after)
