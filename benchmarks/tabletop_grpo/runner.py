@@ -26,6 +26,7 @@ from benchmarks.tabletop_grpo.results import (
     read_result,
     write_result,
 )
+from deploy.local.changes import find_differences
 from deploy.local.processes import PACKAGE_ROOT, module_command, module_environment
 from deploy.local.progress import Plan, Progress
 from deploy.local.records import read_records
@@ -149,11 +150,17 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def _refuse_other_settings(result: Result, cell: Cell, path: Path) -> None:
-    """Results of another budget must not stand beside new ones in one table."""
+    """Results of another budget must not stand beside new ones in one table.
+
+    A setting that came with a later release counts as recorded with what it shipped with, which is
+    what the cell has unless it names it.
+    """
     learner = compose_run(cell.overrides).processes["learner"]
     wanted = {name: learner[name] for name in SETTING_SECTIONS}
     had = {name: result.summary["settings"][name] for name in SETTING_SECTIONS}
-    if tuple(result.overrides) != cell.overrides or had != wanted:
+    found = find_differences(had, wanted, defaults=wanted)
+    changed = [difference for difference in found if difference.kind == "changed"]
+    if tuple(result.overrides) != cell.overrides or changed:
         raise ResultError(
             f"{path} was made with other settings than {cell.name} has now; "
             "remove the cell's result and run folder to run it again"

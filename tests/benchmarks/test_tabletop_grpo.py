@@ -5,8 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from benchmarks.tabletop_grpo.cells import SFT_RATES, Cell, declare_cells, sft_name, tabletop_tasks
+from benchmarks.tabletop_grpo.cells import (
+    RESULTS,
+    RUNS,
+    SFT_RATES,
+    Cell,
+    declare_cells,
+    sft_name,
+    tabletop_tasks,
+)
 from benchmarks.tabletop_grpo.figures import (
     Point,
     Verdict,
@@ -26,6 +35,7 @@ from benchmarks.tabletop_grpo.results import (
     read_results,
     write_result,
 )
+from benchmarks.tabletop_grpo.runner import run_cells
 from deploy.local.settings import compose_run
 from deploy.local.statistics import Matrix, Rate
 
@@ -201,3 +211,15 @@ def test_results_come_back_as_written_and_nothing_else_is_taken(tmp_path: Path) 
     (tmp_path / "other.json").write_text(json.dumps({"name": "other"}))
     with pytest.raises(ResultError, match="remove it and run the cell"):
         read_result(tmp_path / "other.json")
+
+
+def test_committed_results_are_kept_until_a_setting_of_theirs_changes(tmp_path: Path) -> None:
+    """Also where a later release added settings: hours of runs are not thrown away for a name."""
+    cells = [c for c in declare_cells(*tabletop_tasks()) if (RESULTS / f"{c.name}.json").is_file()]
+    assert cells
+    run_cells(cells, RUNS, RESULTS, Console(quiet=True))
+    changed = json.loads((RESULTS / f"{cells[0].name}.json").read_text())
+    changed["summary"]["settings"]["algorithm"]["learning_rate"] = 0.5
+    (tmp_path / f"{cells[0].name}.json").write_text(json.dumps(changed))
+    with pytest.raises(ResultError, match="other settings"):
+        run_cells(cells[:1], RUNS, tmp_path, Console(quiet=True))
