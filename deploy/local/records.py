@@ -116,7 +116,8 @@ def _query(path: Path, sql: str) -> list[tuple[Any, ...]]:
     if not path.is_file():
         raise RecordError(f"{path} is missing: the run folder is not complete")
     try:
-        connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_LIMIT_S)
+        where = f"{path.resolve().as_uri()}?mode=ro"
+        connection = sqlite3.connect(where, uri=True, timeout=BUSY_LIMIT_S)
         try:
             return connection.execute(sql).fetchall()
         finally:

@@ -54,6 +54,13 @@ def test_a_run_that_only_measured_the_base_is_reported(
     assert report.main([str(run.run_dir), "--recount"]) == 0
 
 
+def test_records_are_read_from_where_one_stands(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.run_dir.parent)
+    assert read_records(Path("run")).ends == read_records(run.run_dir).ends
+
+
 def test_every_rate_says_what_it_was_measured_under(
     run: FinishedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
