@@ -43,9 +43,9 @@ On the run of seed 0 (2026-11-22):
   its schedule, so that it acts much better greedily than it samples; learning brings the sampled
   policy close to the greedy one and leaves that where it was, within its noise.
 - Much is forgotten: each task falls back by a part of what it had won while the next one is
-  learned, task 1 by nearly all (62% to 43%). The published finding that sequential fine-tuning hardly
-  forgets is of pretrained policies of billions of weights; this one has two million and never saw
-  anything but these tasks.
+  learned, task 1 by nearly all (62% to 43%). The published finding that sequential fine-tuning
+  hardly forgets is of pretrained policies of billions of weights; this one has two million and
+  never saw anything but these tasks.
 - It ran in two sittings, partly with other programs at low priority beside it."""
 
 
