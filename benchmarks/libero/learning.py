@@ -191,7 +191,9 @@ def _base(records: Records) -> str:
         f"It never saw such pictures. {Conditions.of_matrix(results, 'matrix')}.",
         "",
     ]
-    lines += [*_matrix(records, ROLLOUT), "", "Greedy:", "", *_matrix(records, GREEDY)]
+    lines += _matrix(records, ROLLOUT)
+    if records.config["learner"]["evaluation"]["greedy"]:
+        lines += ["", "Greedy:", "", *_matrix(records, GREEDY)]
     return "\n".join(lines)
 
 
