@@ -21,7 +21,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Each worker loads torch (0.5 GB): more of them than two bring little.
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: help venv gl bodies demo test test-checks test-unit test-slow test-containers images check lint format nano nano-libero libero bench bench-model wheel clean
+.PHONY: help venv gl bodies demo test test-checks test-unit test-slow test-long test-containers images check lint format nano nano-libero libero bench bench-model wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -86,7 +86,10 @@ test-unit: $(BODIES_STAMP) $(GL_STAMP) ## the fast tests, without those of test-
 	$(BIN)/python -m pytest $(PARALLEL) -m "not checks and not slow and not containers"
 
 test-slow: $(BODIES_STAMP) $(GL_STAMP) ## the tests that start processes or take long
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not checks and not containers"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not checks and not containers and not long"
+
+test-long: $(BODIES_STAMP) $(GL_STAMP) ## what takes too long for CI; run it before a release
+	$(BIN)/python -m pytest -m long
 
 test-containers: $(STAMP) ## build the images, run the compose stack (needs a Docker engine)
 	$(BIN)/python -m pytest -s -m containers tests/containers

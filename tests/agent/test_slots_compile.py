@@ -72,6 +72,7 @@ def test_publishing_and_selecting_never_recompile(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # a compiler runs for two minutes
 @torch.no_grad()
 def test_generated_code_serves_published_and_merged_versions(tmp_path: Path) -> None:
     require_compiler()
