@@ -31,22 +31,7 @@ ROLLOUT, GREEDY = "rollout", "greedy"
 WANTED = 0.15  # gain over the trained tasks
 WANTED_TRIALS = 100  # of each trained task, before and after
 Place = tuple[int, str, str]  # row, mode, task
-REMARKS = """\
-## Remarks
-
-On the run of seed 0 (2026-11-22):
-
-- The settings were chosen on this suite, the number of passes over an iteration's episodes
-  (`epochs`) with a look at evaluation states: in trials on task 0 three passes took it from 53% to
-  83% in six iterations, one pass to 68% in nine (n = 60). Nothing was chosen after this run began.
-- The gain is of sampled success, which is what is trained. The base is cloned and stops short of
-  its schedule, so that it acts much better greedily than it samples; learning brings the sampled
-  policy close to the greedy one and leaves that where it was, within its noise.
-- Much is forgotten: each task falls back by a part of what it had won while the next one is
-  learned, task 1 by nearly all (62% to 43%). The published finding that sequential fine-tuning
-  hardly forgets is of pretrained policies of billions of weights; this one has two million and
-  never saw anything but these tasks.
-- It ran in two sittings, partly with other programs at low priority beside it."""
+MEANING = "../../docs/libero.md#a-policy-that-learns-here"
 
 
 @dataclass(frozen=True)
@@ -119,7 +104,10 @@ def main() -> None:
 def report(runs: list[Records], bases: list[Records]) -> str:
     """The whole of it as Markdown; `bases` trained nothing."""
     parts = [_head(runs[0]), *map(_run, runs), *map(_base, bases)]
-    parts += [REMARKS, f"![Success while training]({CURVES.name})"]
+    parts += [
+        f"How settings were chosen, and what the committed run shows: [docs/libero.md]({MEANING}).",
+        f"![Success while training]({CURVES.name})",
+    ]
     if VIDEO.is_file():
         parts += [
             "An evaluation episode before (left) and after (right), from the same init state with "
