@@ -100,3 +100,9 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises ConfigError unless `value` is one of `choices`."""
     if value not in choices:
         raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def require(condition: object, message: str) -> None:
+    """Raises ConfigError with `message` unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)

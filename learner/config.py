@@ -3,12 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from agent.config import DTYPES, require_choice, require_range
-from agent.wire.errors import ConfigError
-
-METHODS = ("grpo", "ppo", "sft")
-GROUPINGS = ("init_state", "task")
-ADVANTAGE_CONTROLS = ("none", "permute_within_group")
+from agent.config import DTYPES, require, require_choice
+from learner.algorithm_config import AlgorithmConfig
 
 
 @dataclass
@@ -32,95 +28,6 @@ class SuiteConfig:
     eval_init_states: int = 50
     protocol: str = "disjoint"  # how init states are used; every rate is under one
     stop_at_success: bool = True  # success once; false: success at the horizon's end
-
-
-@dataclass
-class PpoConfig:
-    """What PPO has beyond GRPO: a critic. The defaults are RL4VLA's and RLinf's."""
-
-    gamma: float = 0.99  # discount per chunk
-    gae_lambda: float = 0.95
-    bootstrap_at_limit: bool = False  # or: what comes after the step limit has value, too
-    value_lr: float = 3e-3
-    value_coef: float = 1.0  # of the value loss; its gradient goes into the adapter as well
-    value_clip: float = 0.2
-    huber_delta: float = 10.0
-    hidden_sizes: list[int] = field(default_factory=lambda: [512, 128])  # of the critic
-
-    def __post_init__(self) -> None:
-        for name in ("gamma", "gae_lambda"):
-            require_range(f"algorithm.ppo.{name}", getattr(self, name), 0, 1)
-        for name, low in (("value_lr", 0), ("value_coef", 0)):
-            require_range(f"algorithm.ppo.{name}", getattr(self, name), low, 1_000_000)
-        for name in ("value_clip", "huber_delta"):
-            _require(getattr(self, name) > 0, f"algorithm.ppo.{name} must be > 0")
-        for size in self.hidden_sizes:
-            require_range("algorithm.ppo.hidden_sizes", size, 1, 1_000_000)
-
-
-@dataclass
-class AlgorithmConfig:
-    """How the policy learns. The nano values; the 7B recipe's are in its own file."""
-
-    method: str = "grpo"  # or ppo; or sft: supervised fine-tuning on the task's demonstrations
-    group_size: int = 8
-    groups_per_iteration: int = 8
-    iterations_per_task: int = 10  # 0: measure the base and train nothing
-    max_episodes_per_task: int = 0  # no new iteration beyond this many; 0: no such limit
-    resample_degenerate: int = 0  # most extra groups an iteration, in place of degenerate ones
-    grouping: str = "init_state"  # or task: leave-one-out over the whole iteration, for robots
-    optimizer_steps_per_iteration: int = 4  # of each epoch
-    epochs: int = 1  # passes over the iteration's episodes
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    clip_norm: float = 1.0
-    lora_rank: int = 8
-    lora_alpha: float = 8.0
-    fresh_optimizer_per_task: bool = True
-    learn_action_scale: bool = False  # oft-l1: train the spread of actions, too
-    advantage_control: str = "none"  # or permute_within_group: outcomes shuffled, a control
-    ppo: PpoConfig | None = None  # for method ppo only
-
-    def __post_init__(self) -> None:
-        require_choice("algorithm.method", self.method, METHODS)
-        require_choice("algorithm.grouping", self.grouping, GROUPINGS)
-        require_choice("algorithm.advantage_control", self.advantage_control, ADVANTAGE_CONTROLS)
-        for name, low in (
-            ("group_size", 2),
-            ("groups_per_iteration", 1),
-            ("iterations_per_task", 0),
-            ("optimizer_steps_per_iteration", 1),
-            ("epochs", 1),
-            ("lora_rank", 1),
-            ("max_episodes_per_task", 0),
-            ("resample_degenerate", 0),
-            ("learning_rate", 0),
-            ("weight_decay", 0),
-        ):
-            require_range(f"algorithm.{name}", getattr(self, name), low, 1_000_000)
-        for name in ("clip_low", "clip_high", "clip_norm", "lora_alpha"):
-            _require(getattr(self, name) > 0, f"algorithm.{name} must be > 0")
-        _require(
-            not (self.method == "sft" and self.learn_action_scale),
-            "algorithm.learn_action_scale: an L1 loss does not train the spread; use grpo or ppo, "
-            "or set learn_action_scale=false",
-        )
-        self._check_ppo()
-
-    def _check_ppo(self) -> None:
-        _require(
-            (self.method == "ppo") == (self.ppo is not None),
-            "algorithm.ppo belongs to algorithm.method=ppo, and only to it; take both from "
-            "algorithm@learner.algorithm=ppo-nano",
-        )
-        if self.method == "ppo":
-            _require(
-                self.resample_degenerate == 0 and self.advantage_control == "none",
-                "algorithm.method=ppo compares no groups: set resample_degenerate=0 and "
-                "advantage_control=none",
-            )
 
 
 @dataclass
@@ -152,12 +59,12 @@ class RoundingConfig:
     weight_cap: float = 2.0  # of the importance weights that correct
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 <= self.trusted_p99 <= self.refused_p99,
             f"rounding: trusted_p99 {self.trusted_p99} must not exceed refused_p99 "
             f"{self.refused_p99}, and neither may be negative",
         )
-        _require(self.weight_cap >= 1, f"rounding.weight_cap must be >= 1, got {self.weight_cap}")
+        require(self.weight_cap >= 1, f"rounding.weight_cap must be >= 1, got {self.weight_cap}")
 
 
 @dataclass
@@ -195,18 +102,18 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         _check_suite(self.suite)
-        _require(
+        require(
             self.suite.train_init_states or not self.algorithm.iterations_per_task,
             f"protocol {self.suite.protocol} has no states to train on; choose another, or "
             "algorithm.iterations_per_task=0 to evaluate alone",
         )
         require_choice("dtype", self.dtype, DTYPES)
-        _require(self.temperature > 0, "temperature must be > 0: greedy rollouts teach nothing")
-        _require(self.micro_batch >= 1, "micro_batch must be at least 1")
-        _require(self.threads >= 1, "threads must be at least 1")
-        _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
-        _require(self.cameras, "cameras is empty; name the policy's, e.g. [agentview, wrist]")
-        _require(
+        require(self.temperature > 0, "temperature must be > 0: greedy rollouts teach nothing")
+        require(self.micro_batch >= 1, "micro_batch must be at least 1")
+        require(self.threads >= 1, "threads must be at least 1")
+        require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        require(self.cameras, "cameras is empty; name the policy's, e.g. [agentview, wrist]")
+        require(
             self.algorithm.method != "sft" or self.sft.demonstrations,
             "algorithm.method=sft needs sft.demonstrations: folders of demonstration shards",
         )
@@ -224,23 +131,18 @@ class LearnerConfig:
 
 def _check_suite(suite: SuiteConfig) -> None:
     slugs = [task.slug for task in suite.tasks]
-    _require(slugs, "suite.tasks is empty; choose a suite, e.g. suite=tabletop")
-    _require(len(set(slugs)) == len(slugs), f"suite.tasks repeats a slug: {slugs}")
-    _require(suite.train_tasks, "suite.train_tasks is empty; name at least one task to train")
+    require(slugs, "suite.tasks is empty; choose a suite, e.g. suite=tabletop")
+    require(len(set(slugs)) == len(slugs), f"suite.tasks repeats a slug: {slugs}")
+    require(suite.train_tasks, "suite.train_tasks is empty; name at least one task to train")
     for name in ("train_tasks", "held_out_tasks"):
         chosen = getattr(suite, name)
         unknown = [slug for slug in chosen if slug not in slugs]
-        _require(not unknown, f"suite.{name} {unknown} are not tasks of {suite.name}: {slugs}")
-        _require(len(set(chosen)) == len(chosen), f"suite.{name} repeats a task: {chosen}")
+        require(not unknown, f"suite.{name} {unknown} are not tasks of {suite.name}: {slugs}")
+        require(len(set(chosen)) == len(chosen), f"suite.{name} repeats a task: {chosen}")
     both = sorted({*suite.train_tasks} & {*suite.held_out_tasks})
-    _require(not both, f"tasks {both} are both trained and held out")
+    require(not both, f"tasks {both} are both trained and held out")
     for task in suite.tasks:
-        _require(task.horizon_steps > 0, f"suite task {task.slug} needs horizon_steps > 0")
-        _require(task.instruction, f"suite task {task.slug} needs an instruction")
-    _require(suite.train_init_states >= 0, "suite.train_init_states must be at least 0")
-    _require(suite.eval_init_states >= 1, "suite.eval_init_states must be at least 1")
-
-
-def _require(condition: object, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
+        require(task.horizon_steps > 0, f"suite task {task.slug} needs horizon_steps > 0")
+        require(task.instruction, f"suite task {task.slug} needs an instruction")
+    require(suite.train_init_states >= 0, "suite.train_init_states must be at least 0")
+    require(suite.eval_init_states >= 1, "suite.eval_init_states must be at least 1")

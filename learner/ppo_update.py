@@ -9,8 +9,8 @@ import torch
 
 from agent.wire.messages import Outcome
 from learner.advantages import episode_advantages, explained_variance, normalise_batch
+from learner.algorithm_config import PpoConfig
 from learner.batch import Samples, micro_batches
-from learner.config import PpoConfig
 from learner.critic import ValueHead
 from learner.loss import LossSums, grpo_loss, value_loss
 from learner.policy import LoraPolicy

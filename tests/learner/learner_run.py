@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 from agent.adapters import AdapterStore
 from agent.metrics import LearnerMetrics
+from learner.algorithm_config import AlgorithmConfig
 from learner.checkpoint import CheckpointFolder
-from learner.config import AlgorithmConfig, EvalConfig, LearnerConfig, SuiteConfig, TaskConfig
+from learner.config import EvalConfig, LearnerConfig, SuiteConfig, TaskConfig
 from learner.critic import ValueHead
 from learner.grpo import GrpoTeacher
 from learner.loop import Loop, Watchers

@@ -7,7 +7,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from agent.wire.errors import ConfigError
-from learner.config import AlgorithmConfig, LearnerConfig, PpoConfig
+from learner.algorithm_config import AlgorithmConfig, PpoConfig
+from learner.config import LearnerConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from agent.wire.errors import ConfigError
+from learner.algorithm_config import AlgorithmConfig
 from learner.checkpoint import Place
-from learner.config import AlgorithmConfig, LearnerConfig, SuiteConfig, TaskConfig
+from learner.config import LearnerConfig, SuiteConfig, TaskConfig
 from learner.evaluation import GREEDY, ROLLOUT, count_cell, plan_row
 from learner.groups import Collection, init_state_at
 from learner.store import EpisodeRow

@@ -7,7 +7,8 @@ from omegaconf import OmegaConf
 
 from agent.wire.messages import Order
 from deploy.local.composition import CONFIGS
-from learner.config import AlgorithmConfig, LearnerConfig, SuiteConfig, TaskConfig
+from learner.algorithm_config import AlgorithmConfig
+from learner.config import LearnerConfig, SuiteConfig, TaskConfig
 from learner.evaluation import plan_row
 from learner.instructions import instruction_for, rephrasings
 

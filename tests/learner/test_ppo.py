@@ -7,8 +7,8 @@ from learner_run import STATE_SIZE
 from micro_fixtures import CAMERAS, play, renewed_policy
 
 from agent.wire.messages import Outcome
+from learner.algorithm_config import PpoConfig
 from learner.batch import Trajectory, build_samples
-from learner.config import PpoConfig
 from learner.critic import ValueHead
 from learner.loss import Clip
 from learner.ppo_update import Judged, PpoUpdater, judge

@@ -6,8 +6,8 @@ import pytest
 from learner_run import STATE_SIZE, Crash, Run, make_config
 from test_ppo import same
 
+from learner.algorithm_config import PpoConfig
 from learner.checkpoint import CheckpointFolder
-from learner.config import PpoConfig
 from learner.critic import ValueHead
 
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from learner_run import Run, make_config
 
+from learner.algorithm_config import AlgorithmConfig, PpoConfig
 from learner.changes import find_differences, schema_defaults
 from learner.checkpoint import FILES, CheckpointError, content_hash
-from learner.config import AlgorithmConfig, PpoConfig, RoundingConfig
+from learner.config import RoundingConfig
 
 
 @pytest.fixture(scope="module")

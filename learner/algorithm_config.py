@@ -1,0 +1,98 @@
+"""How the policy learns: the schema of the learner's `algorithm` section, checked on its own."""
+
+from dataclasses import dataclass, field
+
+from agent.config import require, require_choice, require_range
+
+METHODS = ("grpo", "ppo", "sft")
+GROUPINGS = ("init_state", "task")
+ADVANTAGE_CONTROLS = ("none", "permute_within_group")
+
+
+@dataclass
+class PpoConfig:
+    """What PPO has beyond GRPO: a critic. The defaults are RL4VLA's and RLinf's."""
+
+    gamma: float = 0.99  # discount per chunk
+    gae_lambda: float = 0.95
+    bootstrap_at_limit: bool = False  # or: what comes after the step limit has value, too
+    value_lr: float = 3e-3
+    value_coef: float = 1.0  # of the value loss; its gradient goes into the adapter as well
+    value_clip: float = 0.2
+    huber_delta: float = 10.0
+    hidden_sizes: list[int] = field(default_factory=lambda: [512, 128])  # of the critic
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "gae_lambda"):
+            require_range(f"algorithm.ppo.{name}", getattr(self, name), 0, 1)
+        for name, low in (("value_lr", 0), ("value_coef", 0)):
+            require_range(f"algorithm.ppo.{name}", getattr(self, name), low, 1_000_000)
+        for name in ("value_clip", "huber_delta"):
+            require(getattr(self, name) > 0, f"algorithm.ppo.{name} must be > 0")
+        for size in self.hidden_sizes:
+            require_range("algorithm.ppo.hidden_sizes", size, 1, 1_000_000)
+
+
+@dataclass
+class AlgorithmConfig:
+    """How the policy learns. The nano values; the 7B recipe's are in its own file."""
+
+    method: str = "grpo"  # or ppo; or sft: supervised fine-tuning on the task's demonstrations
+    group_size: int = 8
+    groups_per_iteration: int = 8
+    iterations_per_task: int = 10  # 0: measure the base and train nothing
+    max_episodes_per_task: int = 0  # no new iteration beyond this many; 0: no such limit
+    resample_degenerate: int = 0  # most extra groups an iteration, in place of degenerate ones
+    grouping: str = "init_state"  # or task: leave-one-out over the whole iteration, for robots
+    optimizer_steps_per_iteration: int = 4  # of each epoch
+    epochs: int = 1  # passes over the iteration's episodes
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    clip_norm: float = 1.0
+    lora_rank: int = 8
+    lora_alpha: float = 8.0
+    fresh_optimizer_per_task: bool = True
+    learn_action_scale: bool = False  # oft-l1: train the spread of actions, too
+    advantage_control: str = "none"  # or permute_within_group: outcomes shuffled, a control
+    ppo: PpoConfig | None = None  # for method ppo only
+
+    def __post_init__(self) -> None:
+        require_choice("algorithm.method", self.method, METHODS)
+        require_choice("algorithm.grouping", self.grouping, GROUPINGS)
+        require_choice("algorithm.advantage_control", self.advantage_control, ADVANTAGE_CONTROLS)
+        for name, low in (
+            ("group_size", 2),
+            ("groups_per_iteration", 1),
+            ("iterations_per_task", 0),
+            ("optimizer_steps_per_iteration", 1),
+            ("epochs", 1),
+            ("lora_rank", 1),
+            ("max_episodes_per_task", 0),
+            ("resample_degenerate", 0),
+            ("learning_rate", 0),
+            ("weight_decay", 0),
+        ):
+            require_range(f"algorithm.{name}", getattr(self, name), low, 1_000_000)
+        for name in ("clip_low", "clip_high", "clip_norm", "lora_alpha"):
+            require(getattr(self, name) > 0, f"algorithm.{name} must be > 0")
+        require(
+            not (self.method == "sft" and self.learn_action_scale),
+            "algorithm.learn_action_scale: an L1 loss does not train the spread; use grpo or ppo, "
+            "or set learn_action_scale=false",
+        )
+        self._check_ppo()
+
+    def _check_ppo(self) -> None:
+        require(
+            (self.method == "ppo") == (self.ppo is not None),
+            "algorithm.ppo belongs to algorithm.method=ppo, and only to it; take both from "
+            "algorithm@learner.algorithm=ppo-nano",
+        )
+        if self.method == "ppo":
+            require(
+                self.resample_degenerate == 0 and self.advantage_control == "none",
+                "algorithm.method=ppo compares no groups: set resample_degenerate=0 and "
+                "advantage_control=none",
+            )
