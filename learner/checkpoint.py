@@ -1,8 +1,9 @@
-"""Everything a learner needs to go on: adapter, critic, optimiser, RNG, place in the sequence.
+"""Everything a learner needs to go on: weights, optimiser, RNG, memory, place in the sequence.
 
-A checkpoint is a folder of safetensors files (a critic's only for a method that has one) and one
-JSON file. It is written under another name, synced and renamed; its SHA-256 is committed by the
-store afterwards, and a folder the store does not name is discarded at the next start.
+A checkpoint is a folder of safetensors files (a critic's and a continual method's only where there
+is something to remember) and one JSON file. It is written under another name, synced and renamed;
+its SHA-256 is committed by the store afterwards, and a folder the store does not name is discarded
+at the next start.
 """
 
 import hashlib
@@ -24,9 +25,11 @@ from agent.wire.errors import PerennialError
 SCHEMA_VERSION = 1
 ADAPTER_FILE = "adapter.safetensors"
 CRITIC_FILE = "critic.safetensors"
+CONTINUAL_FILE = "continual.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 FILES = (ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE)
+OPTIONAL_FILES = (CRITIC_FILE, CONTINUAL_FILE)
 RNG_KEY = "torch_rng_state"
 
 
@@ -54,7 +57,8 @@ class Checkpoint:
     """Adapter and optimiser tensors by name, torch's RNG state u8[N], place, and the settings.
 
     `settings` are the configuration values that must not change on resume. `critic` is empty for a
-    method without one; it belongs to the learner alone and is never published.
+    method without one, `continual` for one that remembers nothing; both belong to the learner alone
+    and are never published.
     """
 
     place: Place
@@ -63,6 +67,7 @@ class Checkpoint:
     torch_rng: Tensor
     settings: dict[str, Any]
     critic: Mapping[str, Tensor] = field(default_factory=dict)
+    continual: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class CheckpointFolder:
@@ -89,8 +94,10 @@ class CheckpointFolder:
             OPTIMIZER_FILE: save_tensors(_contiguous(optimizer)),
             STATE_FILE: json.dumps(state, indent=1, sort_keys=True).encode(),
         }
-        if checkpoint.critic:
-            files[CRITIC_FILE] = save_tensors(_contiguous(checkpoint.critic))
+        optional = (checkpoint.critic, checkpoint.continual)
+        for file, tensors in zip(OPTIONAL_FILES, optional, strict=True):
+            if tensors:
+                files[file] = save_tensors(_contiguous(tensors))
         partial, final = self.root / f".{name}.partial", self.root / name
         with storage_errors(final):
             for stale in (partial, final):
@@ -112,11 +119,8 @@ class CheckpointFolder:
         """
         folder = self.root / name
         try:
-            has_critic = (folder / CRITIC_FILE).exists()
-            files = {
-                file: (folder / file).read_bytes()
-                for file in (*FILES, *([CRITIC_FILE] if has_critic else []))
-            }
+            present = [file for file in OPTIONAL_FILES if (folder / file).exists()]
+            files = {file: (folder / file).read_bytes() for file in (*FILES, *present)}
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint {folder} is committed but unreadable: {error}"
@@ -134,9 +138,11 @@ class CheckpointFolder:
         optimizer = load_tensors(files[OPTIMIZER_FILE])
         rng = optimizer.pop(RNG_KEY)
         adapter = load_tensors(files[ADAPTER_FILE])
-        critic = load_tensors(files[CRITIC_FILE]) if CRITIC_FILE in files else {}
+        critic, continual = (
+            load_tensors(files[file]) if file in files else {} for file in OPTIONAL_FILES
+        )
         place = Place(**state["place"])
-        return Checkpoint(place, adapter, optimizer, rng, state["settings"], critic)
+        return Checkpoint(place, adapter, optimizer, rng, state["settings"], critic, continual)
 
     def keep_only(self, name: str | None) -> list[str]:
         """Delete every other checkpoint, half-written ones too; returns what was deleted."""

@@ -5,6 +5,8 @@ from typing import Any
 
 from agent.config import DTYPES, require, require_choice
 from learner.algorithm_config import AlgorithmConfig
+from learner.combinations import refuse_combinations
+from learner.continual.settings import ContinualConfig
 
 
 @dataclass
@@ -74,6 +76,7 @@ class LearnerConfig:
     suite: SuiteConfig = field(default_factory=SuiteConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
+    continual: ContinualConfig = field(default_factory=ContinualConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     temperature: float = 1.0  # of rollouts and of the rollout evaluation
     seed: int = 0
@@ -97,6 +100,7 @@ class LearnerConfig:
     http_host: str = "127.0.0.1"
     http_port: int = 0  # 0: any free one
     http_open: bool = False  # may serve metrics and health beyond this machine, in clear
+    last_row: int | None = None  # evaluate no row beyond it: the beginning of runs to be forked
     exit_when_done: bool = True  # False: when all is learned, go on receiving and telling
     die_with_parent: bool = False
 
@@ -117,6 +121,7 @@ class LearnerConfig:
             self.algorithm.method != "sft" or self.sft.demonstrations,
             "algorithm.method=sft needs sft.demonstrations: folders of demonstration shards",
         )
+        refuse_combinations(self)
 
     def task(self, slug: str) -> TaskConfig:
         """The suite's task of that name."""
@@ -124,8 +129,9 @@ class LearnerConfig:
 
     def resume_settings(self) -> dict[str, Any]:
         """The values that must be the same when a run is resumed."""
-        keys = ("suite", "algorithm", "evaluation", "sft", "temperature", "seed", "unnorm_key",
-                "architecture", "cameras", "dtype", "micro_batch", "rounding")  # fmt: skip
+        keys = ("suite", "algorithm", "continual", "evaluation", "sft", "temperature", "seed",
+                "unnorm_key", "architecture", "cameras", "dtype", "micro_batch",
+                "rounding")  # fmt: skip
         return {key: value for key, value in asdict(self).items() if key in keys}
 
 

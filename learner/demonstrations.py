@@ -10,6 +10,7 @@ demonstrator's simulator is not at hand); episode i32[N].
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,8 @@ class Demonstrations:
         return len(self.task)
 
 
-def load_demonstrations(folders: list[Path], task: str | None = None) -> Demonstrations:
-    """Read every shard of `folders`, optionally one task's frames only.
+def load_demonstrations(folders: list[Path], tasks: Sequence[str] | None = None) -> Demonstrations:
+    """Read every shard of `folders`, optionally the frames of some tasks only.
 
     Raises DemonstrationError when a folder has no shard, its tasks differ from the others', or
     an array is missing, mis-shaped or not finite.
@@ -50,13 +51,16 @@ def load_demonstrations(folders: list[Path], task: str | None = None) -> Demonst
     if any(meta["tasks"] != metas[0]["tasks"] for meta in metas):
         raise DemonstrationError(f"the task lists of {[str(f) for f in folders]} differ")
     slugs = tuple(entry["slug"] for entry in metas[0]["tasks"])
-    if task is not None and task not in slugs:
-        raise DemonstrationError(f"no task {task!r} in {folders[0]}; it has {', '.join(slugs)}")
+    if unknown := [task for task in tasks or () if task not in slugs]:
+        raise DemonstrationError(
+            f"no task {unknown[0]!r} in {folders[0]}; it has {', '.join(slugs)}"
+        )
+    wanted = None if tasks is None else [slugs.index(task) for task in tasks]
     columns: dict[str, list[np.ndarray]] = {name: [] for name in FRAME_ARRAYS}
     frames = 0
     for path in (path for folder in folders for path in sorted(folder.glob("*.npz"))):
         shard = _read_shard(path)
-        keep = slice(None) if task is None else shard["task"] == slugs.index(task)
+        keep = slice(None) if wanted is None else np.isin(shard["task"], wanted)
         for name in FRAME_ARRAYS:
             columns[name].append(shard[name][keep])
         frames += len(columns["task"][-1])

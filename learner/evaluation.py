@@ -4,7 +4,7 @@ Init states come from the evaluation split, which training never sees, and the n
 depends on mode, task, init state and slot alone: rows are compared on the same trials.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,12 @@ class Cell:
     row: int
     mode: str
     task: str
+    version: str
     orders: tuple[Order, ...]
 
 
-def plan_row(config: LearnerConfig, row: int, version: str) -> list[Cell]:
-    """The cells of row `row` that a figure needs, pinned to `version`.
+def plan_row(config: LearnerConfig, row: int, version_of: Callable[[str], str]) -> list[Cell]:
+    """The cells of row `row` that a figure needs, each pinned to the version for its task.
 
     Row 0 and the last row measure every task, rows between them the task that was just trained
     (NBT needs S(j, j) and S(T, j)); greedy covers the trained tasks in the first and last row, and
@@ -44,7 +45,9 @@ def plan_row(config: LearnerConfig, row: int, version: str) -> list[Cell]:
         only_measured = config.algorithm.iterations_per_task == 0
         wanted += [(GREEDY, task) for task in (tasks if only_measured else suite.train_tasks)]
     return [
-        Cell(row, mode, task, _orders(config, row, mode, task, version)) for mode, task in wanted
+        Cell(row, mode, task, version, _orders(config, row, mode, task, version))
+        for mode, task in wanted
+        for version in (version_of(task),)
     ]
 
 

@@ -9,6 +9,7 @@ from agent.wire.messages import Order, Phase
 from learner.advantages import is_degenerate, leave_one_out, normalise_group
 from learner.checkpoint import Place
 from learner.config import LearnerConfig
+from learner.curriculum import stage_at
 from learner.instructions import instruction_for
 from learner.randomness import keyed_rng
 from learner.store import EpisodeRow
@@ -86,12 +87,11 @@ class Collection:
 
     def _order(self, index: int, slots: int) -> Order:
         config, place = self._config, self._place
-        task = config.task(config.suite.train_tasks[place.task_index])
-        cursor = place.groups_used + index
+        stage = stage_at(config, place.task_index)
+        task, cursor = stage.task_at(place.groups_used + index)
+        task_index = config.suite.train_tasks.index(task.slug)
         order_id = f"train/{place.task_index}/{place.update_id + 1}/{self._attempt}/{index}"
-        init_state = init_state_at(
-            config.seed, place.task_index, cursor, config.suite.train_init_states
-        )
+        init_state = init_state_at(config.seed, task_index, cursor, config.suite.train_init_states)
         return Order(
             order_id=order_id,
             suite=config.suite.name,

@@ -9,6 +9,7 @@ from agent.episode import read_episode
 from learner.batch import Trajectory, build_samples
 from learner.checkpoint import Place
 from learner.config import LearnerConfig
+from learner.continual.method import ContinualMethod
 from learner.groups import Collection, Group
 from learner.link import AgentLink
 from learner.policy import LoraPolicy
@@ -26,8 +27,9 @@ class GrpoTeacher:
         inbox: Inbox,
         link: AgentLink,
         should_stop: Callable[[], bool],
+        continual: ContinualMethod,
     ) -> None:
-        self._config, self._policy = config, policy
+        self._config, self._policy, self._continual = config, policy, continual
         self._inbox, self._link, self._should_stop = inbox, link, should_stop
         self._settings = UpdateSettings.of(config)
 
@@ -35,7 +37,10 @@ class GrpoTeacher:
         """AdamW on the adapter."""
         algorithm = self._config.algorithm
         return build_optimizer(
-            self._policy.parameters, algorithm.learning_rate, algorithm.weight_decay
+            self._policy.parameters,
+            algorithm.learning_rate,
+            algorithm.weight_decay,
+            self._continual.learning_rate_factor,
         )
 
     def collect(self, place: Place, version: str) -> list[Group]:
@@ -60,6 +65,12 @@ class GrpoTeacher:
                     episode = read_episode(Path(self._inbox.folder, row.file))
                     usable.append(Trajectory(count, episode, float(advantage)))
                 count += 1
-        updater = Updater(self._policy, optimizer, self._settings, self._should_stop)
+        updater = Updater(
+            self._policy,
+            optimizer,
+            self._settings,
+            self._should_stop,
+            self._continual.add_gradient,
+        )
         samples = build_samples(usable, self._config.cameras)
         return updater.run(samples, count, place.update_id + 1)

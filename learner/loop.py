@@ -8,7 +8,8 @@
             checkpoint, commit, publish, activate
         evaluate
 
-No reference model, KL penalty, entropy bonus or replay. Every step can be killed and
+No reference model, KL penalty, entropy bonus or replay: what a continual-learning method does
+besides is behind its hooks (`learner.continual.method`). Every step can be killed and
 repeated: orders, commits, publishes and activations are idempotent, and what is ordered and
 computed next is a function of the last committed checkpoint and of the episodes alone.
 """
@@ -25,7 +26,9 @@ import torch
 from agent.episode import read_episode
 from agent.wire.messages import BASE_VERSION
 from learner.checkpoint import Place
-from learner.config import LearnerConfig, TaskConfig
+from learner.config import LearnerConfig
+from learner.continual.method import ContinualMethod
+from learner.curriculum import Stage, stages
 from learner.evaluation import (
     ROLLOUT,
     Cell,
@@ -76,12 +79,14 @@ class Loop:
         self,
         config: LearnerConfig,
         teacher: Teacher,
+        continual: ContinualMethod,
         publication: Publication,
         inbox: Inbox,
         watchers: Watchers,
         should_stop: Callable[[], bool],
     ) -> None:
         self.config, self.teacher, self.publication = config, teacher, publication
+        self.continual = continual
         self.inbox, self.watchers, self.should_stop = inbox, watchers, should_stop
         self.link = publication.link
         self.matrices = empty_matrices(config)
@@ -102,27 +107,35 @@ class Loop:
         self.evaluate(row=0)
         if self.config.algorithm.iterations_per_task == 0:
             return self.matrices
-        for index, slug in enumerate(self.config.suite.train_tasks):
-            task = self.config.task(slug)
-            while not self._finished(index):
-                self.iterate(index, task)
-            self.evaluate(row=index + 1)
-            self.watchers.progress.write("task_done", task_index=index, task=slug, row=index + 1)
+        last_row = self.config.last_row
+        for stage in stages(self.config):
+            if last_row is not None and stage.row > last_row:
+                break
+            while not self._finished(stage):
+                self.iterate(stage)
+            self.evaluate(stage.row)
+            self.watchers.progress.write(
+                "task_done", task_index=stage.task_index, task=stage.name, row=stage.row
+            )
         return self.matrices
 
-    def iterate(self, task_index: int, task: TaskConfig) -> None:
+    def iterate(self, stage: Stage) -> None:
         """One iteration: collect, learn, commit, publish, activate."""
+        task_index, version = stage.task_index, self.publication.version
         if task_index > self.place.task_index:
             self.place = Place(update_id=self.place.update_id, task_index=task_index)
-        if self.place.iteration == 0 and self.config.algorithm.fresh_optimizer_per_task:
-            self.optimizer = self.teacher.new_optimizer()
+        if self.place.iteration == 0:
+            version = self.continual.before_task(task_index, version)
+            if self.config.algorithm.fresh_optimizer_per_task:
+                self.optimizer = self.teacher.new_optimizer()
         exports, laps_s = self.watchers.exports, [time.monotonic()]
         exports.metrics.learner_task_index.set(task_index)
         exports.enter("collecting")
-        groups = self.teacher.collect(self.place, self.publication.version)
+        groups = self.teacher.collect(self.place, version)
         laps_s.append(time.monotonic())
         exports.enter("learning")
         report = self.teacher.learn(self.optimizer, groups, self.place)
+        self.continual.after_update()
         laps_s.append(time.monotonic())
         exports.enter("publishing")
         episodes = [episode for group in groups for episode in group.episodes]
@@ -139,13 +152,17 @@ class Loop:
             for episode in group.episodes
         }
         figures = _figures(report)
-        hold_s = self.publication.commit(self.place, self.optimizer, dispositions, figures)
+        if self._finished(stage):
+            self.continual.after_task(task_index)
+        hold_s = self.publication.commit(
+            self.place, self.optimizer, dispositions, figures, parent=version
+        )
         exports.commit(dispositions.values())
         if not self.config.keep_used_episodes:
             self.inbox.drop_used()
         laps_s.append(time.monotonic())
         times_s = dict(zip(("wait", "learn", "publish"), np.diff(laps_s).tolist(), strict=True))
-        self._show_iteration(task, groups, figures, times_s, hold_s)
+        self._show_iteration(stage, groups, figures, times_s, hold_s)
 
     def evaluate(self, row: int) -> None:
         """Measure row `row` of the success matrices at the version after `row` tasks.
@@ -153,16 +170,14 @@ class Loop:
         A row that is already complete is only counted; its line in the log is then a repeat.
         """
         self.watchers.exports.enter("evaluating")
-        version = BASE_VERSION if row == 0 else self.inbox.store.version_after(row - 1)
-        assert version is not None, f"row {row} is evaluated after its task has been trained"
-        cells = plan_row(self.config, row, version)
+        cells = plan_row(self.config, row, self._versions(row))
         started_s = time.monotonic()
         episodes = self.measure(cells)
         for cell in cells:
             successes, trials = count_cell(cell, episodes)
             self.matrices[cell.mode].record(row, cell.task, successes, trials)
             self.watchers.progress.write(
-                "eval", row=row, mode=cell.mode, task=cell.task, version=version,
+                "eval", row=row, mode=cell.mode, task=cell.task, version=cell.version,
                 **conditions(self.config, cell.mode), successes=successes, trials=trials,
                 time_s={"wait": time.monotonic() - started_s},
             )  # fmt: skip
@@ -176,16 +191,27 @@ class Loop:
         self.link.post_orders(orders)
         return self.inbox.wait_for(orders, self.should_stop)
 
-    def _finished(self, task_index: int) -> bool:
-        place, algorithm = self.place, self.config.algorithm
-        if place.task_index != task_index:
-            return place.task_index > task_index
-        limit = algorithm.max_episodes_per_task or float("inf")
-        return place.iteration >= algorithm.iterations_per_task or place.episodes >= limit
+    def _versions(self, row: int) -> Callable[[str], str]:
+        """The version that each task is evaluated with in row `row`."""
+        if row == 0:
+            return lambda task: BASE_VERSION
+        trained: dict[str, str] = {}
+        for stage in stages(self.config):
+            version = self.inbox.store.version_after(stage.task_index)
+            if stage.row <= row and version is not None:
+                trained |= {task.slug: version for task in stage.tasks}
+        return lambda task: self.continual.version_for(task, trained)
+
+    def _finished(self, stage: Stage) -> bool:
+        place, algorithm, tasks = self.place, self.config.algorithm, len(stage.tasks)
+        if place.task_index != stage.task_index:
+            return place.task_index > stage.task_index
+        limit = algorithm.max_episodes_per_task * tasks or float("inf")
+        return place.iteration >= algorithm.iterations_per_task * tasks or place.episodes >= limit
 
     def _show_iteration(
         self,
-        task: TaskConfig,
+        stage: Stage,
         groups: list[Group],
         figures: dict[str, float],
         times_s: dict[str, float],
@@ -194,6 +220,10 @@ class Loop:
         episodes = [episode for group in groups for episode in group.episodes]
         successes = sum(episode.success for episode in episodes)
         degenerate = sum(group.degenerate for group in groups)
+        counted = {task.slug: [0, 0] for task in stage.tasks}
+        for episode in episodes:
+            counted[episode.task][0] += episode.success
+            counted[episode.task][1] += 1
         reward_std = [
             float(np.std([e.success for e in group.episodes], ddof=1)) for group in groups
         ]
@@ -203,7 +233,7 @@ class Loop:
         self.watchers.progress.write(
             "iteration",
             task_index=self.place.task_index,
-            task=task.slug,
+            task=stage.name,
             update=self.place.update_id,
             iteration=self.place.iteration,
             version=self.publication.version,
@@ -211,7 +241,7 @@ class Loop:
             **conditions(self.config, ROLLOUT),
             successes=successes,
             trials=len(episodes),
-            per_task={task.slug: [successes, len(episodes)]},
+            per_task=counted,
             groups=len(groups),
             degenerate_groups=degenerate,
             time_s=times_s,

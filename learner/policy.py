@@ -29,6 +29,7 @@ class Scores:
     logprobs_BKA: Tensor  # with gradient
     entropy_BKA: Tensor  # without
     state_BH: Tensor  # with gradient: the state that predicts the first token, for a critic
+    output: ActionOutput  # with gradient: what the distribution was made of
 
 
 class LoraPolicy:
@@ -110,20 +111,40 @@ class LoraPolicy:
 
     def score(self, samples: Samples, rows: np.ndarray) -> Scores:
         """Score the recorded choices of the given samples, all of one temperature."""
-        temperature = float(samples.temperatures_B[rows[0]])
-        if (samples.temperatures_B[rows] != samples.temperatures_B[rows[0]]).any():
-            raise ValueError("samples of one batch were drawn at different temperatures")
-        choices = samples.choices_BKA[rows]
-        output = self.forward(
+        return self.score_choices(samples, rows, samples.choices_BKA[rows])
+
+    def score_choices(self, samples: Samples, rows: np.ndarray, choices_BKA: np.ndarray) -> Scores:
+        """Score these choices at the observations of the given samples, all of one temperature."""
+        temperature = _one_temperature(samples, rows)
+        output = self._see(samples, rows, choices_BKA)
+        distribution = action_distribution(output, temperature, self._scale())
+        logprobs_BKA = distribution.logprobs(torch.from_numpy(choices_BKA).to(self.device))
+        entropy_BKA = distribution.entropy().detach()
+        return Scores(logprobs_BKA, entropy_BKA, output.hidden_BKAH[:, 0, 0], output)
+
+    @torch.no_grad()
+    def draw(self, samples: Samples, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Choices (B, K, A) drawn anew at the samples' observations, at their temperature."""
+        temperature, config = _one_temperature(samples, rows), self.network.config
+        choices_BKA = np.array(samples.choices_BKA[rows])
+        # A causal policy sees its own earlier tokens: each dimension follows those drawn before.
+        for dimension in range(config.action_dim) if config.is_autoregressive else [slice(None)]:
+            output = self._see(samples, rows, choices_BKA)
+            distribution = action_distribution(output, temperature, self._scale())
+            noise = rng.gumbel(size=distribution.noise_shape)
+            if config.is_regression:
+                noise = rng.laplace(size=distribution.noise_shape)
+            drawn = distribution.sample(torch.from_numpy(noise).float().to(self.device))
+            choices_BKA[:, :, dimension] = drawn[:, :, dimension].cpu().numpy()
+        return choices_BKA
+
+    def _see(self, samples: Samples, rows: np.ndarray, choices_BKA: np.ndarray) -> ActionOutput:
+        return self.forward(
             samples.images_BNHWC[rows],
             samples.proprio_BP[rows],
             samples.instruction_B[rows].tolist(),
-            choices,
+            choices_BKA,
         )
-        distribution = action_distribution(output, temperature, self._scale())
-        logprobs_BKA = distribution.logprobs(torch.from_numpy(choices).to(self.device))
-        entropy_BKA = distribution.entropy().detach()
-        return Scores(logprobs_BKA, entropy_BKA, output.hidden_BKAH[:, 0, 0])
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """Copies of the adapter's tensors under PEFT's names, and of the learned spread."""
@@ -163,3 +184,9 @@ class LoraPolicy:
         if self._log_scale_A is None:
             return None
         return self._log_scale_A.exp().clamp(action_scale.SMALLEST, action_scale.LARGEST)
+
+
+def _one_temperature(samples: Samples, rows: np.ndarray) -> float:
+    if (samples.temperatures_B[rows] != samples.temperatures_B[rows[0]]).any():
+        raise ValueError("samples of one batch were drawn at different temperatures")
+    return float(samples.temperatures_B[rows[0]])

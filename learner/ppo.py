@@ -21,6 +21,7 @@ from agent.episode import read_episode
 from learner.batch import Trajectory, build_samples
 from learner.checkpoint import Place
 from learner.config import LearnerConfig
+from learner.continual.method import ContinualMethod
 from learner.critic import ValueHead
 from learner.groups import Group
 from learner.grpo import GrpoTeacher
@@ -42,12 +43,13 @@ class PpoTeacher:
         inbox: Inbox,
         link: AgentLink,
         should_stop: Callable[[], bool],
+        continual: ContinualMethod,
     ) -> None:
         assert config.algorithm.ppo is not None, "the configuration checks it"
         self._config, self._ppo = config, config.algorithm.ppo
         self._policy, self._critic = policy, critic
-        self._inbox, self._should_stop = inbox, should_stop
-        self._grpo = GrpoTeacher(config, policy, inbox, link, should_stop)
+        self._inbox, self._should_stop, self._continual = inbox, should_stop, continual
+        self._grpo = GrpoTeacher(config, policy, inbox, link, should_stop, continual)
 
     def new_optimizer(self) -> torch.optim.Optimizer:
         """AdamW on adapter and critic, each with its learning rate."""
@@ -78,6 +80,7 @@ class PpoTeacher:
             UpdateSettings.of(self._config),
             self._ppo,
             self._should_stop,
+            self._continual.add_gradient,
         )
         samples = build_samples(trajectories, self._config.cameras)
         outcomes = {index: row.outcome for index, row in enumerate(rows)}

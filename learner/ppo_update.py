@@ -18,11 +18,14 @@ from learner.randomness import keyed_rng
 from learner.served import Agreement, ServedCheck, correct
 from learner.stopping import Stopped
 from learner.update import (
+    AddGradient,
     UpdateReport,
     UpdateSettings,
     clear_gradient,
     clip_gradient,
     float_tensor,
+    mean_figures,
+    no_other_term,
 )
 
 
@@ -83,9 +86,11 @@ class PpoUpdater:
         settings: UpdateSettings,
         ppo: PpoConfig,
         should_stop: Callable[[], bool] = lambda: False,
+        add_gradient: AddGradient = no_other_term,
     ) -> None:
         self.policy, self.critic, self.optimizer = policy, critic, optimizer
         self.settings, self.ppo, self.should_stop = settings, ppo, should_stop
+        self.add_gradient = add_gradient
 
     def run(
         self, samples: Samples | None, outcomes: Mapping[int, str], update_id: int
@@ -101,9 +106,11 @@ class PpoUpdater:
         samples, values_B, agreement = self.evaluate(samples)
         judged = judge(samples, values_B, outcomes, self.ppo)
         total, value_total, norms, first_clip = LossSums(), 0.0, [], 0.0
+        others: list[dict[str, float]] = []
         minibatches = self._minibatches(judged.trained_rows, update_id)
         for step, rows in enumerate(minibatches):
             sums, value_part = self.accumulate_gradient(judged, rows)
+            others.append(self.add_gradient(update_id, step))
             norms.append(self._step())
             total.add(sums)
             value_total += value_part
@@ -112,14 +119,18 @@ class PpoUpdater:
         rows, steps = judged.trained_rows, max(len(minibatches), 1)
         policy_loss, mean_value_loss = total.loss / steps, value_total / steps
         policy_norm, value_norm = np.mean(norms, axis=0) if norms else (0.0, 0.0)
-        means = total.means() | {
-            "loss": policy_loss + self.ppo.value_coef * mean_value_loss,
-            "policy_loss": policy_loss,
-            "value_loss": mean_value_loss,
-            "value_mean": float(values_B[rows].mean()) if len(rows) else 0.0,
-            "explained_variance": explained_variance(values_B[rows], judged.returns_B[rows]),
-            "value_grad_norm": float(value_norm),
-        }
+        means = (
+            total.means()
+            | mean_figures(others)
+            | {
+                "loss": policy_loss + self.ppo.value_coef * mean_value_loss,
+                "policy_loss": policy_loss,
+                "value_loss": mean_value_loss,
+                "value_mean": float(values_B[rows].mean()) if len(rows) else 0.0,
+                "explained_variance": explained_variance(values_B[rows], judged.returns_B[rows]),
+                "value_grad_norm": float(value_norm),
+            }
+        )
         return UpdateReport(means, first_clip, float(policy_norm), agreement, len(rows))
 
     @torch.no_grad()

@@ -24,22 +24,19 @@ from agent.wire.errors import ConfigError
 from agent.wire.keys import find_client_keys
 from agent.wire.sockets import DealerClient
 from agent.wire.systemd import MAIN, ServiceManager
+from learner.assembly import Parts, assemble
 from learner.checkpoint import CheckpointFolder
 from learner.config import LearnerConfig
-from learner.critic import ValueHead
 from learner.evaluation import GREEDY, ROLLOUT, conditions
-from learner.grpo import GrpoTeacher
 from learner.health import Vitals
 from learner.link import AgentLink, Session
-from learner.loop import Loop, Teacher, Watchers
+from learner.loop import Loop, Watchers
 from learner.matrix import SuccessMatrix
 from learner.metrics import Exports
 from learner.policy import LoraPolicy
-from learner.ppo import PpoTeacher
 from learner.progress import ProgressLog, write_json
 from learner.publication import Identity, Publication
 from learner.receiver import RECEIVER_THREAD, Inbox, Receiver
-from learner.sft import SftTeacher
 from learner.stopping import StopFlag, Stopped
 from learner.store import LearnerStore, immediate_disposition
 
@@ -113,13 +110,12 @@ def _learn_locked(
         return AgentLink(session, client, stop)
 
     link = new_link()
-    critic = _new_critic(config, policy)
-    publication = _new_publication(config, policy, critic, store, link)
+    parts = assemble(config, policy, inbox, link, stop.is_set)
+    publication = _new_publication(config, policy, parts, store, link)
     watchers = Watchers(
         exports, ProgressLog(state_dir / "progress.jsonl"), state_dir / "filmstrips"
     )
-    teacher = _new_teacher(config, policy, critic, inbox, link, stop)
-    loop = Loop(config, teacher, publication, inbox, watchers, stop.is_set)
+    loop = Loop(config, parts.teacher, parts.continual, publication, inbox, watchers, stop.is_set)
     receiver = Receiver(new_link(), inbox, stop)
     receiver.start()
     exports.watch_agent(lambda: session.has_agent)
@@ -206,13 +202,13 @@ def _load_policy(config: LearnerConfig) -> LoraPolicy:
 def _new_publication(
     config: LearnerConfig,
     policy: LoraPolicy,
-    critic: ValueHead | None,
+    parts: Parts,
     store: LearnerStore,
     link: AgentLink,
 ) -> Publication:
     identity = Identity(
         policy.model.base_sha256,
-        config.algorithm.method,
+        f"{config.algorithm.method}+{config.continual.method}",
         list(config.suite.train_tasks),
         config,
     )
@@ -223,31 +219,9 @@ def _new_publication(
         AdapterStore(Path(config.adapters_dir)),
         link,
         identity,
-        critic,
+        parts.critic,
+        parts.continual,
     )
-
-
-def _new_teacher(
-    config: LearnerConfig,
-    policy: LoraPolicy,
-    critic: ValueHead | None,
-    inbox: Inbox,
-    link: AgentLink,
-    stop: threading.Event,
-) -> Teacher:
-    if config.algorithm.method == "sft":
-        return SftTeacher(config, policy, stop.is_set)
-    if critic is not None:
-        return PpoTeacher(config, policy, critic, inbox, link, stop.is_set)
-    return GrpoTeacher(config, policy, inbox, link, stop.is_set)
-
-
-def _new_critic(config: LearnerConfig, policy: LoraPolicy) -> ValueHead | None:
-    if config.algorithm.ppo is None:
-        return None
-    state_size = policy.network.config.llama_config().hidden_size
-    head = ValueHead(state_size, config.algorithm.ppo.hidden_sizes, config.seed)
-    return head.to(policy.device)
 
 
 def results(

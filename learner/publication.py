@@ -25,10 +25,14 @@ from learner.checkpoint import (
     optimizer_tensors,
 )
 from learner.config import LearnerConfig
+from learner.continual.method import ContinualMethod
 from learner.critic import ValueHead
 from learner.link import AgentLink
 from learner.policy import LoraPolicy
 from learner.store import LearnerStore, UpdateRow
+
+# Written by whoever copies a run's folder to go on from its last commit with another method.
+FORK_FILE = "fork.json"
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class Publication:
 
     Args:
         critic: of a method that has one. It is part of the checkpoints, never of what is published.
+        continual: what it remembers is part of the checkpoints, too.
     """
 
     def __init__(
@@ -59,10 +64,11 @@ class Publication:
         link: AgentLink,
         identity: Identity,
         critic: ValueHead | None = None,
+        continual: ContinualMethod | None = None,
     ) -> None:
         self.policy, self.store, self.checkpoints = policy, store, checkpoints
         self.adapters, self.link, self.identity = adapters, link, identity
-        self.critic = critic
+        self.critic, self.continual = critic, continual or ContinualMethod()
         self.version = BASE_VERSION
 
     def resume(self, optimizer: torch.optim.Optimizer) -> Place:
@@ -78,10 +84,14 @@ class Publication:
         if last is None:
             return Place()
         checkpoint = self.checkpoints.load(last.checkpoint, last.checkpoint_sha256)
-        self._check_settings(checkpoint.settings)
+        if self._fork() == last.checkpoint_sha256:
+            log.info("going on from %s with settings of its own", last.version)
+        else:
+            self._check_settings(checkpoint.settings)
         self.policy.load_adapter(checkpoint.adapter)
         if self.critic is not None:
             self.critic.load_state_dict(checkpoint.critic)
+        self.continual.load_state(checkpoint.continual)
         load_optimizer_tensors(optimizer, self._parameters, checkpoint.optimizer)
         torch.set_rng_state(checkpoint.torch_rng)
         self._finish(last)
@@ -94,8 +104,12 @@ class Publication:
         optimizer: torch.optim.Optimizer,
         dispositions: dict[str, str],
         metrics: dict[str, float],
+        parent: str,
     ) -> float:
         """Make the policy's present weights the version after `place.update_id`.
+
+        Args:
+            parent: the version that was improved.
 
         Returns how long the agent held its inference loop to activate it [s].
         """
@@ -110,11 +124,12 @@ class Publication:
                 torch.get_rng_state(),
                 self.identity.config.resume_settings(),
                 {} if self.critic is None else self.critic.state_dict(),
+                self.continual.state(),
             )
         )
         update = UpdateRow(
             place.update_id, place.task_index, place.iteration, checkpoint, sha256, version,
-            self.version, metrics,
+            parent, metrics,
         )  # fmt: skip
         self.store.commit_update(update, dispositions)
         self.checkpoints.keep_only(checkpoint)
@@ -147,6 +162,11 @@ class Publication:
             self.store.mark_activated(update.update_id)
         self.version = update.version
         return hold_s
+
+    def _fork(self) -> str | None:
+        """SHA-256 of the checkpoint from which a copied run may go on with other settings."""
+        path = self.checkpoints.root.parent / FORK_FILE
+        return str(json.loads(path.read_text())["checkpoint_sha256"]) if path.exists() else None
 
     def _check_settings(self, saved: dict[str, Any]) -> None:
         config = self.identity.config

@@ -11,13 +11,22 @@ import torch.nn.functional as F
 from agent.model.openvla import ActionOutput
 from learner.checkpoint import Place
 from learner.config import LearnerConfig
+from learner.continual.method import ContinualMethod
+from learner.curriculum import stage_at
 from learner.demonstrations import Demonstrations, load_demonstrations
 from learner.groups import Group
 from learner.policy import LoraPolicy
 from learner.randomness import keyed_rng
 from learner.served import Agreement
 from learner.stopping import Stopped
-from learner.update import UpdateReport, build_optimizer, clip_gradient
+from learner.update import (
+    AddGradient,
+    UpdateReport,
+    build_optimizer,
+    clip_gradient,
+    mean_figures,
+    no_other_term,
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class SupervisedUpdater:
     """`supervised_loss` on the expert's chunks, same adapter, same optimiser.
 
     Args:
-        demos: frames of one task.
+        demos: frames of the tasks learned now.
         cameras: in the policy's order; the shards' arrays bear their names.
     """
 
@@ -46,9 +55,11 @@ class SupervisedUpdater:
         cameras: list[str],
         settings: SftSettings,
         should_stop: Callable[[], bool] = lambda: False,
+        add_gradient: AddGradient = no_other_term,
     ) -> None:
         self.policy, self.optimizer, self.settings = policy, optimizer, settings
         self.demos, self.cameras, self.should_stop = demos, cameras, should_stop
+        self.add_gradient = add_gradient
         chunk = demos.actions[:, : policy.network.config.chunk_size]
         codec, is_regression = policy.model.actions, policy.network.config.is_regression
         self._targets = (
@@ -67,6 +78,7 @@ class SupervisedUpdater:
         settings = self.settings
         losses: list[float] = []
         norms: list[float] = []
+        others: list[dict[str, float]] = []
         parameters = list(self.policy.parameters.values())
         for step in range(settings.steps):
             if self.should_stop():
@@ -75,12 +87,17 @@ class SupervisedUpdater:
             loss = self._loss(rng.integers(len(self.demos), size=settings.batch_size))
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            others.append(self.add_gradient(update_id, step))
             norms.append(clip_gradient(parameters, settings.clip_norm))
             self.optimizer.step()
             losses.append(loss.item())
         frames = settings.steps * settings.batch_size
         return UpdateReport(
-            {"loss": float(np.mean(losses))}, 0.0, float(np.mean(norms)), Agreement(), frames
+            {"loss": float(np.mean(losses))} | mean_figures(others),
+            0.0,
+            float(np.mean(norms)),
+            Agreement(),
+            frames,
         )
 
     def _loss(self, rows: np.ndarray) -> torch.Tensor:
@@ -103,16 +120,24 @@ class SftTeacher:
     """The supervised method in a loop: no episodes are collected, each task brings its shards."""
 
     def __init__(
-        self, config: LearnerConfig, policy: LoraPolicy, should_stop: Callable[[], bool]
+        self,
+        config: LearnerConfig,
+        policy: LoraPolicy,
+        should_stop: Callable[[], bool],
+        continual: ContinualMethod,
     ) -> None:
         self._config, self._policy, self._should_stop = config, policy, should_stop
+        self._continual = continual
         self._demos: dict[int, Demonstrations] = {}
 
     def new_optimizer(self) -> torch.optim.Optimizer:
         """AdamW on the adapter."""
         algorithm = self._config.algorithm
         return build_optimizer(
-            self._policy.parameters, algorithm.learning_rate, algorithm.weight_decay
+            self._policy.parameters,
+            algorithm.learning_rate,
+            algorithm.weight_decay,
+            self._continual.learning_rate_factor,
         )
 
     def collect(self, place: Place, version: str) -> list[Group]:
@@ -126,8 +151,8 @@ class SftTeacher:
         config = self._config
         if place.task_index not in self._demos:
             folders = [Path(folder) for folder in config.sft.demonstrations]
-            task = config.suite.train_tasks[place.task_index]
-            self._demos = {place.task_index: load_demonstrations(folders, task=task)}
+            tasks = [task.slug for task in stage_at(config, place.task_index).tasks]
+            self._demos = {place.task_index: load_demonstrations(folders, tasks)}
         settings = SftSettings(
             config.sft.steps_per_iteration,
             config.sft.batch_size,
@@ -141,5 +166,6 @@ class SftTeacher:
             config.cameras,
             settings,
             self._should_stop,
+            self._continual.add_gradient,
         )
         return updater.run(place.update_id + 1)

@@ -176,6 +176,16 @@ class LearnerStore:
                 found |= {row.slot_id: row for row in map(_episode_row, rows)}
         return found
 
+    def last_episodes(self, task_index: int) -> list[EpisodeRow]:
+        """The episodes that the last update of a task used, in order of arrival."""
+        with self._lock:
+            rows = self._db.execute(
+                f"SELECT {_EPISODE_COLUMNS} FROM episodes WHERE update_id = (SELECT MAX(update_id)"
+                " FROM updates WHERE task_index = ?) ORDER BY seq",
+                (task_index,),
+            )
+            return [_episode_row(values) for values in rows]
+
     def used_files(self) -> list[str]:
         """Names of the files whose episodes an update has used, trained on or filtered."""
         with self._lock:

@@ -62,17 +62,24 @@ class UpdateReport:
 
 
 def build_optimizer(
-    parameters: Mapping[str, Tensor], learning_rate: float, weight_decay: float
+    parameters: Mapping[str, Tensor],
+    learning_rate: float,
+    weight_decay: float,
+    factor_of: Callable[[str], float] = lambda name: 1.0,
 ) -> torch.optim.AdamW:
     """AdamW as the recipe runs it (betas .9/.999, eps 1e-8).
+
+    factor_of: of a parameter's name, what its learning rate is multiplied by.
 
     The recipe decays weights by torch's default 0.01 without meaning to; ours defaults to 0,
     because decay pulls an adapter back to the base model, which a task sequence would read as
     forgetting. A learned action scale is never decayed: its logarithm's zero means nothing.
     """
-    groups: list[dict[str, Any]] = [
-        {"params": [tensor for name, tensor in parameters.items() if name != LOG_SCALE]}
-    ]
+    by_rate: dict[float, list[Tensor]] = {}
+    for name, tensor in parameters.items():
+        if name != LOG_SCALE:
+            by_rate.setdefault(learning_rate * factor_of(name), []).append(tensor)
+    groups: list[dict[str, Any]] = [{"params": same, "lr": lr} for lr, same in by_rate.items()]
     if LOG_SCALE in parameters:
         groups.append({"params": [parameters[LOG_SCALE]], "weight_decay": 0.0})
     return torch.optim.AdamW(
@@ -82,6 +89,20 @@ def build_optimizer(
         eps=1e-8,
         weight_decay=weight_decay,
     )
+
+
+AddGradient = Callable[[int, int], dict[str, float]]
+
+
+def no_other_term(update_id: int, step: int) -> dict[str, float]:
+    """Adds nothing."""
+    return {}
+
+
+def mean_figures(steps: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each figure over the steps that have it."""
+    names = dict.fromkeys(name for figures in steps for name in figures)
+    return {n: float(np.mean([figures[n] for figures in steps if n in figures])) for n in names}
 
 
 def clip_gradient(parameters: Iterable[Tensor], clip_norm: float) -> float:
@@ -117,6 +138,7 @@ class Updater:
         samples: chunk samples of the usable groups; None if every group was degenerate.
         trajectories: how many were collected, those of degenerate groups included.
         should_stop: asked between micro-batches; True raises Stopped.
+        add_gradient: of (update id, step), adds that of another loss term before each step.
     """
 
     def __init__(
@@ -125,9 +147,10 @@ class Updater:
         optimizer: torch.optim.Optimizer,
         settings: UpdateSettings,
         should_stop: Callable[[], bool] = lambda: False,
+        add_gradient: AddGradient = no_other_term,
     ) -> None:
         self.policy, self.optimizer, self.settings = policy, optimizer, settings
-        self.should_stop = should_stop
+        self.should_stop, self.add_gradient = should_stop, add_gradient
 
     def run(self, samples: Samples | None, trajectories: int, update_id: int) -> UpdateReport:
         """Take the fixed number of optimiser steps.
@@ -141,6 +164,7 @@ class Updater:
             Stopped: the weights may have changed; resume from the last checkpoint.
         """
         settings, total, norms, first_clip = self.settings, LossSums(), [], 0.0
+        others: list[dict[str, float]] = []
         check = ServedCheck(settings.served)
         if samples is not None:
             samples = self._reconcile(samples, check, update_id)
@@ -161,11 +185,12 @@ class Updater:
                     # What the sample of chunks did not show, the whole minibatch does.
                     samples = self._correct(samples, check)
                     sums = self.accumulate_gradient(samples, members)
+            others.append(self.add_gradient(update_id, step))
             norms.append(self._step())
             total.add(sums)
             if step == 0:
                 first_clip = sums.means()["clip_fraction"]
-        means = total.means()
+        means = total.means() | mean_figures(others)
         means["loss"] /= len(minibatches)
         count = 0 if samples is None else len(samples)
         return UpdateReport(means, first_clip, float(np.mean(norms)), agreement, count)

@@ -39,11 +39,17 @@ def _compose(overrides: Sequence[str]) -> Any:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("perturbed", perturbed_name, replace=True)
-    # The algorithm is the learner's own group; here it is chosen as the run's other groups are.
-    short, full = "algorithm=", "algorithm@learner.algorithm="
-    settings = [full + o.removeprefix(short) if o.startswith(short) else o for o in overrides]
+    settings = [_in_full(override) for override in overrides]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("run", settings)
+
+
+def _in_full(override: str) -> str:
+    """The learner's own groups are chosen as the run's other groups are."""
+    for group in ("algorithm", "continual"):
+        if override.startswith(f"{group}="):
+            return f"{group}@learner.{override}"
+    return override
 
 
 def _inner_keys(node: Any, prefix: str = "") -> list[str]:

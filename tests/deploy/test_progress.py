@@ -67,13 +67,15 @@ def test_a_plan_counts_every_row(middle_slots: int | None, full_matrix: bool, gr
         ),
         evaluation=EvalConfig(5, 2, middle_slots, greedy, full_matrix),
     )
-    rows = [cell for row in range(4) for cell in plan_row(config, row, "v")]
+    rows = [cell for row in range(4) for cell in plan_row(config, row, lambda task: "v")]
     ordered = sum(order.slots for cell in rows for order in cell.orders)
     assert Plan.from_learner(asdict(config)).eval_episodes == ordered
-    middle = {order.slots for cell in plan_row(config, 2, "v") for order in cell.orders}
+    middle = {
+        order.slots for cell in plan_row(config, 2, lambda task: "v") for order in cell.orders
+    }
     assert middle == ({middle_slots} if middle_slots else {5, 2} if full_matrix else {5})
     only_measured = replace(config, algorithm=replace(config.algorithm, iterations_per_task=0))
-    base = plan_row(only_measured, 0, "base")
+    base = plan_row(only_measured, 0, lambda task: "base")
     ordered = sum(order.slots for cell in base for order in cell.orders)
     assert Plan.from_learner(asdict(only_measured)).eval_episodes == ordered
     assert {cell.task for cell in base if cell.mode == GREEDY} == set("abcxy" if greedy else "")

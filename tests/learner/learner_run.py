@@ -9,13 +9,12 @@ from safetensors.torch import load_file
 from agent.adapters import AdapterStore
 from agent.metrics import LearnerMetrics
 from learner.algorithm_config import AlgorithmConfig
+from learner.assembly import assemble
 from learner.checkpoint import CheckpointFolder
 from learner.config import EvalConfig, LearnerConfig, SuiteConfig, TaskConfig
-from learner.critic import ValueHead
-from learner.grpo import GrpoTeacher
+from learner.continual.settings import ContinualConfig
 from learner.loop import Loop, Watchers
 from learner.metrics import Exports
-from learner.ppo import PpoTeacher
 from learner.progress import ProgressLog
 from learner.publication import Identity, Publication
 from learner.receiver import Inbox, Receiver
@@ -25,7 +24,7 @@ STATE_SIZE = 16  # of the micro model
 PLAYED = {}  # by every run here: a version names its content, and the base is always the same
 
 
-def make_config(**algorithm):
+def make_config(continual=None, **algorithm):
     settings = {"group_size": 3, "groups_per_iteration": 2, "iterations_per_task": 1,
                 "optimizer_steps_per_iteration": 2, "lora_rank": 2, "lora_alpha": 2.0,
                 "learning_rate": 5e-3, "resample_degenerate": 2}  # fmt: skip
@@ -37,6 +36,7 @@ def make_config(**algorithm):
         ),
         algorithm=AlgorithmConfig(**{**settings, **algorithm}),
         evaluation=EvalConfig(slots_per_state=1),
+        continual=continual or ContinualConfig(),
         cameras=list(CAMERAS), temperature=1.6, micro_batch=4, unnorm_key="micro",
     )  # fmt: skip
 
@@ -54,8 +54,6 @@ class Run:
         self.folder, self.config = folder, config
         self.policy = micro_policy(folder / "model")
         self.serving = renewed_policy(folder / "model")  # one run plays at a time
-        ppo = config.algorithm.ppo
-        self.critic = ValueHead(STATE_SIZE, ppo.hidden_sizes, config.seed) if ppo else None
         self.base, self.served = self.policy.adapter_tensors(), ""
         self.adapters = AdapterStore(folder / "adapters")
         self.store = LearnerStore(folder / "state" / "learner.db")
@@ -69,11 +67,13 @@ class Run:
             lambda episode: self.exports.accept_episode(immediate_disposition(episode)),
         )
         self.stop = threading.Event()
+        made = assemble(config, self.policy, self.inbox, self.agent, self.stop.is_set)
+        self.critic, self.continual = made.critic, made.continual
         publication = Publication(
             self.policy, self.store, CheckpointFolder(folder / "state" / "checkpoints"),
             self.adapters, self.agent,
             Identity("0" * 64, config.algorithm.method, ["a", "b"], config),
-            self.critic,
+            self.critic, self.continual,
         )  # fmt: skip
         if crash_at:
             self.plant(publication, *crash_at)
@@ -82,13 +82,10 @@ class Run:
             ProgressLog(folder / "state" / "progress.jsonl"),
             folder / "state" / "filmstrips",
         )
-        parts = (self.inbox, self.agent, self.stop.is_set)
-        teacher = (
-            PpoTeacher(config, self.policy, self.critic, *parts)
-            if self.critic
-            else GrpoTeacher(config, self.policy, *parts)
-        )
-        self.loop = Loop(config, teacher, publication, self.inbox, watchers, self.stop.is_set)
+        self.loop = Loop(
+            config, made.teacher, made.continual, publication, self.inbox, watchers,
+            self.stop.is_set,
+        )  # fmt: skip
 
     def serve(self, version):
         if version != self.served:

@@ -103,7 +103,7 @@ def test_grouping_by_task_makes_one_group_over_many_init_states():
 
 def test_rows_measure_what_the_figures_need_on_the_same_trials():
     config = make_config()
-    first, middle, last = (plan_row(config, row, "v") for row in (0, 2, 3))
+    first, middle, last = (plan_row(config, row, lambda task: "v") for row in (0, 2, 3))
     assert [(c.mode, c.task) for c in middle] == [(ROLLOUT, "b")]
     assert [(c.mode, c.task) for c in first] == [(c.mode, c.task) for c in last]
     assert {c.task for c in first if c.mode == GREEDY} == {"a", "b", "c"}
@@ -119,7 +119,7 @@ def test_rows_measure_what_the_figures_need_on_the_same_trials():
 
 
 def test_counting_a_cell():
-    cell = plan_row(make_config(), 1, "v")[0]
+    cell = plan_row(make_config(), 1, lambda task: "v")[0]
     slots = [f"{o.order_id}#{k}" for o in cell.orders for k in range(o.slots)]
     rows = {slot: EpisodeRow("i", "o", slot, "a", "eval", "v", "success" if i < 3 else "failure",
                              1, True, "f", "eval") for i, slot in enumerate(slots)}  # fmt: skip

@@ -58,7 +58,8 @@ def test_the_nano_policy_knows_every_word() -> None:
 def test_orders_of_a_perturbed_suite_carry_other_words_the_same_in_every_row() -> None:
     clean, perturbed = config_of("tabletop"), config_of("tabletop-camera-instruction")
     rows = [
-        [order for cell in plan_row(perturbed, row, "0") for order in cell.orders] for row in (0, 1)
+        [order for cell in plan_row(perturbed, row, lambda task: "0") for order in cell.orders]
+        for row in (0, 1)
     ]
     told = [{(o.task, o.init_state): o.instruction for o in orders} for orders in rows]
     assert told[0] == told[1]

@@ -130,7 +130,7 @@ def test_a_shard_without_an_array_is_refused(shards) -> None:
 def test_supervised_updates_fit_the_demonstrations_and_repeat(shards, tmp_path) -> None:
     def train() -> tuple[list[float], bytes]:
         policy = micro_policy(tmp_path)
-        demos = load_demonstrations([shards], task="task0")
+        demos = load_demonstrations([shards], ["task0"])
         optimizer = build_optimizer(policy.parameters, 1e-2, 0.0)
         settings = SftSettings(steps=5, batch_size=8, clip_norm=1.0, seed=0)
         updater = SupervisedUpdater(policy, optimizer, demos, ["agentview", "wrist"], settings)

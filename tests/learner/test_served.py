@@ -8,6 +8,7 @@ import torch
 from micro_fixtures import CAMERAS, micro_policy, renewed_policy
 from test_update import group_of
 
+from agent.model.openvla import ActionOutput
 from learner.batch import build_samples
 from learner.loss import Clip
 from learner.policy import Scores
@@ -48,7 +49,11 @@ def observe(samples, recomputed, limits=ROUNDED):
     check = ServedCheck(limits)
     zeros = torch.zeros(len(samples), 1)
     rows = np.arange(len(samples))
-    check.observe(samples, rows, Scores(torch.from_numpy(recomputed), zeros, zeros))
+    check.observe(
+        samples,
+        rows,
+        Scores(torch.from_numpy(recomputed), zeros, zeros, ActionOutput(None, None, zeros)),
+    )
     return check.conclude()
 
 

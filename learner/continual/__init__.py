@@ -1,0 +1,1 @@
+"""Continual-learning methods: what is done against forgetting, beside the update itself."""

@@ -1,0 +1,51 @@
+"""What earlier tasks left in the learner's record: the episodes of a task's last iteration."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.episode import Episode, read_episode
+from agent.wire.errors import ConfigError
+from learner.batch import Samples, Trajectory, build_samples
+from learner.store import EpisodeRow, LearnerStore
+
+
+class Past:
+    """Episodes that were trained on, read again from the learner's own files.
+
+    Args:
+        folder: of the episode files.
+    """
+
+    def __init__(self, store: LearnerStore, folder: Path, cameras: Sequence[str]) -> None:
+        self._store, self._folder, self._cameras = store, folder, cameras
+
+    def last_rows(self, task_index: int) -> list[EpisodeRow]:
+        """The episodes of the task's last update, in slot order; none for a supervised task."""
+        rows = self._store.last_episodes(task_index)
+        return sorted(rows, key=lambda row: _slot_key(row.slot_id))
+
+    def read(self, row: EpisodeRow) -> Episode:
+        """An episode with its pictures.
+
+        Raises:
+            ConfigError: its file was deleted.
+        """
+        path = self._folder / row.file
+        if not path.exists():
+            raise ConfigError(
+                f"{path} is gone, and this continual method needs the last episodes of every task "
+                "learned: set keep_used_episodes=true"
+            )
+        return read_episode(path)
+
+    def last_samples(self, task_index: int) -> Samples | None:
+        """The chunks of the task's last episodes, advantages 0; None without any."""
+        rows = self.last_rows(task_index)
+        trajectories = [Trajectory(i, self.read(row), 0.0) for i, row in enumerate(rows)]
+        return build_samples(trajectories, self._cameras)
+
+
+def _slot_key(slot_id: str) -> tuple[str | int, ...]:
+    """`train/0/12/0/3#2` in numeric order."""
+    words = slot_id.replace("#", "/").split("/")
+    return tuple(int(word) if word.isdigit() else word for word in words)

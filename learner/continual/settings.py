@@ -1,0 +1,39 @@
+"""The settings of the continual-learning methods, each in a section of its own."""
+
+from dataclasses import dataclass
+
+from agent.config import require, require_choice, require_range
+
+METHODS = ("sequential", "multitask", "ewc")
+SECTION_OF = {"ewc": "ewc"}  # method -> its section, of those that have one
+SECTIONS = tuple(dict.fromkeys(SECTION_OF.values()))
+
+
+@dataclass
+class EwcConfig:
+    """Elastic weight consolidation."""
+
+    weight: float = 1.0e6  # lambda; the public code's default
+    samples: int = 256  # chunks from which the Fisher information is estimated
+
+    def __post_init__(self) -> None:
+        require_range("continual.ewc.weight", self.weight, 0, 1e15)
+        require_range("continual.ewc.samples", self.samples, 1, 1_000_000)
+
+
+@dataclass
+class ContinualConfig:
+    """What is done against forgetting; one section is used, that of `method`."""
+
+    method: str = "sequential"
+    ewc: EwcConfig | None = None
+
+    def __post_init__(self) -> None:
+        require_choice("continual.method", self.method, METHODS)
+        for name in SECTIONS:
+            owners = " or ".join(m for m, section in SECTION_OF.items() if section == name)
+            require(
+                (getattr(self, name) is not None) == (name == SECTION_OF.get(self.method)),
+                f"continual.{name} belongs to continual.method={owners}, and only to it; take both "
+                f"from continual={self.method}",
+            )

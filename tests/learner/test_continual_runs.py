@@ -1,0 +1,51 @@
+"""Continual methods in whole runs: what they come to where they should do nothing, and resuming."""
+
+import pytest
+from learner_run import Crash, Run, make_config
+from test_ppo import same
+
+from learner.continual.settings import ContinualConfig, EwcConfig
+
+LEARN = {"fresh_optimizer_per_task": True, "iterations_per_task": 1}
+METHODS = {"ewc": ContinualConfig("ewc", ewc=EwcConfig(weight=50.0, samples=4))}
+# Settings with which a method must be sequential fine-tuning, to the last bit.
+NOTHING = {"ewc": ContinualConfig("ewc", ewc=EwcConfig(weight=0.0, samples=4))}
+
+
+def finish(folder, continual, **changes):
+    run = Run(folder, make_config(continual, **LEARN), **changes)
+    run.go()
+    return run
+
+
+@pytest.fixture(scope="module")
+def sequential(tmp_path_factory):
+    return finish(tmp_path_factory.mktemp("sequential"), ContinualConfig())
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_without_weight_a_method_is_sequential_fine_tuning(name, sequential, tmp_path):
+    run = finish(tmp_path, NOTHING[name])
+    assert run.adapters.versions() == sequential.adapters.versions()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_changes_the_second_task_and_resumes_as_if_never_killed(
+    name, sequential, tmp_path
+):
+    for part in ("whole", "killed"):
+        (tmp_path / part).mkdir()
+    whole = finish(tmp_path / "whole", METHODS[name])
+    ours, theirs = whole.adapters.versions(), sequential.adapters.versions()
+    assert ours[0] == theirs[0]
+    assert ours[1] != theirs[1]
+    killed = Run(
+        tmp_path / "killed", make_config(METHODS[name], **LEARN), crash_at=(2, "before_commit")
+    )
+    with pytest.raises(Crash):
+        killed.go()
+    killed.restore()
+    killed.store.close()
+    resumed = finish(tmp_path / "killed", METHODS[name], agent=killed.agent)
+    assert resumed.adapters.versions() == ours
+    assert same(resumed.continual.state(), whole.continual.state())
