@@ -7,6 +7,7 @@ from agent.config import require, require_choice, require_range
 METHODS = ("grpo", "ppo", "sft")
 GROUPINGS = ("init_state", "task")
 ADVANTAGE_CONTROLS = ("none", "permute_within_group")
+RATIO_LEVELS = ("token", "action", "chunk")
 
 
 @dataclass
@@ -21,8 +22,10 @@ class PpoConfig:
     value_clip: float = 0.2
     huber_delta: float = 10.0
     hidden_sizes: list[int] = field(default_factory=lambda: [512, 128])  # of the critic
+    ratio: str = "token"  # or action, chunk: what has one probability ratio, clipped as one
 
     def __post_init__(self) -> None:
+        require_choice("algorithm.ppo.ratio", self.ratio, RATIO_LEVELS)
         for name in ("gamma", "gae_lambda"):
             require_range(f"algorithm.ppo.{name}", getattr(self, name), 0, 1)
         for name, low in (("value_lr", 0), ("value_coef", 0)):

@@ -48,7 +48,7 @@ def test_ppo_settings_that_contradict_each_other_are_refused(change, message):
 @pytest.mark.parametrize(
     "change",
     [{"gamma": 1.1}, {"gae_lambda": -0.1}, {"value_clip": 0}, {"huber_delta": 0},
-     {"value_lr": -1}, {"value_coef": -1}, {"hidden_sizes": [0]}],
+     {"value_lr": -1}, {"value_coef": -1}, {"hidden_sizes": [0]}, {"ratio": "episode"}],
 )  # fmt: skip
 def test_impossible_ppo_settings_are_refused_by_name(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
