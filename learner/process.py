@@ -27,6 +27,7 @@ from agent.wire.systemd import MAIN, ServiceManager
 from learner.checkpoint import CheckpointFolder
 from learner.config import LearnerConfig
 from learner.critic import ValueHead
+from learner.dpo import DpoTeacher
 from learner.evaluation import GREEDY, ROLLOUT, conditions
 from learner.grpo import GrpoTeacher
 from learner.health import Vitals
@@ -239,6 +240,8 @@ def _new_teacher(
         return SftTeacher(config, policy, stop.is_set)
     if critic is not None:
         return PpoTeacher(config, policy, critic, inbox, link, stop.is_set)
+    if config.algorithm.dpo is not None:
+        return DpoTeacher(config, policy, inbox, link, stop.is_set)
     return GrpoTeacher(config, policy, inbox, link, stop.is_set)
 
 

@@ -12,6 +12,7 @@ from learner.algorithm_config import AlgorithmConfig
 from learner.checkpoint import CheckpointFolder
 from learner.config import EvalConfig, LearnerConfig, SuiteConfig, TaskConfig
 from learner.critic import ValueHead
+from learner.dpo import DpoTeacher
 from learner.grpo import GrpoTeacher
 from learner.loop import Loop, Watchers
 from learner.metrics import Exports
@@ -83,11 +84,11 @@ class Run:
             folder / "state" / "filmstrips",
         )
         parts = (self.inbox, self.agent, self.stop.is_set)
-        teacher = (
-            PpoTeacher(config, self.policy, self.critic, *parts)
-            if self.critic
-            else GrpoTeacher(config, self.policy, *parts)
-        )
+        if self.critic:
+            teacher = PpoTeacher(config, self.policy, self.critic, *parts)
+        else:
+            kind = DpoTeacher if config.algorithm.dpo else GrpoTeacher
+            teacher = kind(config, self.policy, *parts)
         self.loop = Loop(config, teacher, publication, self.inbox, watchers, self.stop.is_set)
 
     def serve(self, version):
