@@ -5,7 +5,9 @@
     for each minibatch of pairs: -log sigmoid(beta * margin), one optimiser step
 
 Each iteration's reference is the policy that collected it: online, iterative DPO. It holds the
-policy near where it was within an iteration, and moves on with the next.
+policy near where it was within an iteration, and moves on with the next. RL4VLA (Liu et al. 2025)
+ranks DPO behind PPO and GRPO, for its sparse reward and the shift away from where its pairs come
+from; with new pairs every iteration only the first of these reasons remains.
 """
 
 from collections.abc import Callable

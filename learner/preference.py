@@ -29,7 +29,7 @@ def preference_loss(margins_P: Tensor, beta: float) -> Tensor:
     has to gain, and a pair whose margin is far beyond 1 / beta has no gradient left.
 
     Source: DPO (Rafailov et al. 2023, eq. 7) over whole trajectories, as the trajectory-wise
-    preference optimisation of GRAPE (Zhang et al. 2024), which RL4VLA compares as its DPO.
+    preference optimisation of GRAPE (Zhang et al. 2024) has it.
 
     Args:
         margins_P: [nats], not empty.
