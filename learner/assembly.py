@@ -8,6 +8,7 @@ from learner.continual.ewc import Ewc
 from learner.continual.method import ContinualMethod
 from learner.continual.past import Past
 from learner.critic import ValueHead
+from learner.dpo import DpoTeacher
 from learner.grpo import GrpoTeacher
 from learner.link import AgentLink
 from learner.loop import Teacher
@@ -41,6 +42,9 @@ def assemble(
     if critic is not None:
         ppo = PpoTeacher(config, policy, critic, inbox, link, should_stop, continual)
         return Parts(ppo, critic, continual)
+    if config.algorithm.dpo is not None:
+        dpo = DpoTeacher(config, policy, inbox, link, should_stop, continual)
+        return Parts(dpo, critic, continual)
     grpo = GrpoTeacher(config, policy, inbox, link, should_stop, continual)
     return Parts(grpo, critic, continual)
 
