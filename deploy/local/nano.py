@@ -6,8 +6,8 @@ then fine-tuning on the demonstrations of one rig, whose operators misjudge plac
 behaviour cloning of the scripted expert on five tasks, stopped while it still errs.
 
 Baselines, which benchmarks compare with `nano`: `nano-scratch`, the same network, and `nano-cnn`,
-a small convolutional one. Neither is pretrained: they know the one rig's demonstrations alone, the
-very ones that `nano` is fine-tuned on, and so have more to learn from each.
+a small convolutional one. Neither is pretrained on clean data: both stages of their training see
+the demonstrations of the one rig alone, the very ones that `nano` is fine-tuned on.
 
 Programs one after the other. Each keeps what is done in WORK, so the same command goes on after an
 interruption; a bundled policy takes an hour or two on a CPU, a baseline under an hour.
@@ -43,9 +43,9 @@ FINE_TUNE = (
     "pretrain.act_learning_rate=5e-4",
     "pretrain.warmup_steps=100",
 )
-LIBERO, LIBERO_TASKS, LIBERO_FRAMES, LIBERO_CHUNK = "libero_spatial", range(5), 30_000, 8
 # The whole schedule, for nothing else has taught them to see and to handle things.
 BASELINE = ("pretrain.see_steps=2000", "pretrain.act_steps=3500")
+LIBERO, LIBERO_TASKS, LIBERO_FRAMES, LIBERO_CHUNK = "libero_spatial", range(5), 30_000, 8
 CLONE = (
     "pretrain.see_steps=1200",
     "pretrain.act_steps=3500",

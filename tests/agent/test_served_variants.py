@@ -173,7 +173,7 @@ def test_a_version_with_whole_batches_to_itself_is_merged(folders, policy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folders", ["oft-discrete", "oft-l1"], indirect=True)
+@pytest.mark.parametrize("folders", ["oft-discrete", "oft-l1", "cnn"], indirect=True)
 def test_publishing_under_load_never_compiles_again(folders, policy):
     require_compiler()
     _, model, adapter = folders
