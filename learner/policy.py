@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from agent.model import action_scale
 from agent.model.distributions import action_distribution
 from agent.model.lora import AdapterError, attach_lora, load_lora_weights, save_adapter
-from agent.model.openvla import ActionOutput
+from agent.model.network import ActionOutput
 from agent.model.policy_model import PolicyModel
 from agent.model.processing import pad_prompts
 from agent.model.recompute import recompute_blocks
