@@ -8,6 +8,7 @@ from learner.continual.ewc import Ewc
 from learner.continual.method import ContinualMethod
 from learner.continual.past import Past
 from learner.continual.retain import Retain
+from learner.continual.slca import Slca
 from learner.critic import ValueHead
 from learner.grpo import GrpoTeacher
 from learner.link import AgentLink
@@ -53,6 +54,8 @@ def _continual(config: LearnerConfig, policy: LoraPolicy, inbox: Inbox) -> Conti
         return Ewc(settings.ewc, policy, past, config.seed)
     if settings.retain is not None:
         return Retain(settings.retain, policy, config.seed)
+    if settings.slca is not None:
+        return Slca(settings.slca)
     return ContinualMethod()
 
 

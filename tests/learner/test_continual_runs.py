@@ -4,17 +4,21 @@ import pytest
 from learner_run import Crash, Run, make_config
 from test_ppo import same
 
-from learner.continual.settings import ContinualConfig, EwcConfig, RetainConfig
+from learner.continual.settings import ContinualConfig, EwcConfig, RetainConfig, SlcaConfig
 
 LEARN = {"fresh_optimizer_per_task": True, "iterations_per_task": 1}
 METHODS = {
     "ewc": ContinualConfig("ewc", ewc=EwcConfig(weight=50.0, samples=4)),
     "retain": ContinualConfig("retain", retain=RetainConfig(0.5)),
+    "slca": ContinualConfig("slca", slca=SlcaConfig(0.1)),
 }
-AT_ONCE = ("retain",)  # what these make of the first task already is not what was trained
+AT_ONCE = ("retain", "slca")  # what these make of the first task already is not what was trained
 MOMENTS = ("before_commit", "before_publish")  # at which the second task's update is killed
 # Settings with which a method must be sequential fine-tuning, to the last bit.
-NOTHING = {"ewc": ContinualConfig("ewc", ewc=EwcConfig(weight=0.0, samples=4))}
+NOTHING = {
+    "ewc": ContinualConfig("ewc", ewc=EwcConfig(weight=0.0, samples=4)),
+    "slca": ContinualConfig("slca", slca=SlcaConfig(1.0)),
+}
 
 
 def finish(folder, continual, **changes):
