@@ -7,6 +7,8 @@ from learner.config import LearnerConfig
 from learner.continual.ewc import Ewc
 from learner.continual.method import ContinualMethod
 from learner.continual.past import Past
+from learner.continual.retain import Retain
+from learner.continual.slca import Slca
 from learner.critic import ValueHead
 from learner.dpo import DpoTeacher
 from learner.grpo import GrpoTeacher
@@ -54,6 +56,10 @@ def _continual(config: LearnerConfig, policy: LoraPolicy, inbox: Inbox) -> Conti
     past = Past(inbox.store, inbox.folder, config.cameras)
     if settings.ewc is not None:
         return Ewc(settings.ewc, policy, past, config.seed)
+    if settings.retain is not None:
+        return Retain(settings.retain, policy, config.seed)
+    if settings.slca is not None:
+        return Slca(settings.slca)
     return ContinualMethod()
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from learner.config import LearnerConfig
 
 NEED_LAST_EPISODES = ("ewc",)  # of each task learned
+START_AFRESH = ("retain",)  # with a new adapter each task, of which no optimiser knows
 
 
 def refuse_combinations(config: LearnerConfig) -> None:
@@ -25,6 +26,12 @@ def refuse_combinations(config: LearnerConfig) -> None:
         not needs_episodes or config.keep_used_episodes,
         f"continual.method={continual.method} looks back at the episodes of earlier tasks: set "
         "keep_used_episodes=true",
+    )
+    require(
+        continual.method not in START_AFRESH or algorithm.fresh_optimizer_per_task,
+        f"continual.method={continual.method} trains a fresh adapter each task, to which the "
+        "optimiser's moments of the last one mean nothing; set "
+        "algorithm.fresh_optimizer_per_task=true",
     )
     require(
         not (continual.method == "multitask" and algorithm.grouping == "task"),

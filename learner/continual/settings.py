@@ -4,8 +4,12 @@ from dataclasses import dataclass
 
 from agent.config import require, require_choice, require_range
 
-METHODS = ("sequential", "multitask", "ewc")
-SECTION_OF = {"ewc": "ewc"}  # method -> its section, of those that have one
+METHODS = ("sequential", "multitask", "ewc", "retain", "slca")
+SECTION_OF = {
+    "ewc": "ewc",
+    "retain": "retain",
+    "slca": "slca",
+}  # method -> its section, of those that have one
 SECTIONS = tuple(dict.fromkeys(SECTION_OF.values()))
 
 
@@ -22,11 +26,33 @@ class EwcConfig:
 
 
 @dataclass
+class RetainConfig:
+    """Merging of every task's weight update."""
+
+    coefficient: float = 0.5  # of each update; the public code's default
+
+    def __post_init__(self) -> None:
+        require_range("continual.retain.coefficient", self.coefficient, 0, 1)
+
+
+@dataclass
+class SlcaConfig:
+    """Slow learner: the trunk learns more slowly than the head."""
+
+    trunk_factor: float = 0.1  # of the learning rate; the paper's 4e-6 to the head's 4e-5
+
+    def __post_init__(self) -> None:
+        require_range("continual.slca.trunk_factor", self.trunk_factor, 0, 1)
+
+
+@dataclass
 class ContinualConfig:
     """What is done against forgetting; one section is used, that of `method`."""
 
     method: str = "sequential"
     ewc: EwcConfig | None = None
+    retain: RetainConfig | None = None
+    slca: SlcaConfig | None = None
 
     def __post_init__(self) -> None:
         require_choice("continual.method", self.method, METHODS)
