@@ -7,6 +7,7 @@ from learner.config import LearnerConfig
 from learner.continual.ewc import Ewc
 from learner.continual.method import ContinualMethod
 from learner.continual.past import Past
+from learner.continual.replay import Der, Er
 from learner.continual.retain import Retain
 from learner.continual.slca import Slca
 from learner.critic import ValueHead
@@ -60,6 +61,10 @@ def _continual(config: LearnerConfig, policy: LoraPolicy, inbox: Inbox) -> Conti
         return Retain(settings.retain, policy, config.seed)
     if settings.slca is not None:
         return Slca(settings.slca)
+    if settings.er is not None:
+        return Er(config, settings.er, policy, past)
+    if settings.der is not None:
+        return Der(config, settings.der, policy, past)
     return ContinualMethod()
 
 
