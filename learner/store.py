@@ -260,6 +260,20 @@ class LearnerStore:
         counts = {name: by_disposition.get(name, 0) for name in (*DISPOSITIONS, "pending")}
         return {"collected": sum(counts.values()), **counts, "quarantined": int(quarantined)}
 
+    def training_curves(self) -> dict[str, list[tuple[int, int]]]:
+        """By task, (successes, trials) of the episodes that each update used, in order."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT task, SUM(outcome = ?), COUNT(*) FROM episodes"
+                " WHERE disposition IN ('trained', 'filtered') GROUP BY update_id, task"
+                " ORDER BY update_id, task",
+                (Outcome.SUCCESS,),
+            ).fetchall()
+        curves: dict[str, list[tuple[int, int]]] = {}
+        for task, successes, trials in rows:
+            curves.setdefault(task, []).append((int(successes), int(trials)))
+        return curves
+
     def totals(self) -> tuple[dict[str, int], int]:
         """Episodes by disposition, and updates committed."""
         counts = self.counts()
