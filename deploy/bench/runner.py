@@ -69,6 +69,7 @@ class Runner:
         _wait_until_free(run_dir)
         if read_state(run_dir).get("finished"):
             return  # by the process that was waited for
+        self._console.print(f"running   {step.folder}", highlight=False)
         config = compose(step.overrides)
         try:
             if step.parent is not None:
@@ -200,4 +201,4 @@ def _bars(console: Console) -> Bars:
         TextColumn("{task.fields[left]}"),
         TextColumn("{task.fields[stage]}", style="dim"),
     )
-    return Bars(*columns, console=console, transient=True)
+    return Bars(*columns, console=console, transient=True, disable=not console.is_terminal)
