@@ -12,10 +12,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Clip:
-    """Bounds of the probability ratio: [1 - low, 1 + high] (DAPO's clip-higher: .2 and .28)."""
+    """Bounds of the probability ratio: [1 - low, 1 + high] (DAPO's clip-higher: .2 and .28).
+
+    dual: where the advantage A is negative, the loss is at most dual * |A|, whatever the ratio (Ye
+    et al. 2020); None: no such bound.
+    """
 
     low: float
     high: float
+    dual: float | None = None
 
 
 @dataclass
@@ -83,7 +88,11 @@ def grpo_loss(
     advantage = advantages_B[:, None, None]
     plain, clipped = -advantage * ratio, -advantage * clipped_ratio
     weight_BKA = (mask_BK * weights_B[:, None])[:, :, None].expand_as(ratio)
-    worse = torch.maximum(plain, clipped)
+    worse, is_clipped = torch.maximum(plain, clipped), clipped > plain
+    if clip.dual is not None:
+        beyond = (advantage < 0) & (ratio > clip.dual)
+        worse = torch.where(beyond, -advantage * clip.dual, worse)
+        is_clipped = is_clipped | beyond
     if importance_BKA is not None:
         worse = worse * importance_BKA
     loss = (worse * weight_BKA).sum()
@@ -91,7 +100,7 @@ def grpo_loss(
         used = weight_BKA > 0
         sums = LossSums(
             tokens=float(used.sum()),
-            clipped=float(((clipped > plain) & used).sum()),
+            clipped=float((is_clipped & used).sum()),
             kl=float((ratio - 1.0 - log_ratio)[used].sum()),
             entropy=float(entropy_BKA[used].sum()),
             loss=float(loss),
