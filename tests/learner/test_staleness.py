@@ -44,9 +44,7 @@ def expected_version(versions, task_index, iteration, staleness):
 
 
 @pytest.mark.parametrize("staleness", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_an_iteration_is_played_by_the_version_of_so_many_updates_ago(
-    tmp_path, whole, staleness
-):
+def test_an_iteration_is_played_by_the_version_of_so_many_updates_ago(tmp_path, whole, staleness):
     run = whole if staleness == 1 else finish(tmp_path, settings(2))
     versions, seen = run.adapters.versions(), set()
     for order in run.agent.orders.values():
@@ -133,10 +131,10 @@ def test_killed_and_resumed_it_is_the_same_run(tmp_path, whole, update_id, momen
     assert second.store.counts() == whole.store.counts()
 
 
-@pytest.mark.parametrize(("staleness", "task"), [(1, 0), (0, 0), pytest.param(1, 1, marks=pytest.mark.slow)])
-def test_an_older_version_than_allowed_is_refused_and_nothing_is_trained(
-    tmp_path, staleness, task
-):
+@pytest.mark.parametrize(
+    ("staleness", "task"), [(1, 0), (0, 0), pytest.param(1, 1, marks=pytest.mark.slow)]
+)
+def test_an_older_version_than_allowed_is_refused_and_nothing_is_trained(tmp_path, staleness, task):
     """An agent that plays an order with an older version than it was pinned to."""
     run = Run(tmp_path, settings(staleness))
     run_slot, last = run.agent.run_slot, task * ITERATIONS + 3
