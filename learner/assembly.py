@@ -7,6 +7,7 @@ from learner.config import LearnerConfig
 from learner.continual.ewc import Ewc
 from learner.continual.method import ContinualMethod
 from learner.continual.past import Past
+from learner.continual.replay import Der, Er
 from learner.critic import ValueHead
 from learner.dpo import DpoTeacher
 from learner.grpo import GrpoTeacher
@@ -54,6 +55,10 @@ def _continual(config: LearnerConfig, policy: LoraPolicy, inbox: Inbox) -> Conti
     past = Past(inbox.store, inbox.folder, config.cameras)
     if settings.ewc is not None:
         return Ewc(settings.ewc, policy, past, config.seed)
+    if settings.er is not None:
+        return Er(config, settings.er, policy, past)
+    if settings.der is not None:
+        return Der(config, settings.der, policy, past)
     return ContinualMethod()
 
 
