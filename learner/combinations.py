@@ -9,7 +9,8 @@ from agent.config import require
 if TYPE_CHECKING:
     from learner.config import LearnerConfig
 
-NEED_LAST_EPISODES = ("ewc", "der")  # of each task learned; er does without demonstrations
+# Of each task learned; er does, too, without demonstrations.
+NEED_LAST_EPISODES = ("ewc", "der", "crl-vla")
 
 
 def refuse_combinations(config: LearnerConfig) -> None:
@@ -29,8 +30,25 @@ def refuse_combinations(config: LearnerConfig) -> None:
         f"continual.method={continual.method} looks back at the episodes of earlier tasks: set "
         "keep_used_episodes=true",
     )
+    _check_crl_vla(config)
     require(
         not (continual.method == "multitask" and algorithm.grouping == "task"),
         "continual.method=multitask has episodes of all tasks in one iteration, and "
         "algorithm.grouping=task compares them all with each other; set grouping=init_state",
+    )
+
+
+def _check_crl_vla(config: LearnerConfig) -> None:
+    algorithm, continual = config.algorithm, config.continual
+    if continual.method != "crl-vla":
+        return
+    require(
+        algorithm.method == "ppo",
+        "continual.method=crl-vla replaces the critic of algorithm.method=ppo, and "
+        f"{algorithm.method} has none: take algorithm=ppo-nano",
+    )
+    require(
+        algorithm.fresh_optimizer_per_task,
+        "continual.method=crl-vla gives every task a fresh critic head, which the optimiser's "
+        "memory of the head before does not fit: set algorithm.fresh_optimizer_per_task=true",
     )

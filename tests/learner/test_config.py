@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from agent.wire.errors import ConfigError
 from learner.algorithm_config import AlgorithmConfig, DpoConfig, PpoConfig
 from learner.config import LearnerConfig
+from learner.continual.settings import ContinualConfig, CrlVlaConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -29,6 +30,17 @@ def test_the_file_of_a_method_lists_every_setting_of_its_own(method, schema):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         shipped = compose("learner", [f"algorithm={method}-nano"])
     assert set(shipped.algorithm[method]) == set(schema.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(("name", "critic"), [("crl-vla", "v"), ("crl-vla-q", "q")])
+def test_the_files_of_crl_vla_list_every_setting(name, critic):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        shipped = compose("learner", ["algorithm=ppo-nano", f"continual={name}"])
+    section = CrlVlaConfig(**shipped.continual.crl_vla)
+    assert set(shipped.continual) == set(ContinualConfig.__dataclass_fields__)
+    assert set(shipped.continual.crl_vla) == set(CrlVlaConfig.__dataclass_fields__)
+    assert ContinualConfig(shipped.continual.method, crl_vla=section)
+    assert section.critic == critic
 
 
 @pytest.mark.parametrize(
