@@ -9,6 +9,8 @@ from learner.continual.ewc import Ewc
 from learner.continual.method import ContinualMethod
 from learner.continual.past import Past
 from learner.continual.replay import Der, Er
+from learner.continual.retain import Retain
+from learner.continual.slca import Slca
 from learner.critic import Critic, ValueHead
 from learner.dpo import DpoTeacher
 from learner.dual_critic import DualCritic
@@ -59,6 +61,10 @@ def _continual(
     past = Past(inbox.store, inbox.folder, config.cameras)
     if settings.ewc is not None:
         return Ewc(settings.ewc, policy, past, config.seed)
+    if settings.retain is not None:
+        return Retain(settings.retain, policy, config.seed)
+    if settings.slca is not None:
+        return Slca(settings.slca)
     if settings.er is not None:
         return Er(config, settings.er, policy, past)
     if settings.der is not None:

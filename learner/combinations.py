@@ -9,6 +9,8 @@ from agent.config import require
 if TYPE_CHECKING:
     from learner.config import LearnerConfig
 
+# With new weights each task, an adapter or a critic's head, of which no optimiser knows.
+START_AFRESH = ("retain", "crl-vla")
 # Of each task learned; er does, too, without demonstrations.
 NEED_LAST_EPISODES = ("ewc", "der", "crl-vla")
 
@@ -30,25 +32,19 @@ def refuse_combinations(config: LearnerConfig) -> None:
         f"continual.method={continual.method} looks back at the episodes of earlier tasks: set "
         "keep_used_episodes=true",
     )
-    _check_crl_vla(config)
     require(
-        not (continual.method == "multitask" and algorithm.grouping == "task"),
-        "continual.method=multitask has episodes of all tasks in one iteration, and "
-        "algorithm.grouping=task compares them all with each other; set grouping=init_state",
-    )
-
-
-def _check_crl_vla(config: LearnerConfig) -> None:
-    algorithm, continual = config.algorithm, config.continual
-    if continual.method != "crl-vla":
-        return
-    require(
-        algorithm.method == "ppo",
+        continual.method != "crl-vla" or algorithm.method == "ppo",
         "continual.method=crl-vla replaces the critic of algorithm.method=ppo, and "
         f"{algorithm.method} has none: take algorithm=ppo-nano",
     )
     require(
-        algorithm.fresh_optimizer_per_task,
-        "continual.method=crl-vla gives every task a fresh critic head, which the optimiser's "
-        "memory of the head before does not fit: set algorithm.fresh_optimizer_per_task=true",
+        continual.method not in START_AFRESH or algorithm.fresh_optimizer_per_task,
+        f"continual.method={continual.method} trains fresh weights each task, to which the "
+        "optimiser's moments of the last ones mean nothing; set "
+        "algorithm.fresh_optimizer_per_task=true",
+    )
+    require(
+        not (continual.method == "multitask" and algorithm.grouping == "task"),
+        "continual.method=multitask has episodes of all tasks in one iteration, and "
+        "algorithm.grouping=task compares them all with each other; set grouping=init_state",
     )

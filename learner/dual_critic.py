@@ -8,7 +8,7 @@ says of earlier tasks can only change because the trunk under it moves, which
 `learner.continual.crl_vla` measures and holds down.
 
 Source: CRL-VLA, which joins the trunk's state with a language embedding and has both heads on the
-policy's trunk. Which embedding is ours: the mean of the language model's input embeddings of the
+policy's trunk. Which embedding is ours: the mean of the network's own input embeddings of the
 instruction's tokens, scaled to unit root mean square, which is about the size of h0. No adapter
 reaches those embeddings, so the goal is constant. h0 has read the instruction, too.
 """
@@ -56,7 +56,8 @@ class DualCritic(Critic):
         super().__init__()
         config = policy.network.config
         actions = config.chunk_size * config.action_dim if reads_actions else 0
-        self._size = 2 * config.llama_config().hidden_size + actions
+        goal_size = policy.network.word_embedding.embedding_dim
+        self._size = int(config.text_config["hidden_size"]) + goal_size + actions
         self._policy, self._hidden_sizes, self._seed = policy, hidden_sizes, seed
         self._reads_actions, self._draws = reads_actions, draws
         self._goals: dict[str, Tensor] = {}
@@ -98,11 +99,11 @@ class DualCritic(Critic):
     def _inputs(
         self, scores: Scores, samples: Chunks, rows: np.ndarray, choices_BKA: np.ndarray
     ) -> Tensor:
-        goals_BH = torch.stack([self._goal(text) for text in samples.instruction_B[rows].tolist()])
-        parts = [scores.state_BH.float(), goals_BH]
+        goals_BD = torch.stack([self._goal(text) for text in samples.instruction_B[rows].tolist()])
+        parts = [scores.state_BH.float(), goals_BD]
         if self._reads_actions:
             bins = self._policy.network.config.n_action_bins
-            parts.append(flat_actions(choices_BKA, bins).to(goals_BH.device))
+            parts.append(flat_actions(choices_BKA, bins).to(goals_BD.device))
         return torch.cat(parts, dim=1)
 
     def _goal(self, instruction: str) -> Tensor:
@@ -116,11 +117,11 @@ class DualCritic(Critic):
 
 @torch.no_grad()
 def embed_goal(model: PolicyModel, instruction: str) -> Tensor:
-    """An instruction as one vector, f32[H]: see the top of this file."""
+    """An instruction as one vector, f32, as wide as a word: see the top of this file."""
     ids = model.prompts.tokenizer.encode(instruction.lower(), add_special_tokens=False).ids
-    embed = model.network.language_model.model.embed_tokens
-    mean_H = embed(torch.tensor(ids, device=model.device)).float().mean(0)
-    return F.rms_norm(mean_H, mean_H.shape)
+    words = model.network.word_embedding(torch.tensor(ids, device=model.device))
+    mean = words.float().mean(0)
+    return F.rms_norm(mean, mean.shape)
 
 
 def flat_actions(choices_BKA: np.ndarray, n_bins: int) -> Tensor:

@@ -1,4 +1,8 @@
-"""The policy as the learner sees it: a frozen OpenVLA with one trainable LoRA adapter."""
+"""The policy as the learner sees it: a frozen OpenVLA with one trainable LoRA adapter.
+
+Beside it there may be a frozen one, the updates of earlier tasks ("past"). What is published is
+both as one adapter.
+"""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +17,16 @@ from torch import Tensor, nn
 
 from agent.model import action_scale
 from agent.model.distributions import ActionDistribution, action_distribution
-from agent.model.lora import AdapterError, attach_lora, load_lora_weights, save_adapter
-from agent.model.openvla import ActionOutput
+from agent.model.lora import (
+    AdapterError,
+    attach_lora,
+    load_lora_weights,
+    save_adapter,
+    scale_update,
+    set_frozen_update,
+    stack_updates,
+)
+from agent.model.network import ActionOutput
 from agent.model.policy_model import PolicyModel
 from agent.model.processing import pad_prompts
 from agent.model.recompute import recompute_blocks
@@ -58,6 +70,7 @@ class LoraPolicy:
         self.model, self.network, self.device = model, model.network, model.device
         self._dtype = next(model.network.parameters()).dtype
         self._is_bfloat16 = self._dtype == torch.bfloat16
+        self._past: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._peft = attach_lora(model.network, rank, alpha)
@@ -168,8 +181,7 @@ class LoraPolicy:
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """Copies of the adapter's tensors under PEFT's names, and of the learned spread."""
-        state = get_peft_model_state_dict(self._peft, save_embedding_layers=False)
-        tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
+        tensors = {name: tensor.detach().clone() for name, tensor in self._trained().items()}
         if LOG_SCALE in self.parameters:
             tensors[LOG_SCALE] = self.parameters[LOG_SCALE].detach().clone()
         return tensors
@@ -189,15 +201,52 @@ class LoraPolicy:
             with torch.no_grad():
                 learned.copy_(stored)
 
+    @property
+    def past(self) -> dict[str, Tensor]:
+        """The frozen update beside the trained one, under PEFT's names; empty if there is none."""
+        return dict(self._past)
+
+    def set_past(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over `past`; of any rank, under the trained adapter's alpha / r."""
+        self._past = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        set_frozen_update(self._peft, self._past)
+
+    @torch.no_grad()
+    def fold(self, coefficient: float, rng: np.random.Generator) -> None:
+        """Add `coefficient` times the trained update to the past; the trained one starts afresh.
+
+        A is drawn from `rng` as an adapter's first is (Gaussian, std 1 / r), B is zero.
+        """
+        trained = self._trained()
+        learned = scale_update({n: t.detach().clone() for n, t in trained.items()}, coefficient)
+        self.set_past(stack_updates(self._past, learned) if self._past else learned)
+        for name, tensor in sorted(trained.items()):
+            if ".lora_A." in name:
+                drawn = rng.normal(0.0, 1.0 / len(tensor), tuple(tensor.shape))
+                tensor.copy_(torch.from_numpy(drawn.astype(np.float32)))
+            else:
+                tensor.zero_()
+
     def adapter_files(self) -> dict[str, bytes]:
-        """The plain PEFT folder to publish, as file name -> bytes; equal weights, equal bytes."""
+        """The plain PEFT folder to publish, as file name -> bytes; equal weights, equal bytes.
+
+        Past and trained update are one adapter in it; a trained one that is zero is left out.
+        """
+        tensors = self._trained()
+        if self._past:
+            is_zero = not any(t.any() for name, t in tensors.items() if ".lora_B." in name)
+            tensors = self._past if is_zero else stack_updates(self._past, tensors)
         with tempfile.TemporaryDirectory(prefix="perennial-adapter-") as folder:
-            save_adapter(self._peft, Path(folder))
+            save_adapter(self._peft, Path(folder), tensors)
             files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
         scale_A = self._scale()
         if LOG_SCALE in self.parameters and scale_A is not None:
             files[action_scale.FILE_NAME] = action_scale.write_scale(scale_A.cpu())
         return files
+
+    def _trained(self) -> dict[str, Tensor]:
+        """The trained adapter's own tensors under PEFT's names."""
+        return dict(get_peft_model_state_dict(self._peft, save_embedding_layers=False))
 
     def _scale(self) -> Tensor | None:
         """Spread of each action dimension; within what the server accepts."""

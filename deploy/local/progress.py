@@ -27,6 +27,7 @@ class Plan:
     iterations_per_task: int
     episodes_per_iteration: int
     eval_episodes: int
+    is_joint: bool = False  # all tasks at once, in as many iterations as one after another
 
     @classmethod
     def from_learner(cls, learner: dict[str, Any]) -> Plan:
@@ -43,17 +44,20 @@ class Plan:
         if middle is not None:
             cells = len(trained) + len(held_out) if evaluation["full_matrix"] else 1
             between = states * middle * cells
+        is_joint = learner["continual"]["method"] == "multitask"
+        rows_between = 0 if is_joint else len(trained) - 1
         greedy = states if evaluation["greedy"] else 0  # of a task
         if algorithm["iterations_per_task"] == 0:
             eval_episodes = whole + greedy * (len(trained) + len(held_out))
         else:
-            eval_episodes = 2 * whole + (len(trained) - 1) * between + 2 * greedy * len(trained)
+            eval_episodes = 2 * whole + rows_between * between + 2 * greedy * len(trained)
         return cls(
             train_tasks=list(trained),
             held_out_tasks=list(held_out),
             iterations_per_task=algorithm["iterations_per_task"],
             episodes_per_iteration=algorithm["group_size"] * algorithm["groups_per_iteration"],
             eval_episodes=eval_episodes,
+            is_joint=is_joint,
         )
 
     @property
@@ -165,17 +169,20 @@ class Progress:
         return "Starting"
 
     def _training_stage(self, index: int) -> str:
-        task = self.plan.train_tasks[index]
-        rates = self.tasks[task].update_rates
-        update = len(rates)
-        collected = rates[max(rates)].trials
-        learning = collected >= self.plan.episodes_per_iteration
-        doing = "learning" if learning else f"{collected} of {self.plan.episodes_per_iteration}"
-        return (
-            f"Training {task} (task {index + 1} of {len(self.plan.train_tasks)}), "
-            f"update {update} of {self.plan.iterations_per_task}: "
-            + (doing if learning else f"{doing} episodes")
+        plan, tasks = self.plan, self.plan.train_tasks
+        trained = tasks if plan.is_joint else [tasks[index]]
+        rates = [self.tasks[task].update_rates for task in trained]
+        updates = {update for each in rates for update in each}
+        collected = sum(each[max(updates)].trials for each in rates if max(updates) in each)
+        wanted = plan.episodes_per_iteration
+        doing = "learning" if collected >= wanted else f"{collected} of {wanted} episodes"
+        which = (
+            f"all {len(tasks)} tasks"
+            if plan.is_joint
+            else f"{tasks[index]} (task {index + 1} of {len(tasks)})"
         )
+        total = plan.iterations_per_task * len(trained)
+        return f"Training {which}, update {len(updates)} of {total}: {doing}"
 
 
 def _count(rates: dict[int, Rate], key: int, is_success: bool) -> None:

@@ -4,12 +4,21 @@ from dataclasses import dataclass, field
 
 from agent.config import require, require_choice, require_range
 
-METHODS = ("sequential", "multitask", "ewc", "er", "der", "crl-vla")
 TEACHERS = ("previous", "base")
 CRITICS = ("v", "q")
-# method -> its section, of those that have one
-SECTION_OF = {"ewc": "ewc", "er": "er", "der": "der", "crl-vla": "crl_vla"}
-SECTIONS = tuple(dict.fromkeys(SECTION_OF.values()))
+# method -> its section of the settings, "" for one that has none.
+SECTION_OF = {
+    "sequential": "",
+    "multitask": "",
+    "ewc": "ewc",
+    "er": "er",
+    "der": "der",
+    "retain": "retain",
+    "slca": "slca",
+    "crl-vla": "crl_vla",
+}
+METHODS = tuple(SECTION_OF)
+SECTIONS = tuple(section for section in SECTION_OF.values() if section)
 
 
 @dataclass
@@ -22,6 +31,26 @@ class EwcConfig:
     def __post_init__(self) -> None:
         require_range("continual.ewc.weight", self.weight, 0, 1e15)
         require_range("continual.ewc.samples", self.samples, 1, 1_000_000)
+
+
+@dataclass
+class RetainConfig:
+    """Merging of every task's weight update."""
+
+    coefficient: float = 0.5  # of each update; the public code's default
+
+    def __post_init__(self) -> None:
+        require_range("continual.retain.coefficient", self.coefficient, 0, 1)
+
+
+@dataclass
+class SlcaConfig:
+    """Slow learner: the trunk learns more slowly than the head."""
+
+    trunk_factor: float = 0.1  # of the learning rate; the paper's 4e-6 to the head's 4e-5
+
+    def __post_init__(self) -> None:
+        require_range("continual.slca.trunk_factor", self.trunk_factor, 0, 1)
 
 
 @dataclass
@@ -88,6 +117,8 @@ class ContinualConfig:
 
     method: str = "sequential"
     ewc: EwcConfig | None = None
+    retain: RetainConfig | None = None
+    slca: SlcaConfig | None = None
     er: ErConfig | None = None
     der: DerConfig | None = None
     crl_vla: CrlVlaConfig | None = None

@@ -9,7 +9,13 @@ from omegaconf import OmegaConf
 from agent.wire.errors import ConfigError
 from learner.algorithm_config import AlgorithmConfig, DpoConfig, PpoConfig
 from learner.config import LearnerConfig
-from learner.continual.settings import ContinualConfig, CrlVlaConfig
+from learner.continual.settings import (
+    SECTION_OF,
+    ContinualConfig,
+    CrlVlaConfig,
+    DerConfig,
+    ErConfig,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -32,15 +38,33 @@ def test_the_file_of_a_method_lists_every_setting_of_its_own(method, schema):
     assert set(shipped.algorithm[method]) == set(schema.__dataclass_fields__)
 
 
-@pytest.mark.parametrize(("name", "critic"), [("crl-vla", "v"), ("crl-vla-q", "q")])
-def test_the_files_of_crl_vla_list_every_setting(name, critic):
+def compose_continual(name):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        shipped = compose("learner", ["algorithm=ppo-nano", f"continual={name}"])
-    section = CrlVlaConfig(**shipped.continual.crl_vla)
-    assert set(shipped.continual) == set(ContinualConfig.__dataclass_fields__)
-    assert set(shipped.continual.crl_vla) == set(CrlVlaConfig.__dataclass_fields__)
-    assert ContinualConfig(shipped.continual.method, crl_vla=section)
-    assert section.critic == critic
+        shipped = compose("learner", [f"continual={name}"]).continual
+    return shipped, OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(ContinualConfig), shipped)
+    )
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "continual").glob("*.yaml")))
+def test_every_continual_file_lists_every_setting_of_its_section(name):
+    shipped, settings = compose_continual(name)
+    assert set(shipped) == set(ContinualConfig.__dataclass_fields__)
+    section = SECTION_OF[settings.method]
+    if section:
+        fields = getattr(settings, section).__dataclass_fields__
+        assert set(shipped[section]) == set(fields)
+
+
+def test_the_replay_files_have_the_defaults_but_for_the_teacher():
+    assert compose_continual("er")[1].er == ErConfig()
+    assert compose_continual("der")[1].der == DerConfig(teacher="previous")
+    assert compose_continual("der-base")[1].der == DerConfig(teacher="base")
+
+
+def test_the_files_of_crl_vla_have_the_defaults_but_for_the_critic():
+    assert compose_continual("crl-vla")[1].crl_vla == CrlVlaConfig(critic="v")
+    assert compose_continual("crl-vla-q")[1].crl_vla == CrlVlaConfig(critic="q")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def samples_of(policy, instruction=INSTRUCTIONS[0]):
 def by_hand(critic, policy, samples, kind, choices_BKA):
     scores = policy.score(samples, ROWS)
     encoded = policy.model.prompts.tokenizer.encode(INSTRUCTIONS[0], add_special_tokens=False)
-    table = policy.network.language_model.model.embed_tokens.weight
+    table = policy.network.word_embedding.weight
     goal = sum(table[i] for i in encoded.ids) / len(encoded.ids)
     goal = goal / goal.square().mean().sqrt()
     parts = [scores.state_BH, goal.expand(len(ROWS), H)]
@@ -88,7 +88,7 @@ def test_normalised_choices_stay_as_they_are():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("variant", ["oft-discrete", "oft-l1", "openvla"])
+@pytest.mark.parametrize("variant", ["oft-discrete", "oft-l1", "openvla", "cnn"])
 def test_qs_baseline_is_its_mean_over_draws_from_the_policy(tmp_path, variant):
     policy = renewed_policy(tmp_path, variant=variant)
     critic, samples = critic_for(policy, "q"), samples_of(policy)

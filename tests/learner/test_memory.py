@@ -55,8 +55,8 @@ def test_one_episode_of_another_task_split_or_phase_is_refused(change, episodes)
     good = dataclasses.replace(episodes[0].meta, task="a")
     Memory().insert("a", chunks_of(episodes[0]), ["a", "b"], [good])
     memory = Memory()
+    bad = dataclasses.replace(good, **change)
     with pytest.raises(MemoryRefused, match=next(iter(change.values()))):
-        bad = dataclasses.replace(good, **change)
         memory.insert("a", chunks_of(*episodes[:2]), ["a", "b"], [good, bad])
     assert memory.rows is None
 

@@ -9,7 +9,7 @@ from micro_fixtures import CAMERAS, micro_policy, renewed_policy
 from test_update import group_of
 
 from agent.model.distributions import TokenDistribution
-from agent.model.openvla import ActionOutput
+from agent.model.network import ActionOutput
 from learner.batch import build_samples
 from learner.loss import Clip
 from learner.policy import Scores
