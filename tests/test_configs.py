@@ -92,7 +92,10 @@ def test_every_algorithm_can_be_chosen_for_a_run(algorithm: str, model_dir: Path
 
 @pytest.mark.parametrize("method", options("continual"))
 def test_every_continual_method_can_be_chosen_for_a_run(method: str, model_dir: Path) -> None:
-    run = compose_run([f"continual={method}", f"model.model_dir={model_dir}"])
+    algorithm = "ppo-nano" if method.startswith("crl-vla") else "grpo-nano"
+    run = compose_run(
+        [f"continual={method}", f"algorithm={algorithm}", f"model.model_dir={model_dir}"]
+    )
     values = run.processes["learner"]
     merged = OmegaConf.merge(OmegaConf.structured(LearnerConfig), OmegaConf.create(values))
     learner = OmegaConf.to_object(merged)

@@ -9,7 +9,13 @@ from omegaconf import OmegaConf
 from agent.wire.errors import ConfigError
 from learner.algorithm_config import AlgorithmConfig, AsyncConfig, DpoConfig, PpoConfig
 from learner.config import LearnerConfig
-from learner.continual.settings import SECTION_OF, ContinualConfig, DerConfig, ErConfig
+from learner.continual.settings import (
+    SECTION_OF,
+    ContinualConfig,
+    CrlVlaConfig,
+    DerConfig,
+    ErConfig,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -82,6 +88,11 @@ def test_what_cannot_be_asynchronous_is_refused(change, message):
 def test_impossible_asynchronous_settings_are_refused_by_name(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         AsyncConfig(**change)
+
+
+def test_the_files_of_crl_vla_have_the_defaults_but_for_the_critic():
+    assert compose_continual("crl-vla")[1].crl_vla == CrlVlaConfig(critic="v")
+    assert compose_continual("crl-vla-q")[1].crl_vla == CrlVlaConfig(critic="q")
 
 
 @pytest.mark.parametrize(
