@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from learner.config import LearnerConfig
+from learner.continual.dwe import Dwe
 from learner.continual.ewc import Ewc
 from learner.continual.method import ContinualMethod
 from learner.continual.past import Past
@@ -56,6 +57,8 @@ def _continual(config: LearnerConfig, policy: LoraPolicy, inbox: Inbox) -> Conti
         return Retain(settings.retain, policy, config.seed)
     if settings.slca is not None:
         return Slca(settings.slca)
+    if settings.method == "dwe":
+        return Dwe(policy)
     return ContinualMethod()
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from learner.config import LearnerConfig
 
 NEED_LAST_EPISODES = ("ewc",)  # of each task learned
-START_AFRESH = ("retain",)  # with a new adapter each task, of which no optimiser knows
+START_AFRESH = ("retain", "dwe")  # with a new adapter each task, of which no optimiser knows
 
 
 def refuse_combinations(config: LearnerConfig) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from agent.config import require, require_choice, require_range
 
-METHODS = ("sequential", "multitask", "ewc", "retain", "slca")
+METHODS = ("sequential", "multitask", "ewc", "retain", "slca", "dwe")
 SECTION_OF = {
     "ewc": "ewc",
     "retain": "retain",

@@ -11,6 +11,7 @@ METHODS = {
     "ewc": ContinualConfig("ewc", ewc=EwcConfig(weight=50.0, samples=4)),
     "retain": ContinualConfig("retain", retain=RetainConfig(0.5)),
     "slca": ContinualConfig("slca", slca=SlcaConfig(0.1)),
+    "dwe": ContinualConfig("dwe"),
 }
 AT_ONCE = ("retain", "slca")  # what these make of the first task already is not what was trained
 MOMENTS = ("before_commit", "before_publish")  # at which the second task's update is killed
