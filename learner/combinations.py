@@ -34,6 +34,11 @@ def refuse_combinations(config: LearnerConfig) -> None:
         "algorithm.fresh_optimizer_per_task=true",
     )
     require(
+        not (continual.method == "retain" and algorithm.full_rank),
+        "continual.method=retain publishes an adapter whose rank grows by lora_rank a task, and "
+        "algorithm.full_rank has the largest there is; choose one of the two",
+    )
+    require(
         not (continual.method == "multitask" and algorithm.grouping == "task"),
         "continual.method=multitask has episodes of all tasks in one iteration, and "
         "algorithm.grouping=task compares them all with each other; set grouping=init_state",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from agent.model import action_scale
 from agent.model.distributions import action_distribution
+from agent.model.full_rank import train_whole_weights, whole_rank
 from agent.model.lora import (
     AdapterError,
     attach_lora,
@@ -54,6 +55,10 @@ class LoraPolicy:
             the config's.
         recompute: keep the inputs of the transformer blocks alone and compute the rest again in
             the backward pass.
+        full_rank: train the adapted weights whole, see `agent.model.full_rank`.
+
+    Raises:
+        AdapterError: `rank` is not the one that `full_rank` needs.
     """
 
     def __init__(
@@ -64,14 +69,22 @@ class LoraPolicy:
         seed: int,
         learn_scale: bool = False,
         recompute: bool = False,
+        full_rank: bool = False,
     ) -> None:
         self.model, self.network, self.device = model, model.network, model.device
         self._dtype = next(model.network.parameters()).dtype
         self._is_bfloat16 = self._dtype == torch.bfloat16
         self._past: dict[str, Tensor] = {}
+        if full_rank and rank != (needed := whole_rank(model.network)):
+            raise AdapterError(
+                f"algorithm.full_rank of this model needs algorithm.lora_rank={needed} and "
+                f"lora_alpha={needed}, got {rank} and {alpha:g}"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._peft = attach_lora(model.network, rank, alpha)
+        if full_rank:
+            train_whole_weights(self._peft)
         if recompute:
             recompute_blocks(model.network)
         self._log_scale_A: Tensor | None = None

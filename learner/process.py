@@ -19,6 +19,7 @@ from agent.measuring import add_ready_source
 from agent.metrics import LearnerMetrics
 from agent.model.devices import check_device
 from agent.model.errors import ModelFolderError
+from agent.model.lora import AdapterError
 from agent.model.policy_model import load_policy_model
 from agent.wire.errors import ConfigError
 from agent.wire.keys import find_client_keys
@@ -189,14 +190,18 @@ def _load_policy(config: LearnerConfig) -> LoraPolicy:
             "has an action scale"
         )
     config.cameras = list(model.cameras)
-    return LoraPolicy(
-        model,
-        algorithm.lora_rank,
-        algorithm.lora_alpha,
-        config.seed,
-        algorithm.learn_action_scale,
-        config.recompute_activations,
-    )
+    try:
+        return LoraPolicy(
+            model,
+            algorithm.lora_rank,
+            algorithm.lora_alpha,
+            config.seed,
+            algorithm.learn_action_scale,
+            config.recompute_activations,
+            algorithm.full_rank,
+        )
+    except AdapterError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _new_publication(

@@ -86,7 +86,9 @@ def test_every_algorithm_can_be_chosen_for_a_run(algorithm: str, model_dir: Path
     )
     learner = OmegaConf.to_object(merged)
     assert isinstance(learner, LearnerConfig)
-    assert learner.algorithm.method == algorithm.partition("-")[0]
+    name = algorithm.partition("-")[0]
+    assert learner.algorithm.method == ("grpo" if name == "full" else name)
+    assert learner.algorithm.full_rank == (name == "full")
 
 
 @pytest.mark.parametrize("method", options("continual"))
