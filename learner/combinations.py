@@ -34,6 +34,12 @@ def refuse_combinations(config: LearnerConfig) -> None:
         "algorithm.fresh_optimizer_per_task=true",
     )
     require(
+        not config.start_adapter or algorithm.iterations_per_task == 0,
+        "start_adapter is only measured, and training begins at the base: set "
+        "algorithm.iterations_per_task=0, or train on a base that `perennial model merge` has "
+        "merged the adapter into",
+    )
+    require(
         not (continual.method == "retain" and algorithm.full_rank),
         "continual.method=retain publishes an adapter whose rank grows by lora_rank a task, and "
         "algorithm.full_rank has the largest there is; choose one of the two",

@@ -84,7 +84,10 @@ class Loop:
         inbox: Inbox,
         watchers: Watchers,
         should_stop: Callable[[], bool],
+        base_version: str = BASE_VERSION,
     ) -> None:
+        """base_version: what row 0 measures."""
+        self.base_version = base_version
         self.config, self.teacher, self.publication = config, teacher, publication
         self.continual = continual
         self.inbox, self.watchers, self.should_stop = inbox, watchers, should_stop
@@ -200,7 +203,7 @@ class Loop:
     def _versions(self, row: int) -> Callable[[str], str]:
         """The version that each task is evaluated with in row `row`."""
         if row == 0:
-            return lambda task: BASE_VERSION
+            return lambda task: self.base_version
         trained: dict[str, str] = {}
         for stage in stages(self.config):
             version = self.inbox.store.version_after(stage.task_index)

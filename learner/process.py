@@ -29,6 +29,7 @@ from learner.assembly import Parts, assemble
 from learner.checkpoint import CheckpointFolder
 from learner.config import LearnerConfig
 from learner.evaluation import GREEDY, ROLLOUT, conditions
+from learner.given import publish_given
 from learner.health import Vitals
 from learner.link import AgentLink, Session
 from learner.loop import Loop, Watchers
@@ -113,10 +114,19 @@ def _learn_locked(
     link = new_link()
     parts = assemble(config, policy, inbox, link, stop.is_set)
     publication = _new_publication(config, policy, parts, store, link)
+    base_version = publish_given(
+        config.start_adapter,
+        config.start_adapter_scale,
+        publication.adapters,
+        policy.model.base_sha256,
+    )
     watchers = Watchers(
         exports, ProgressLog(state_dir / "progress.jsonl"), state_dir / "filmstrips"
     )
-    loop = Loop(config, parts.teacher, parts.continual, publication, inbox, watchers, stop.is_set)
+    loop = Loop(
+        config, parts.teacher, parts.continual, publication, inbox, watchers, stop.is_set,
+        base_version,
+    )  # fmt: skip
     receiver = Receiver(new_link(), inbox, stop)
     receiver.start()
     exports.watch_agent(lambda: session.has_agent)

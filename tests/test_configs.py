@@ -114,6 +114,15 @@ def test_the_server_has_room_for_the_adapter_of_every_merged_task(model_dir: Pat
         assert compose_run(given + chosen).processes["agent"]["policy"]["adapter_rank"] == rank
 
 
+def test_the_server_has_room_for_a_given_adapter(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"r": 40}')
+    given = [f"model.model_dir={model_dir}", "budget=eval", f"learner.start_adapter={tmp_path}"]
+    assert compose_run(given).processes["agent"]["policy"]["adapter_rank"] == 40
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(BadSetting, match="start_adapter: no rank in"):
+        compose_run(given)
+
+
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_a_process_file_lists_every_setting(name: str, default_run: RunConfig) -> None:
     assert set(default_run.tree[name]) == set(SCHEMAS[name].__dataclass_fields__)
