@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 
 from agent.config import require, require_choice, require_range
 
-METHODS = ("grpo", "ppo", "sft")
+METHODS = ("grpo", "ppo", "dpo", "sft")
 GROUPINGS = ("init_state", "task")
 ADVANTAGE_CONTROLS = ("none", "permute_within_group")
+RATIO_LEVELS = ("token", "action", "chunk")
 
 
 @dataclass
@@ -21,8 +22,10 @@ class PpoConfig:
     value_clip: float = 0.2
     huber_delta: float = 10.0
     hidden_sizes: list[int] = field(default_factory=lambda: [512, 128])  # of the critic
+    ratio: str = "token"  # or action, chunk: what has one probability ratio, clipped as one
 
     def __post_init__(self) -> None:
+        require_choice("algorithm.ppo.ratio", self.ratio, RATIO_LEVELS)
         for name in ("gamma", "gae_lambda"):
             require_range(f"algorithm.ppo.{name}", getattr(self, name), 0, 1)
         for name, low in (("value_lr", 0), ("value_coef", 0)):
@@ -34,10 +37,20 @@ class PpoConfig:
 
 
 @dataclass
+class DpoConfig:
+    """What DPO has beyond GRPO."""
+
+    beta: float = 0.1  # of the preference's log-odds, per nat of the whole trajectories' margin
+
+    def __post_init__(self) -> None:
+        require(self.beta > 0, f"algorithm.dpo.beta must be > 0, got {self.beta}")
+
+
+@dataclass
 class AlgorithmConfig:
     """How the policy learns. The nano values; the 7B recipe's are in its own file."""
 
-    method: str = "grpo"  # or ppo; or sft: supervised fine-tuning on the task's demonstrations
+    method: str = "grpo"  # or ppo, dpo; or sft: supervised, on the task's demonstrations
     group_size: int = 8
     groups_per_iteration: int = 8
     iterations_per_task: int = 10  # 0: measure the base and train nothing
@@ -58,6 +71,7 @@ class AlgorithmConfig:
     learn_action_scale: bool = False  # oft-l1: train the spread of actions, too
     advantage_control: str = "none"  # or permute_within_group: outcomes shuffled, a control
     ppo: PpoConfig | None = None  # for method ppo only
+    dpo: DpoConfig | None = None  # for method dpo only
 
     def __post_init__(self) -> None:
         require_choice("algorithm.method", self.method, METHODS)
@@ -89,6 +103,7 @@ class AlgorithmConfig:
             f"{self.lora_alpha:g} and {self.lora_rank}",
         )
         self._check_ppo()
+        self._check_dpo()
 
     def _check_ppo(self) -> None:
         require(
@@ -102,3 +117,14 @@ class AlgorithmConfig:
                 "algorithm.method=ppo compares no groups: set resample_degenerate=0 and "
                 "advantage_control=none",
             )
+
+    def _check_dpo(self) -> None:
+        require(
+            (self.method == "dpo") == (self.dpo is not None),
+            "algorithm.dpo belongs to algorithm.method=dpo, and only to it; take both from "
+            "algorithm@learner.algorithm=dpo-nano",
+        )
+        require(
+            self.method != "dpo" or self.grouping == "init_state",
+            "algorithm.method=dpo compares episodes of one start: set grouping=init_state",
+        )

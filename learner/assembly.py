@@ -8,9 +8,11 @@ from learner.continual.dwe import Dwe
 from learner.continual.ewc import Ewc
 from learner.continual.method import ContinualMethod
 from learner.continual.past import Past
+from learner.continual.replay import Der, Er
 from learner.continual.retain import Retain
 from learner.continual.slca import Slca
 from learner.critic import ValueHead
+from learner.dpo import DpoTeacher
 from learner.grpo import GrpoTeacher
 from learner.link import AgentLink
 from learner.loop import Teacher
@@ -44,6 +46,9 @@ def assemble(
     if critic is not None:
         ppo = PpoTeacher(config, policy, critic, inbox, link, should_stop, continual)
         return Parts(ppo, critic, continual)
+    if config.algorithm.dpo is not None:
+        dpo = DpoTeacher(config, policy, inbox, link, should_stop, continual)
+        return Parts(dpo, critic, continual)
     grpo = GrpoTeacher(config, policy, inbox, link, should_stop, continual)
     return Parts(grpo, critic, continual)
 
@@ -57,6 +62,10 @@ def _continual(config: LearnerConfig, policy: LoraPolicy, inbox: Inbox) -> Conti
         return Retain(settings.retain, policy, config.seed)
     if settings.slca is not None:
         return Slca(settings.slca)
+    if settings.er is not None:
+        return Er(config, settings.er, policy, past)
+    if settings.der is not None:
+        return Der(config, settings.der, policy, past)
     if settings.method == "dwe":
         return Dwe(policy)
     return ContinualMethod()

@@ -5,7 +5,8 @@ both as one adapter.
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +27,11 @@ from agent.model.lora import (
     set_frozen_update,
     stack_updates,
 )
-from agent.model.openvla import ActionOutput
+from agent.model.network import ActionOutput
 from agent.model.policy_model import PolicyModel
 from agent.model.processing import pad_prompts
 from agent.model.recompute import recompute_blocks
-from learner.batch import Samples
+from learner.batch import Chunks
 
 LOG_SCALE = "action_log_scale"
 
@@ -135,11 +136,11 @@ class LoraPolicy:
             )
         return output
 
-    def score(self, samples: Samples, rows: np.ndarray) -> Scores:
+    def score(self, samples: Chunks, rows: np.ndarray) -> Scores:
         """Score the recorded choices of the given samples, all of one temperature."""
         return self.score_choices(samples, rows, samples.choices_BKA[rows])
 
-    def score_choices(self, samples: Samples, rows: np.ndarray, choices_BKA: np.ndarray) -> Scores:
+    def score_choices(self, samples: Chunks, rows: np.ndarray, choices_BKA: np.ndarray) -> Scores:
         """Score these choices at the observations of the given samples, all of one temperature."""
         temperature = _one_temperature(samples, rows)
         output = self._see(samples, rows, choices_BKA)
@@ -149,7 +150,7 @@ class LoraPolicy:
         return Scores(logprobs_BKA, entropy_BKA, output.hidden_BKAH[:, 0, 0], output)
 
     @torch.no_grad()
-    def draw(self, samples: Samples, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, samples: Chunks, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Choices (B, K, A) drawn anew at the samples' observations, at their temperature."""
         temperature, config = _one_temperature(samples, rows), self.network.config
         choices_BKA = np.array(samples.choices_BKA[rows])
@@ -164,13 +165,24 @@ class LoraPolicy:
             choices_BKA[:, :, dimension] = drawn[:, :, dimension].cpu().numpy()
         return choices_BKA
 
-    def _see(self, samples: Samples, rows: np.ndarray, choices_BKA: np.ndarray) -> ActionOutput:
+    def _see(self, samples: Chunks, rows: np.ndarray, choices_BKA: np.ndarray) -> ActionOutput:
         return self.forward(
             samples.images_BNHWC[rows],
             samples.proprio_BP[rows],
             samples.instruction_B[rows].tolist(),
             choices_BKA,
         )
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Within it the policy is the base model, and nothing can be trained."""
+        trained = set(self.parameters)
+        try:
+            with self._peft.disable_adapter():
+                yield
+        finally:
+            for name, tensor in self._peft.named_parameters():  # PEFT thaws what was frozen, too
+                tensor.requires_grad_(name in trained)
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """Copies of the adapter's tensors under PEFT's names, and of the learned spread."""
@@ -248,7 +260,7 @@ class LoraPolicy:
         return self._log_scale_A.exp().clamp(action_scale.SMALLEST, action_scale.LARGEST)
 
 
-def _one_temperature(samples: Samples, rows: np.ndarray) -> float:
+def _one_temperature(samples: Chunks, rows: np.ndarray) -> float:
     if (samples.temperatures_B[rows] != samples.temperatures_B[rows[0]]).any():
         raise ValueError("samples of one batch were drawn at different temperatures")
     return float(samples.temperatures_B[rows[0]])

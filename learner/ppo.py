@@ -3,7 +3,7 @@
     collect the iteration's episodes from the version served, as GRPO does
     score all chunks with the policy as it is: check served = trained, note values
     advantages by GAE from values and outcomes, normalised over the batch
-    for each minibatch of chunks: clipped token loss + value loss, one optimiser step
+    for each minibatch of chunks: clipped policy loss + value loss, one optimiser step
 
 The critic reads h0 on the shared trunk and its gradient flows into the adapter, as in RL4VLA. There
 is one critic over all tasks: h0 has read the instruction, so it knows the task; what the critic has

@@ -15,6 +15,7 @@ from learner.critic import ValueHead
 from learner.loss import LossSums, grpo_loss, value_loss
 from learner.policy import LoraPolicy
 from learner.randomness import keyed_rng
+from learner.ratio import count_units
 from learner.served import Agreement, ServedCheck, correct
 from learner.stopping import Stopped
 from learner.update import (
@@ -153,18 +154,19 @@ class PpoUpdater:
             values_B[batch[fill > 0]] = values[fill > 0]
         agreement = check.conclude()
         if agreement.needs_correction:
-            samples = correct(samples, proximal_BKA, self.settings.served.weight_cap)
+            weight_cap = self.settings.served.weight_cap
+            samples = correct(samples, proximal_BKA, weight_cap, self.ppo.ratio)
         return samples, values_B, agreement
 
     def accumulate_gradient(self, judged: Judged, rows: np.ndarray) -> tuple[LossSums, float]:
         """Set the gradient of one minibatch's loss; returns diagnostics and the value loss.
 
-        The policy's loss is the mean over the executed tokens of all rows, the critic's the mean
-        over the rows.
+        The policy's loss is the mean over the executed tokens of all rows, or over what else has
+        one ratio, the critic's the mean over the rows.
         """
         samples, ppo = judged.samples, self.ppo
         clear_gradient([*self.policy.parameters.values(), *self.critic.parameters()])
-        tokens = float(samples.mask_BK[rows].sum()) * samples.choices_BKA.shape[2]
+        units = count_units(samples.mask_BK[rows], samples.choices_BKA.shape[2], ppo.ratio)
         sums, value_sum = LossSums(), 0.0
         for batch, fill in micro_batches(samples, rows, self.settings.micro_batch):
             if self.should_stop():
@@ -177,9 +179,10 @@ class PpoUpdater:
                 scores.entropy_BKA,
                 tensor(samples.advantages_B[batch]),
                 tensor(samples.mask_BK[batch]),
-                tensor(fill / tokens),
+                tensor(fill / units),
                 self.settings.clip,
                 tensor(samples.importance_BKA[batch]),
+                ppo.ratio,
             )
             critic_loss = value_loss(
                 self.critic(scores.state_BH),

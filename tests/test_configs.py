@@ -65,6 +65,7 @@ def load_suite(name: str) -> dict[str, Any]:
             for budget in options("budget")
         ),
         *([f"model={model}"] for model in options("model")),
+        *([f"method={method}"] for method in options("method")),
     ],
     ids=" ".join,
 )
@@ -98,7 +99,7 @@ def test_every_continual_method_can_be_chosen_for_a_run(method: str, model_dir: 
     merged = OmegaConf.merge(OmegaConf.structured(LearnerConfig), OmegaConf.create(values))
     learner = OmegaConf.to_object(merged)
     assert isinstance(learner, LearnerConfig)
-    assert learner.continual.method == method
+    assert method.startswith(learner.continual.method)  # der-base is a der
     assert set(values["continual"]) == set(ContinualConfig.__dataclass_fields__)
 
 
@@ -121,6 +122,29 @@ def test_the_server_has_room_for_a_given_adapter(model_dir: Path, tmp_path: Path
     (tmp_path / "adapter_config.json").unlink()
     with pytest.raises(BadSetting, match="start_adapter: no rank in"):
         compose_run(given)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "algorithm", "continual"),
+    [
+        (["method=ewc"], "grpo", "ewc"),
+        (["method=ppo", "continual=ewc"], "ppo", "ewc"),
+        (["continual=sequential", "method=ewc"], "grpo", "sequential"),
+        (["method=ppo", "algorithm=grpo-nano"], "grpo", "sequential"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_method_chooses_what_is_not_chosen_by_hand(
+    overrides: list[str], algorithm: str, continual: str, model_dir: Path
+) -> None:
+    learner = compose_run([f"model.model_dir={model_dir}", *overrides]).processes["learner"]
+    assert learner["algorithm"]["method"] == algorithm
+    assert learner["continual"]["method"] == continual
+
+
+def test_a_method_may_turn_the_order_of_the_tasks_round(model_dir: Path) -> None:
+    run = compose_run([f"model.model_dir={model_dir}", "method=reversed"])
+    assert tuple(run.processes["learner"]["suite"]["train_tasks"]) == tabletop.TRAIN_TASKS[::-1]
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

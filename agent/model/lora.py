@@ -3,7 +3,8 @@
 The target list is the published reinforcement-learning one: every projection of both towers
 (patch convolutions included), of the projector and of the language model, and `lm_head`. Modules
 whose output is never used (last vision blocks, attention pooling) are left out: they would carry
-zero gradients for ever.
+zero gradients for ever. Of the convolutional policy: every convolution, and the linear layers
+behind them.
 """
 
 import json
@@ -18,11 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agent.model.adapter_config import AdapterError, LoraSpec
+from agent.model.network import PolicyNetwork
 from agent.model.openvla import OpenVLA
 
 VISION_SUFFIXES = ("proj", "qkv", "fc1", "fc2", "q", "kv", "fc3")
 LLAMA_SUFFIXES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TARGET_SUFFIXES = {*VISION_SUFFIXES, *LLAMA_SUFFIXES, "lm_head"}
+CNN_SUFFIXES = ("conv", "fc1", "fc2", "head")
+TARGET_SUFFIXES = {*VISION_SUFFIXES, *LLAMA_SUFFIXES, "lm_head", *CNN_SUFFIXES}
 OUTSIDE_LORA = ("proprio_projector.", "action_head.")
 """Small modules of their own that are trained whole, and share the towers' layer names."""
 KEY_PREFIX = "base_model.model."
@@ -34,7 +37,7 @@ TRAINED, FROZEN = "default", "frozen"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def lora_targets(model: OpenVLA) -> list[str]:
+def lora_targets(model: PolicyNetwork) -> list[str]:
     """Names of the live target modules, in module order."""
     return [
         name
@@ -46,8 +49,10 @@ def lora_targets(model: OpenVLA) -> list[str]:
     ]
 
 
-def is_dead(model: OpenVLA, name: str) -> bool:
+def is_dead(model: PolicyNetwork, name: str) -> bool:
     """Whether a module is stored but never run."""
+    if not isinstance(model, OpenVLA):
+        return False
     backbone = model.vision_backbone
     return any(
         name.startswith(
@@ -60,7 +65,7 @@ def is_dead(model: OpenVLA, name: str) -> bool:
     )
 
 
-def attach_lora(model: OpenVLA, rank: int, alpha: float) -> PeftModel:
+def attach_lora(model: PolicyNetwork, rank: int, alpha: float) -> PeftModel:
     """Freeze `model` and add a trainable adapter to its live targets, in place.
 
     A is Gaussian and B zero (torch's global RNG), so the policy starts unchanged. The wrapped
@@ -183,7 +188,10 @@ def load_lora_weights(peft_model: PeftModel, tensors: dict[str, Tensor]) -> None
 
 
 def pair_adapter_tensors(
-    model: OpenVLA, targets: list[str], tensors: dict[str, Tensor], spec: LoraSpec | None = None
+    model: PolicyNetwork,
+    targets: list[str],
+    tensors: dict[str, Tensor],
+    spec: LoraSpec | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Adapter tensors as {module: (A, B)}, at most one pair a target.
 
@@ -256,7 +264,7 @@ def _check_values(key: str, tensor: Tensor) -> None:
         raise AdapterError(f"adapter tensor {key} holds NaN or infinity")
 
 
-def _is_base_copy(model: OpenVLA, name: str, tensor: Tensor) -> bool:
+def _is_base_copy(model: PolicyNetwork, name: str, tensor: Tensor) -> bool:
     """Whether `name` is a base weight saved along. Raises AdapterError if it is another base's."""
     owner, _, leaf = name.replace(".base_layer.", ".").rpartition(".")
     modules = dict(model.named_modules())

@@ -16,7 +16,7 @@ from agent.model.lora import (
     lora_targets,
     pair_adapter_tensors,
 )
-from agent.model.openvla import OpenVLA
+from agent.model.network import PolicyNetwork
 from agent.model.slot_layers import Selection, SlotConv2d, SlotLayer, SlotLinear
 
 
@@ -47,7 +47,7 @@ class SlotBank:
 
     def __init__(
         self,
-        model: OpenVLA,
+        model: PolicyNetwork,
         slots: int,
         rank: int,
         *,

@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean, stdev
 
+from deploy.local.seeds import SeedMean
 from deploy.local.statistics import Figure, Matrix
 
 GAIN_TARGET = 0.25  # final - base over the trained tasks, at the rollout temperature
@@ -54,24 +54,6 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class SeedMean:
-    """A figure over seeds.
-
-    seeds_se: from the spread of the seeds, None for a single one. trials_se: from the trials alone.
-    """
-
-    mean: float
-    seeds_se: float | None
-    trials_se: float
-    seeds: int
-
-    @property
-    def se(self) -> float:
-        """Over seeds where there are several; it holds the trials' error too."""
-        return self.trials_se if self.seeds_se is None else self.seeds_se
-
-
-@dataclass(frozen=True)
 class Point:
     """One length of supervised fine-tuning on one task.
 
@@ -99,20 +81,6 @@ def combine(*terms: tuple[float, Figure]) -> Figure:
 def change(matrix: Matrix, row: int, tasks: Sequence[str]) -> Figure:
     """Mean over `tasks` of S(row) - S(0)."""
     return combine((1.0, matrix.average(row, tasks)), (-1.0, matrix.average(0, tasks)))
-
-
-def over_seeds(figures: Sequence[Figure]) -> SeedMean | None:
-    """None without a seed, or if one of them was not measured."""
-    measured = [figure for figure in figures if figure is not None]
-    if not measured or len(measured) < len(figures):
-        return None
-    values, count = [value for value, _ in measured], len(measured)
-    return SeedMean(
-        mean=fmean(values),
-        seeds_se=stdev(values) / math.sqrt(count) if count > 1 else None,
-        trials_se=math.sqrt(sum(error**2 for _, error in measured)) / count,
-        seeds=count,
-    )
 
 
 # ---- verdicts --------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.tabletop_grpo.figures import SeedMean, Verdict
+from benchmarks.tabletop_grpo.figures import Verdict
 from benchmarks.tabletop_grpo.results import Result
+from deploy.local.seeds import SeedMean
 from deploy.local.statistics import Figure, Matrix, Rate
 
 NOT_MEASURED = "not measured"

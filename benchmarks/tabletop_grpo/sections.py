@@ -22,9 +22,9 @@ from benchmarks.tabletop_grpo.figures import (
     judge_nbt,
     judge_wall,
     judge_zero_shot,
-    over_seeds,
 )
 from benchmarks.tabletop_grpo.results import Result
+from deploy.local.seeds import over_seeds
 from deploy.local.statistics import Figure
 
 Results = Mapping[str, Result]
@@ -48,7 +48,7 @@ def figures_of(result: Result) -> dict[str, Figure]:
             (
                 *(rollout["base_avg"], rollout["final_avg"], rollout["gain"]),
                 *(greedy["base_avg"], greedy["final_avg"], greedy["gain"]),
-                *(rollout["nbt"], rollout["base_zero_shot"], rollout["final_zero_shot"]),
+                *(rollout["nbt_final"], rollout["base_zero_shot"], rollout["final_zero_shot"]),
                 change(result.rollout, last, held_out),
             ),
             strict=True,

@@ -20,10 +20,10 @@ from benchmarks.tabletop_grpo.figures import (
     change_at,
     combine,
     judge_sft_drop,
-    over_seeds,
 )
 from benchmarks.tabletop_grpo.results import Result
 from benchmarks.tabletop_grpo.sections import Results, seeds_of
+from deploy.local.seeds import over_seeds
 
 
 def first_task_point(result: Result, length: int, train_tasks: list[str]) -> Point | None:

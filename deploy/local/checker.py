@@ -7,14 +7,16 @@ one disposition at the learner, and the success matrix must equal what the clien
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from deploy.local.records import EpisodeRow, Records
 from deploy.local.statistics import Matrix, Rate
 
-MODES = ("rollout", "greedy")
+ROLLOUT, GREEDY = "rollout", "greedy"
+MODES = (ROLLOUT, GREEDY)
 DISPOSITIONS = ("trained", "filtered", "surplus", "eval", "aborted", "demonstration")
 LISTED = 5  # episodes named per problem
 
@@ -53,7 +55,10 @@ def recount(records: Records) -> Recount:
 
 
 def count_matrix(records: Records, mode: str, unseen: list[EpisodeRow]) -> Matrix:
-    """Success matrix from the counted ends of `eval/ROW/MODE/...` slots."""
+    """Success matrix from the counted ends of `eval/ROW/MODE/...` slots.
+
+    The rollout mode has the curves of the training episodes, too.
+    """
     results = records.results
     tasks, rows = results["tasks"], len(results["train_tasks"]) + 1
     successes: Counter[tuple[int, str]] = Counter()
@@ -69,7 +74,25 @@ def count_matrix(records: Records, mode: str, unseen: list[EpisodeRow]) -> Matri
     cells = [
         [Rate(successes[row, task], trials[row, task]) for task in tasks] for row in range(rows)
     ]
-    return Matrix(tasks, results["train_tasks"], results["held_out_tasks"], cells)
+    curves = count_curves(ends) if mode == ROLLOUT else {}
+    return Matrix(tasks, results["train_tasks"], results["held_out_tasks"], cells, curves)
+
+
+def count_curves(ends: Iterable[tuple[str, str, str]]) -> dict[str, list[Rate]]:
+    """By task, the rate of each iteration, from counted (slot id, task, outcome).
+
+    Slots are `train/TASK_INDEX/UPDATE/...`; others are passed over.
+    """
+    counts: dict[tuple[str, int], Counter[bool]] = defaultdict(Counter)
+    for slot_id, task, outcome in ends:
+        parts = slot_id.split("/")
+        if parts[0] == "train":
+            counts[task, int(parts[2])][outcome == "success"] += 1
+    curves: dict[str, list[Rate]] = defaultdict(list)
+    for task, update in sorted(counts):
+        count = counts[task, update]
+        curves[task].append(Rate(count[True], count.total()))
+    return dict(curves)
 
 
 def _unseen(records: Records) -> list[EpisodeRow]:
@@ -137,7 +160,7 @@ def _mixed(records: Records) -> list[str]:
 
 def _compare_matrix(records: Records, matrix: Matrix, mode: str) -> list[str]:
     """Cells in which the learner's results differ from the recount."""
-    reported: dict[str, Any] = records.results["matrix" if mode == "rollout" else "greedy"]
+    reported: dict[str, Any] = records.results["matrix" if mode == ROLLOUT else GREEDY]
     problems = []
     for row, cells in enumerate(matrix.cells):
         for task, rate, successes, trials in zip(

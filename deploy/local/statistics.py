@@ -2,18 +2,19 @@
 
 Standard library only, and independent of the learner's own code: a recount should not repeat its
 mistakes. Row i of a matrix holds the counts after i tasks (row 0: the base model), columns are
-tasks; trials 0 means not measured.
+tasks; trials 0 means not measured. What each figure means, and whose it is: docs/figures.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 Z_95 = 1.959963984540054
 
 Figure = tuple[float, float] | None  # value and standard error; None where it cannot be measured
+Weights = dict[tuple[int, str], float]  # of the cells (row, task) that a figure is a sum of
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,16 @@ class Rate:
 
 @dataclass(frozen=True)
 class Matrix:
-    """`cells[row][column]`; columns are `tasks`, of which some were trained, some held out."""
+    """`cells[row][column]`; columns are `tasks`, of which some were trained, some held out.
+
+    curves: by task, the rate of the training episodes of each iteration, in order.
+    """
 
     tasks: list[str]
     train_tasks: list[str]
     held_out_tasks: list[str]
     cells: list[list[Rate]]
+    curves: Mapping[str, Sequence[Rate]] = field(default_factory=dict)
 
     @classmethod
     def from_counts(
@@ -71,29 +76,73 @@ class Matrix:
 
     def average(self, row: int, tasks: Sequence[str]) -> Figure:
         """Mean success of a row over `tasks`."""
-        return _combine([[(1.0, self.rate(row, task))] for task in tasks])
+        return self._weigh({(row, task): 1 / len(tasks) for task in tasks})
 
     def gain(self) -> Figure:
         """final - base over the trained tasks."""
-        return _combine([self._change(0, self._last, task) for task in self.train_tasks])
+        share = 1 / max(1, self._last)
+        rows = ((self._last, share), (0, -share))
+        return self._weigh({(row, task): w for task in self.train_tasks for row, w in rows})
 
-    def nbt(self) -> Figure:
-        """Negative backward transfer: mean over all but the last task of S(own) - S(final).
+    def nbt_final(self) -> Figure:
+        """Negative backward transfer: all but the last task, S(own) - S(final)."""
+        return self._weigh(self._loss_since_own(lambda own: [self._last]))
 
-        0 for a single task, which has nothing to forget.
+    def nbt_libero(self) -> Figure:
+        """The same against the mean of all rows after a task's own (LIBERO).
+
+        The last task has none and is left out, as in `nbt_final`.
         """
-        if self._last == 1:
-            return 0.0, 0.0
-        owned = list(enumerate(self.train_tasks, start=1))[:-1]
-        return _combine([self._change(self._last, own, task) for own, task in owned])
+        return self._weigh(self._loss_since_own(lambda own: list(range(own + 1, self._last + 1))))
+
+    def bwt(self) -> Figure:
+        """Backward transfer: S(final) - S(own), the opposite of `nbt_final`."""
+        nbt = self.nbt_final()
+        return None if nbt is None else (0.0 - nbt[0], nbt[1])
+
+    def fwt_zero(self) -> Figure:
+        """S(row before own) - S(base), over all tasks; the first task's is 0 by definition."""
+        return self._weigh(self._transfer(1 / max(1, self._last)))
+
+    def ft_crl_vla(self) -> Figure:
+        """The same over all tasks but the first (CRL-VLA)."""
+        return self._weigh(self._transfer(1 / max(1, self._last - 1)))
+
+    def fwt_libero_train(self) -> Figure:
+        """Success while training, mean over a task's iterations, then over tasks.
+
+        LIBERO's FWT takes evaluations while training; these are the training episodes themselves.
+        """
+        curves = [self.curves.get(task, []) for task in self.train_tasks]
+        if not all(curves):
+            return None
+        parts = [(1 / (len(curves) * len(curve)), rate) for curve in curves for rate in curve]
+        return _combine(parts)
+
+    def f_crl_vla(self) -> Figure:
+        """The best row before the last, the base's too, less the last: all but the last task."""
+        weights: Weights = {}
+        for task in self.train_tasks[:-1]:
+            column = [self.rate(row, task) for row in range(self._last)]
+            if not all(rate.trials for rate in column):
+                return None
+            best = max(range(self._last), key=lambda row: column[row].value)
+            weights |= {(best, task): 1.0, (self._last, task): -1.0}
+        return self._weigh({cell: w / (self._last - 1) for cell, w in weights.items()})
 
     def figures(self) -> dict[str, Figure]:
-        """The figures that a run is judged by."""
+        """The figures that a run is judged by; a name carries the figure's definition."""
         return {
             "base_avg": self.average(0, self.train_tasks),
             "final_avg": self.average(self._last, self.train_tasks),
             "gain": self.gain(),
-            "nbt": self.nbt(),
+            "nbt_final": self.nbt_final(),
+            "nbt_libero": self.nbt_libero(),
+            "bwt": self.bwt(),
+            "fwt_zero": self.fwt_zero(),
+            "fwt_libero_train": self.fwt_libero_train(),
+            "ft_crl_vla": self.ft_crl_vla(),
+            "f_crl_vla": self.f_crl_vla(),
             "base_zero_shot": self.average(0, self.held_out_tasks),
             "final_zero_shot": self.average(self._last, self.held_out_tasks),
         }
@@ -102,17 +151,29 @@ class Matrix:
     def _last(self) -> int:
         return len(self.train_tasks)
 
-    def _change(self, before: int, after: int, task: str) -> list[tuple[float, Rate]]:
-        """S(after) - S(before) as a signed sum."""
-        if before == after:
-            return []
-        return [(1.0, self.rate(after, task)), (-1.0, self.rate(before, task))]
+    def _loss_since_own(self, later_rows: Callable[[int], list[int]]) -> Weights:
+        """S(own) less the mean of the later rows, mean over all tasks but the last."""
+        weights: Weights = {}
+        for own, task in list(enumerate(self.train_tasks, start=1))[:-1]:
+            share, rows = 1 / (self._last - 1), later_rows(own)
+            weights[own, task] = share
+            weights |= {(row, task): -share / len(rows) for row in rows}
+        return weights
+
+    def _transfer(self, share: float) -> Weights:
+        """S(row before own) - S(base) of every task but the first."""
+        weights: Weights = {}
+        for before, task in list(enumerate(self.train_tasks))[1:]:
+            weights |= {(before, task): share, (0, task): -share}
+        return weights
+
+    def _weigh(self, weights: Weights) -> Figure:
+        return _combine([(weight, self.rate(*cell)) for cell, weight in weights.items()])
 
 
-def _combine(terms: list[list[tuple[float, Rate]]]) -> Figure:
-    """Mean over `terms` of signed sums of independent rates; None if one was not measured."""
-    rates = [part for term in terms for part in term]
-    if not rates or any(rate.trials == 0 for _, rate in rates):
+def _combine(parts: Sequence[tuple[float, Rate]]) -> Figure:
+    """Weighted sum of independent rates; None if there is none, or one was not measured."""
+    if not parts or any(rate.trials == 0 for _, rate in parts):
         return None
-    value = sum(sign * rate.value for sign, rate in rates) / len(terms)
-    return value, math.sqrt(sum(rate.variance for _, rate in rates)) / len(terms)
+    value = sum(weight * rate.value for weight, rate in parts)
+    return value, math.sqrt(sum(weight**2 * rate.variance for weight, rate in parts))

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from deploy.local.checker import Recount
+from deploy.local.checker import GREEDY, ROLLOUT, Recount, count_curves
 from deploy.local.conditions import Conditions
 from deploy.local.records import Records
 from deploy.local.statistics import Figure, Matrix
 
 SETTING_SECTIONS = ("algorithm", "evaluation", "temperature", "micro_batch")
 GREEDY_FIGURES = ("base_avg", "final_avg", "gain", "base_zero_shot", "final_zero_shot")
+FIRST_FIGURES = ("base_avg", "final_avg", "gain", "nbt", "base_zero_shot", "final_zero_shot")
+USED = ("trained", "filtered")  # every counted training episode is one or the other
 FIGURE_TOLERANCE = 1e-9
 
 
 def reported_matrix(records: Records, name: str = "matrix") -> Matrix:
-    """The learner's own matrix; `name` is "matrix" (rollout) or "greedy"."""
-    return Matrix.from_counts(records.results, records.results[name])
+    """The learner's own matrix; `name` is "matrix" (rollout, with curves) or "greedy"."""
+    matrix = Matrix.from_counts(records.results, records.results[name])
+    if name == GREEDY:
+        return matrix
+    used = [row for row in records.learner_rows.values() if row.disposition in USED]
+    return replace(matrix, curves=count_curves((r.slot_id, r.task, r.outcome) for r in used))
 
 
 def build_summary(records: Records, recounted: Recount) -> dict[str, Any]:
@@ -28,7 +35,7 @@ def build_summary(records: Records, recounted: Recount) -> dict[str, Any]:
     Each matrix says under which protocol and temperature its rates were measured.
     """
     results, config = records.results, records.config
-    rollout, greedy = reported_matrix(records), reported_matrix(records, "greedy")
+    rollout, greedy = reported_matrix(records), reported_matrix(records, GREEDY)
     return {
         "suite": results["suite"],
         "seed": results["seed"],
@@ -64,11 +71,16 @@ def _wall_s(records: Records) -> float:
 
 
 def figures(matrix: Matrix) -> dict[str, float | None]:
-    """Every figure and its standard error, None where it was not measured."""
+    """Every figure and its standard error, None where it was not measured.
+
+    `nbt` is `nbt_final` by the name that every summary has had; of a single task, which has nothing
+    to forget, it is 0.
+    """
     values: dict[str, float | None] = {}
     for name, figure in matrix.figures().items():
         values |= _split(name, figure)
-    return values
+    is_single = len(matrix.train_tasks) == 1
+    return values | _split("nbt", (0.0, 0.0) if is_single else matrix.nbt_final())
 
 
 def _split(name: str, figure: Figure) -> dict[str, float | None]:
@@ -137,11 +149,15 @@ def _sum_restarts(records: Records) -> dict[str, int]:
 
 
 def compare(summary: dict[str, Any], records: Records, recounted: Recount) -> list[str]:
-    """Where `summary` differs from the figures that the logs alone give; empty if nowhere."""
+    """Where `summary` differs from the figures that the logs alone give; empty if nowhere.
+
+    A summary of before a figure existed says nothing of it; what all have had must be there.
+    """
     problems = []
-    for name, value in figures(recounted.matrices["rollout"]).items():
-        problems += _difference(name, summary.get(name), value)
-    for name, value in figures(recounted.matrices["greedy"]).items():
+    for name, value in figures(recounted.matrices[ROLLOUT]).items():
+        if name in summary or name.removesuffix("_se") in FIRST_FIGURES:
+            problems += _difference(name, summary.get(name), value)
+    for name, value in figures(recounted.matrices[GREEDY]).items():
         if name in summary["greedy"]:
             problems += _difference(f"greedy {name}", summary["greedy"][name], value)
     counted = count_episodes(records) | {

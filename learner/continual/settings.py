@@ -1,16 +1,23 @@
 """The settings of the continual-learning methods, each in a section of its own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.config import require, require_choice, require_range
 
-METHODS = ("sequential", "multitask", "ewc", "retain", "slca", "dwe")
+TEACHERS = ("previous", "base")
+# method -> its section of the settings, "" for one that has none.
 SECTION_OF = {
+    "sequential": "",
+    "multitask": "",
     "ewc": "ewc",
+    "er": "er",
+    "der": "der",
     "retain": "retain",
     "slca": "slca",
-}  # method -> its section, of those that have one
-SECTIONS = tuple(dict.fromkeys(SECTION_OF.values()))
+    "dwe": "",
+}
+METHODS = tuple(SECTION_OF)
+SECTIONS = tuple(section for section in SECTION_OF.values() if section)
 
 
 @dataclass
@@ -46,6 +53,45 @@ class SlcaConfig:
 
 
 @dataclass
+class ReplayConfig:
+    """What the replay methods share: a memory of chunks of earlier tasks."""
+
+    weight: float = 0.03  # of the loss on the memory; the public code's default
+    batch_size: int = 32  # chunks drawn for each optimiser step; the public code's default
+    chunks_per_task: int = 256  # most that are kept of a task
+
+    def check(self, section: str) -> None:
+        """Raises ConfigError for the first value out of range."""
+        require_range(f"continual.{section}.weight", self.weight, 0, 1_000_000)
+        require_range(f"continual.{section}.batch_size", self.batch_size, 1, 1_000_000)
+        require_range(f"continual.{section}.chunks_per_task", self.chunks_per_task, 1, 1_000_000)
+
+
+@dataclass
+class ErConfig(ReplayConfig):
+    """Experience replay."""
+
+    # Folders of shards; none: the policy's own successful episodes of a task's last iteration.
+    demonstrations: list[str] = field(default_factory=list)
+    demonstrations_per_task: int = 1
+
+    def __post_init__(self) -> None:
+        self.check("er")
+        require_range("continual.er.demonstrations_per_task", self.demonstrations_per_task, 1, 1000)
+
+
+@dataclass
+class DerConfig(ReplayConfig):
+    """Dark experience replay."""
+
+    teacher: str = "previous"  # the policy after each task; or base: the model without adapter
+
+    def __post_init__(self) -> None:
+        self.check("der")
+        require_choice("continual.der.teacher", self.teacher, TEACHERS)
+
+
+@dataclass
 class ContinualConfig:
     """What is done against forgetting; one section is used, that of `method`."""
 
@@ -53,6 +99,8 @@ class ContinualConfig:
     ewc: EwcConfig | None = None
     retain: RetainConfig | None = None
     slca: SlcaConfig | None = None
+    er: ErConfig | None = None
+    der: DerConfig | None = None
 
     def __post_init__(self) -> None:
         require_choice("continual.method", self.method, METHODS)

@@ -25,7 +25,6 @@ from benchmarks.tabletop_grpo.figures import (
     judge_alone,
     judge_control,
     judge_gain,
-    over_seeds,
 )
 from benchmarks.tabletop_grpo.report import write_report
 from benchmarks.tabletop_grpo.results import (
@@ -36,6 +35,7 @@ from benchmarks.tabletop_grpo.results import (
     write_result,
 )
 from benchmarks.tabletop_grpo.runner import run_cells
+from deploy.local.seeds import over_seeds
 from deploy.local.settings import compose_run
 from deploy.local.statistics import Matrix, Rate
 
@@ -121,19 +121,6 @@ def test_what_was_not_measured_stays_unknown() -> None:
     assert change(matrix, 1, ["a", "b"]) is None
     assert change(matrix, 1, ["a"]) == pytest.approx((0.25, (3 / 64 + 4 / 64) ** 0.5))
     assert combine((1.0, (0.5, 0.1)), (-1.0, None)) is None
-    assert over_seeds([(0.3, 0.1), None]) is None
-    assert over_seeds([]) is None
-
-
-def test_errors_over_seeds_and_within_them() -> None:
-    mean = over_seeds([(0.2, 0.03), (0.3, 0.04), (0.4, 0.0)])
-    assert mean is not None
-    assert mean.mean == pytest.approx(0.3)
-    assert mean.seeds_se == pytest.approx(0.1 / 3**0.5)
-    assert mean.trials_se == pytest.approx(0.05 / 3)
-    single = over_seeds([(0.2, 0.03)])
-    assert single is not None
-    assert (single.seeds_se, single.se) == (None, 0.03)
 
 
 def test_a_verdict_says_by_how_much() -> None:

@@ -20,6 +20,8 @@ REQUIRED = {
     "base_zero_shot_se", "final_zero_shot", "final_zero_shot_se", "episodes", "swaps", "wall_s",
 }  # fmt: skip
 
+NEW_FIGURES = ("nbt_final", "nbt_libero", "bwt", "fwt_", "ft_", "f_crl")
+
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
@@ -94,7 +96,10 @@ def test_the_summary_has_every_figure(run: FinishedRun) -> None:
     assert set(summary) >= REQUIRED
     assert summary["base_avg"] == pytest.approx((1 + 2) / 8)
     assert summary["final_avg"] == pytest.approx((2 + 4) / 8)
-    assert summary["nbt"] == pytest.approx((3 - 2) / 4)
+    assert summary["nbt"] == summary["nbt_final"] == pytest.approx((3 - 2) / 4)
+    assert summary["nbt_libero"] == pytest.approx((3 - 2) / 4)
+    assert summary["fwt_libero_train"] == pytest.approx(0.5)  # 2 of 4 in each of two iterations
+    assert summary["fwt_zero"] is None  # row 1 measured its own task alone
     assert summary["episodes"] == {
         "collected": len(run.ends),
         "trained": 8,
@@ -153,6 +158,16 @@ def test_an_end_that_its_client_did_not_live_to_log_is_no_difference(run: Finish
     assert report.main([str(run.run_dir), "--recount"]) == 0
 
 
+def test_a_summary_of_before_a_figure_existed_still_agrees(run: FinishedRun) -> None:
+    path = run.run_dir / "summary.json"
+    summary = json.loads(path.read_text())
+    old = {name: value for name, value in summary.items() if not name.startswith(NEW_FIGURES)}
+    path.write_text(json.dumps(old))
+    assert report.main([str(run.run_dir), "--recount"]) == 0
+    path.write_text(json.dumps({k: v for k, v in old.items() if k != "nbt"}))
+    assert report.main([str(run.run_dir), "--recount"]) == 1
+
+
 def forget_an_episode(run: FinishedRun) -> None:
     change_ledger(
         run.run_dir / "learner" / "learner.db",
@@ -192,6 +207,12 @@ def mix_versions(run: FinishedRun) -> None:
     write_lines(run.run_dir / "sim-0" / "client.jsonl", run.ends)
 
 
+def polish_the_learning_speed(run: FinishedRun) -> None:
+    path = run.run_dir / "summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps(summary | {"fwt_libero_train": 0.75}))
+
+
 def polish_the_summary(run: FinishedRun) -> None:
     path = run.run_dir / "summary.json"
     summary = json.loads(path.read_text())
@@ -208,6 +229,7 @@ def polish_the_summary(run: FinishedRun) -> None:
         (log_an_end_twice, "duplicated"),
         (mix_versions, "more than one version"),
         (polish_the_summary, "final_avg: summary says"),
+        (polish_the_learning_speed, "fwt_libero_train: summary says 0.75, recount says 0.5"),
     ],
 )
 def test_a_recount_says_where_it_differs(

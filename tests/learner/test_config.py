@@ -7,13 +7,16 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from agent.wire.errors import ConfigError
-from learner.algorithm_config import AlgorithmConfig, PpoConfig
+from learner.algorithm_config import AlgorithmConfig, DpoConfig, PpoConfig
 from learner.config import LearnerConfig
+from learner.continual.settings import SECTION_OF, ContinualConfig, DerConfig, ErConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("algorithm", ["grpo-nano", "grpo-7b", "full-nano", "ppo-nano", "sft-nano"])
+@pytest.mark.parametrize(
+    "algorithm", ["grpo-nano", "grpo-7b", "full-nano", "ppo-nano", "dpo-nano", "sft-nano"]
+)
 def test_shipped_settings_fit_the_schema_key_by_key(algorithm):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         shipped = compose("learner", [f"algorithm={algorithm}"])
@@ -24,10 +27,35 @@ def test_shipped_settings_fit_the_schema_key_by_key(algorithm):
     assert set(shipped.evaluation) == set(schema.evaluation)
 
 
-def test_the_ppo_file_lists_every_ppo_setting():
+@pytest.mark.parametrize(("method", "schema"), [("ppo", PpoConfig), ("dpo", DpoConfig)])
+def test_the_file_of_a_method_lists_every_setting_of_its_own(method, schema):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        shipped = compose("learner", ["algorithm=ppo-nano"])
-    assert set(shipped.algorithm.ppo) == set(PpoConfig.__dataclass_fields__)
+        shipped = compose("learner", [f"algorithm={method}-nano"])
+    assert set(shipped.algorithm[method]) == set(schema.__dataclass_fields__)
+
+
+def compose_continual(name):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        shipped = compose("learner", [f"continual={name}"]).continual
+    return shipped, OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(ContinualConfig), shipped)
+    )
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIGS / "continual").glob("*.yaml")))
+def test_every_continual_file_lists_every_setting_of_its_section(name):
+    shipped, settings = compose_continual(name)
+    assert set(shipped) == set(ContinualConfig.__dataclass_fields__)
+    section = SECTION_OF[settings.method]
+    if section:
+        fields = getattr(settings, section).__dataclass_fields__
+        assert set(shipped[section]) == set(fields)
+
+
+def test_the_replay_files_have_the_defaults_but_for_the_teacher():
+    assert compose_continual("er")[1].er == ErConfig()
+    assert compose_continual("der")[1].der == DerConfig(teacher="previous")
+    assert compose_continual("der-base")[1].der == DerConfig(teacher="base")
 
 
 @pytest.mark.parametrize(
@@ -48,11 +76,30 @@ def test_ppo_settings_that_contradict_each_other_are_refused(change, message):
 @pytest.mark.parametrize(
     "change",
     [{"gamma": 1.1}, {"gae_lambda": -0.1}, {"value_clip": 0}, {"huber_delta": 0},
-     {"value_lr": -1}, {"value_coef": -1}, {"hidden_sizes": [0]}],
+     {"value_lr": -1}, {"value_coef": -1}, {"hidden_sizes": [0]}, {"ratio": "episode"}],
 )  # fmt: skip
 def test_impossible_ppo_settings_are_refused_by_name(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         PpoConfig(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dpo": None}, "algorithm.dpo belongs to algorithm.method=dpo"),
+        ({"method": "grpo"}, "algorithm.dpo belongs to algorithm.method=dpo"),
+        ({"grouping": "task"}, "grouping=init_state"),
+    ],
+)
+def test_dpo_settings_that_contradict_each_other_are_refused(change, message):
+    settings = {"method": "dpo", "dpo": DpoConfig(), **change}
+    with pytest.raises(ConfigError, match=message):
+        AlgorithmConfig(**settings)
+
+
+def test_a_beta_that_prefers_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"algorithm\.dpo\.beta must be > 0"):
+        DpoConfig(beta=0)
 
 
 @pytest.mark.slow

@@ -51,8 +51,8 @@ def test_the_server_is_asked_for_one_version_at_a_time(run):
 
 def test_nothing_is_forgotten_and_nothing_passed_on(run):
     matrix = run.loop.matrices["rollout"]
-    assert matrix.nbt().value == 0.0
-    assert matrix.fwt().value == 0.0
+    assert matrix.nbt_final().value == 0.0
+    assert matrix.fwt_zero().value == 0.0
     assert matrix.zero_shot(2).value == matrix.zero_shot(0).value
     assert matrix.final_average().value != matrix.base_average().value  # what is 0 could differ
 

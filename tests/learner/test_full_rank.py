@@ -130,6 +130,14 @@ def test_a_run_goes_on_from_what_was_saved(both, tmp_path):
     assert resumed.parameters.keys() == whole.parameters.keys()
 
 
+def test_what_is_frozen_stays_so_after_a_look_at_the_base(both):
+    whole, _ = both
+    trained = set(whole.parameters)
+    with whole.without_adapter():
+        assert not whole.parameters
+    assert set(whole.parameters) == trained
+
+
 def test_another_rank_is_refused_with_the_right_one(tmp_path):
     with pytest.raises(AdapterError, match="lora_rank=32"):
         micro_policy(tmp_path, rank=31, full_rank=True)

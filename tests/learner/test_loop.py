@@ -25,7 +25,7 @@ def test_a_whole_run_learns_publishes_and_measures_what_the_figures_need(uninter
     assert trials.tolist() == [[2, 2, 2], [2, 0, 0], [2, 2, 2]]
     assert matrices["greedy"].trials.tolist() == [[2, 2, 0], [0, 0, 0], [2, 2, 0]]
     figures = results(run.config, matrices, run.store)
-    assert figures["metrics"]["nbt"] is not None
+    assert figures["metrics"]["nbt_final"] is not None
     under = {"protocol": "disjoint", "success": "once"}
     assert figures["matrix"].items() >= (under | {"temperature": 1.6}).items()
     assert figures["greedy"].items() >= (under | {"temperature": 0.0}).items()

@@ -177,6 +177,40 @@ def test_every_executed_token_of_a_minibatch_weighs_the_same(policy, critic):
     assert sums.tokens == samples.mask_BK.sum() * samples.logprobs_BKA.shape[2]
 
 
+@pytest.mark.parametrize("level", ["action", "chunk"])
+def test_before_the_first_step_a_coarser_ratio_only_scales_the_policys_gradient(
+    policy, critic, level
+):
+    samples, _ = collect(policy, MIXED)
+    advantages_B = np.random.default_rng(0).normal(size=len(samples))
+    judged = with_advantages(samples, np.zeros(len(samples)), advantages_B)
+    found = {}
+    for ratio in ("token", level):
+        updater = updater_for(policy, critic, ppo=replace(PPO, ratio=ratio, value_coef=0.0))
+        updater.accumulate_gradient(judged, np.arange(len(samples)))
+        found[ratio] = gradient(policy, critic)
+    actions, dims = samples.mask_BK.sum(), samples.logprobs_BKA.shape[2]
+    scale = dims if level == "action" else actions * dims / len(samples)
+    assert found["token"].norm() > 1e-3
+    assert (found[level] - scale * found["token"]).norm() < 1e-4 * found[level].norm()
+
+
+@pytest.mark.parametrize("level", ["action", "chunk"])
+def test_an_update_with_a_coarser_ratio_makes_better_chunks_likelier(policy, critic, level):
+    samples, outcomes = collect(policy, MIXED)
+    ppo = replace(PPO, ratio=level)
+    updater = updater_for(policy, critic, replace(SETTINGS, epochs=4), ppo=ppo)
+    judged = judge(samples, updater.evaluate(samples)[1], outcomes, ppo)
+    report = updater.run(samples, outcomes, update_id=1)
+    assert report.first_clip_fraction == 0.0
+    assert 0 <= report.means["clip_fraction"] <= 1
+    assert report.means["approx_kl"] >= 0
+    with torch.no_grad():
+        after = policy.score(samples, np.arange(len(samples))).logprobs_BKA.numpy()
+    change_B = ((after - samples.logprobs_BKA).sum(axis=2) * samples.mask_BK).sum(axis=1)
+    assert (change_B * judged.samples.advantages_B).sum() > 0
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_the_sign_of_an_advantage_moves_its_chunk_the_right_way(policy, critic, sign):
     samples, _ = collect(policy, MIXED)

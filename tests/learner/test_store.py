@@ -75,6 +75,19 @@ def test_no_episode_is_trained_twice(store):
         store.commit_update(update(3), {sealed(1).episode_id: "burnt"})
 
 
+def test_training_curves_count_what_each_update_used(store):
+    outcomes = ["success", "timeout", "success", "failure", "intervened", "success"]
+    for index, outcome in enumerate(outcomes):
+        store.add_episode(sealed(index, f"t#{index}", outcome), str(index))
+    store.add_episode(sealed(8, "e#0", phase="eval"), "8")
+    store.add_episode(sealed(9, "t#0", counted=False), "9")
+    ids = [sealed(index).episode_id for index in range(len(outcomes))]
+    assert store.training_curves() == {}
+    store.commit_update(update(1), dict.fromkeys(ids[:2], "trained"))
+    store.commit_update(update(2), dict.fromkeys(ids[2:5], "filtered"))
+    assert store.training_curves() == {"left": [(1, 2), (1, 3)]}
+
+
 def test_two_counted_episodes_of_one_slot_are_refused(store):
     store.add_episode(sealed(1, "t#0"), "1")
     with pytest.raises(EpisodeConflict, match="t#0"):
