@@ -21,11 +21,11 @@ _FILE = re.compile(r"[\w.-]+\.(?:py|yaml|md|jsonl?)")
 def code_blocks(page: str) -> list[tuple[str, str, str]]:
     """(file, where in it, code) of each block whose first line says where it goes.
 
-    Blocks of shell commands have no such line.
+    Blocks of shell commands and formulas have no such line.
     """
     found = []
     for language, body in _FENCE.findall(page):
-        if language != "sh":
+        if language not in ("sh", "text"):
             head = _HEAD.match(body)
             assert head, f"a block that does not say where it goes: {body[:60]!r}"
             found.append((head[1], head[2] or "", body[head.end() :]))
@@ -45,6 +45,14 @@ def missing_names(page: str) -> set[str]:
     return {span for span in spans if not is_there(span)}
 
 
+def missing_links(page: str, folder: Path) -> set[str]:
+    """Links, as a page in `folder` has them, to files or to headings of its own that do not exist."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", page), re.M)
+    anchors = {"#" + re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings}
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", page) if "://" not in link]
+    return {x for x in links if x not in anchors and not (folder / x.partition("#")[0]).is_file()}
+
+
 def is_there(span: str) -> bool:
     """Whether a file, a command, a setting (`learner.seed=3`), or a name of the code exists."""
     first, *others = span.split()
@@ -52,7 +60,9 @@ def is_there(span: str) -> bool:
         return others[0] in COMMANDS
     if others:
         return True  # a command of the system, an example in words
-    key, equals, _ = span.partition("=")
+    key, equals, value = span.partition("=")
+    if equals and (ROOT / "configs" / key).is_dir():
+        return value.isupper() or (ROOT / "configs" / key / f"{value}.yaml").exists()
     if equals:
         return _is_setting(key)
     if "/" in span:
@@ -64,9 +74,7 @@ def is_there(span: str) -> bool:
 
 
 def _is_setting(key: str) -> bool:
-    """Of the learner, with or without `learner.`; or a group of the run's."""
-    if (ROOT / "configs" / key).is_dir():
-        return True
+    """Of the learner, with or without `learner.`."""
     section: type | None = LearnerConfig
     for part in key.removeprefix("learner.").split("."):
         hints = get_type_hints(section) if section else {}
