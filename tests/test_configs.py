@@ -65,6 +65,7 @@ def load_suite(name: str) -> dict[str, Any]:
             for budget in options("budget")
         ),
         *([f"model={model}"] for model in options("model")),
+        *([f"method={method}"] for method in options("method")),
     ],
     ids=" ".join,
 )
@@ -91,7 +92,10 @@ def test_every_algorithm_can_be_chosen_for_a_run(algorithm: str, model_dir: Path
 
 @pytest.mark.parametrize("method", options("continual"))
 def test_every_continual_method_can_be_chosen_for_a_run(method: str, model_dir: Path) -> None:
-    run = compose_run([f"continual={method}", f"model.model_dir={model_dir}"])
+    algorithm = "ppo-nano" if method.startswith("crl-vla") else "grpo-nano"
+    run = compose_run(
+        [f"continual={method}", f"algorithm={algorithm}", f"model.model_dir={model_dir}"]
+    )
     values = run.processes["learner"]
     merged = OmegaConf.merge(OmegaConf.structured(LearnerConfig), OmegaConf.create(values))
     learner = OmegaConf.to_object(merged)
@@ -110,6 +114,29 @@ def test_the_server_has_room_for_the_adapter_of_every_merged_task(model_dir: Pat
         (["continual=retain", "agent.policy.adapter_rank=64"], 64),
     ):
         assert compose_run(given + chosen).processes["agent"]["policy"]["adapter_rank"] == rank
+
+
+@pytest.mark.parametrize(
+    ("overrides", "algorithm", "continual"),
+    [
+        (["method=ewc"], "grpo", "ewc"),
+        (["method=ppo", "continual=ewc"], "ppo", "ewc"),
+        (["continual=sequential", "method=ewc"], "grpo", "sequential"),
+        (["method=ppo", "algorithm=grpo-nano"], "grpo", "sequential"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_method_chooses_what_is_not_chosen_by_hand(
+    overrides: list[str], algorithm: str, continual: str, model_dir: Path
+) -> None:
+    learner = compose_run([f"model.model_dir={model_dir}", *overrides]).processes["learner"]
+    assert learner["algorithm"]["method"] == algorithm
+    assert learner["continual"]["method"] == continual
+
+
+def test_a_method_may_turn_the_order_of_the_tasks_round(model_dir: Path) -> None:
+    run = compose_run([f"model.model_dir={model_dir}", "method=reversed"])
+    assert tuple(run.processes["learner"]["suite"]["train_tasks"]) == tabletop.TRAIN_TASKS[::-1]
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

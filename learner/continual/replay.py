@@ -124,7 +124,8 @@ class Er(Replay):
         self._settings = settings
         self._folders = [Path(folder) for folder in settings.demonstrations]
         if self._folders:
-            read_tasks(self._folders, config.suite.train_tasks)  # or a run ends in its middle
+            # Refused now, not when the first task is over; the last one is never replayed.
+            read_tasks(self._folders, config.suite.train_tasks[:-1])
 
     def source(self, task_index: int) -> Source | None:
         """Demonstrations, or the policy's own successes."""

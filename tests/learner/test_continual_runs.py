@@ -4,11 +4,21 @@ import pytest
 from learner_run import Crash, Run, make_config
 from test_ppo import same
 
-from learner.continual.settings import ContinualConfig, EwcConfig, RetainConfig, SlcaConfig
+from learner.continual.settings import (
+    ContinualConfig,
+    DerConfig,
+    ErConfig,
+    EwcConfig,
+    RetainConfig,
+    SlcaConfig,
+)
 
 LEARN = {"fresh_optimizer_per_task": True, "iterations_per_task": 1}
 METHODS = {
     "ewc": ContinualConfig("ewc", ewc=EwcConfig(weight=50.0, samples=4)),
+    "er": ContinualConfig("er", er=ErConfig(1.0, batch_size=6, chunks_per_task=5)),
+    "der": ContinualConfig("der", der=DerConfig(1.0, batch_size=6, chunks_per_task=5)),
+    "der-base": ContinualConfig("der", der=DerConfig(1.0, batch_size=6, teacher="base")),
     "retain": ContinualConfig("retain", retain=RetainConfig(0.5)),
     "slca": ContinualConfig("slca", slca=SlcaConfig(0.1)),
 }
@@ -17,6 +27,8 @@ MOMENTS = ("before_commit", "before_publish")  # at which the second task's upda
 # Settings with which a method must be sequential fine-tuning, to the last bit.
 NOTHING = {
     "ewc": ContinualConfig("ewc", ewc=EwcConfig(weight=0.0, samples=4)),
+    "er": ContinualConfig("er", er=ErConfig(weight=0.0, batch_size=6)),
+    "der": ContinualConfig("der", der=DerConfig(weight=0.0, batch_size=6)),
     "slca": ContinualConfig("slca", slca=SlcaConfig(1.0)),
 }
 
