@@ -46,7 +46,7 @@ def missing_names(page: str) -> set[str]:
 
 
 def missing_links(page: str, folder: Path) -> set[str]:
-    """Links, as a page in `folder` has them, to files or to headings of its own that do not exist."""
+    """Links of a page in `folder`, to files or to headings of its own, that lead nowhere."""
     headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", page), re.M)
     anchors = {"#" + re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings}
     links = [link for link in re.findall(r"\]\(([^)]+)\)", page) if "://" not in link]
