@@ -55,7 +55,11 @@ class Teacher(Protocol):
         """A fresh optimiser of everything that the method trains."""
 
     def collect(self, place: Place, version: str) -> list[Group]:
-        """The groups of one iteration from `version`, complete; none for a supervised method."""
+        """The groups of one iteration, complete; none for a supervised method.
+
+        They are from `version`, which the policy equals, or, in an asynchronous run, from one that
+        is a bounded number of updates older; then what comes next is ordered as well.
+        """
 
     def learn(
         self, optimizer: torch.optim.Optimizer, groups: list[Group], place: Place
