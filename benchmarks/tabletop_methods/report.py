@@ -24,7 +24,7 @@ INTRODUCTION = """\
 Every method learns the same three tabletop tasks from the same nano policy with the same budget
 (`configs/budget/bench.yaml`): six iterations a task, 64 to 96 episodes each. Success on evaluation
 init states that training never sees, n = 100 a cell and seed, in percent; differences in points.
-Mean over three seeds ± standard error with Student's 95% interval in brackets; a method marked † has
+Mean over three seeds ± standard error, Student's 95% interval in brackets; a method marked † has
 one seed, in brackets the standard error of its trials. `docs/figures.md` defines the figures,
 `docs/methods.md` the methods and says what this comparison shows.
 
