@@ -21,7 +21,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Each worker loads torch (0.5 GB): more of them than two bring little.
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: help venv gl bodies demo test test-checks test-unit test-slow test-long test-containers images check lint format nano nano-libero libero bench bench-model wheel clean
+.PHONY: help venv gl bodies demo test test-checks test-unit test-slow test-long test-containers images check lint format nano nano-libero nano-baselines libero bench bench-model wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -116,7 +116,11 @@ nano: $(STAMP) $(GL_STAMP) ## rebuild the nano policy from nothing (an hour or t
 	$(BIN)/python -m deploy.local.nano
 
 nano-libero: $(BODIES_STAMP) $(GL_STAMP) ## rebuild the policy for five LIBERO tasks (hours; resumable)
-	$(BIN)/python -m deploy.local.nano --suite libero_spatial
+	$(BIN)/python -m deploy.local.nano --policy nano-libero
+
+nano-baselines: $(STAMP) $(GL_STAMP) ## train the policies without pretraining, for benchmarks (an hour or two; resumable)
+	$(BIN)/python -m deploy.local.nano --policy nano-scratch
+	$(BIN)/python -m deploy.local.nano --policy nano-cnn
 
 libero: $(BODIES_STAMP) $(GL_STAMP) ## learn three LIBERO tasks in sequence (hours; resumable); QUICK=1: a trial
 	$(BIN)/perennial run suite=libero_spatial model=nano-libero \

@@ -9,6 +9,7 @@ NAMES = {
     "openvla": "causal OpenVLA: one token after another",
     "oft-l1": "OpenVLA-OFT with an L1 regression head",
     "oft-discrete": "OpenVLA-OFT with parallel action tokens",
+    "cnn": "small convolutional policy",
 }
 KEYS_SHOWN = 6
 

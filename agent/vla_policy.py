@@ -21,7 +21,7 @@ from agent.model.action_scale import initial_scale, read_scale
 from agent.model.autoregressive import generate
 from agent.model.distributions import action_distribution
 from agent.model.lora import AdapterError, read_adapter
-from agent.model.openvla import ActionOutput
+from agent.model.network import ActionOutput
 from agent.model.policy_model import PolicyModel
 from agent.model.sampling import gumbel_noise, laplace_noise
 from agent.model.slots import PreparedAdapter, SlotBank

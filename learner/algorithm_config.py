@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 
 from agent.config import require, require_choice, require_range
 
-METHODS = ("grpo", "ppo", "sft")
+METHODS = ("grpo", "ppo", "dpo", "sft")
 GROUPINGS = ("init_state", "task")
 ADVANTAGE_CONTROLS = ("none", "permute_within_group")
+RATIO_LEVELS = ("token", "action", "chunk")
 
 
 @dataclass
@@ -21,8 +22,10 @@ class PpoConfig:
     value_clip: float = 0.2
     huber_delta: float = 10.0
     hidden_sizes: list[int] = field(default_factory=lambda: [512, 128])  # of the critic
+    ratio: str = "token"  # or action, chunk: what has one probability ratio, clipped as one
 
     def __post_init__(self) -> None:
+        require_choice("algorithm.ppo.ratio", self.ratio, RATIO_LEVELS)
         for name in ("gamma", "gae_lambda"):
             require_range(f"algorithm.ppo.{name}", getattr(self, name), 0, 1)
         for name, low in (("value_lr", 0), ("value_coef", 0)):
@@ -34,10 +37,35 @@ class PpoConfig:
 
 
 @dataclass
+class DpoConfig:
+    """What DPO has beyond GRPO."""
+
+    beta: float = 0.1  # of the preference's log-odds, per nat of the whole trajectories' margin
+
+    def __post_init__(self) -> None:
+        require(self.beta > 0, f"algorithm.dpo.beta must be > 0, got {self.beta}")
+
+
+@dataclass
+class AsyncConfig:
+    """Acting goes on while the learner learns: what it learns from may be a little old."""
+
+    staleness: int = 1  # most updates between the version that acted and the one improved; 0: none
+    weight_cap: float = 2.0  # largest importance weight, proximal over acting policy
+    dual_clip: float = 3.0  # where the advantage is negative, the loss is at most this times it
+
+    def __post_init__(self) -> None:
+        require_range("algorithm.asynchronous.staleness", self.staleness, 0, 16)
+        for name in ("weight_cap", "dual_clip"):
+            value = getattr(self, name)
+            require(value > 1, f"algorithm.asynchronous.{name} must be > 1, got {value}")
+
+
+@dataclass
 class AlgorithmConfig:
     """How the policy learns. The nano values; the 7B recipe's are in its own file."""
 
-    method: str = "grpo"  # or ppo; or sft: supervised fine-tuning on the task's demonstrations
+    method: str = "grpo"  # or ppo, dpo; or sft: supervised, on the task's demonstrations
     group_size: int = 8
     groups_per_iteration: int = 8
     iterations_per_task: int = 10  # 0: measure the base and train nothing
@@ -57,6 +85,8 @@ class AlgorithmConfig:
     learn_action_scale: bool = False  # oft-l1: train the spread of actions, too
     advantage_control: str = "none"  # or permute_within_group: outcomes shuffled, a control
     ppo: PpoConfig | None = None  # for method ppo only
+    dpo: DpoConfig | None = None  # for method dpo only
+    asynchronous: AsyncConfig | None = None  # None: acting waits for learning
 
     def __post_init__(self) -> None:
         require_choice("algorithm.method", self.method, METHODS)
@@ -83,6 +113,8 @@ class AlgorithmConfig:
             "or set learn_action_scale=false",
         )
         self._check_ppo()
+        self._check_dpo()
+        self._check_asynchronous()
 
     def _check_ppo(self) -> None:
         require(
@@ -96,3 +128,29 @@ class AlgorithmConfig:
                 "algorithm.method=ppo compares no groups: set resample_degenerate=0 and "
                 "advantage_control=none",
             )
+
+    def _check_dpo(self) -> None:
+        require(
+            (self.method == "dpo") == (self.dpo is not None),
+            "algorithm.dpo belongs to algorithm.method=dpo, and only to it; take both from "
+            "algorithm@learner.algorithm=dpo-nano",
+        )
+        require(
+            self.method != "dpo" or self.grouping == "init_state",
+            "algorithm.method=dpo compares episodes of one start: set grouping=init_state",
+        )
+
+    def _check_asynchronous(self) -> None:
+        if self.asynchronous is None or self.asynchronous.staleness == 0:
+            return
+        require(
+            self.method == "grpo",
+            "algorithm.asynchronous: only grpo corrects for the staleness of its episodes, not "
+            f"{self.method}; choose algorithm.method=grpo, or asynchronous=null",
+        )
+        require(
+            self.resample_degenerate == 0,
+            "algorithm.asynchronous orders iterations before the outcomes of those before are "
+            "known, so no group can be drawn in place of a degenerate one: set "
+            "resample_degenerate=0, and more groups_per_iteration instead",
+        )

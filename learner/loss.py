@@ -1,4 +1,4 @@
-"""The clipped token-level policy loss with its diagnostics, and the critic's loss. Pure.
+"""The clipped policy loss with its diagnostics, and the critic's loss. Pure functions.
 
 Axes: B chunk samples, K actions of a chunk, A action dimensions.
 """
@@ -9,20 +9,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learner.ratio import pool_log_ratio
+
 
 @dataclass(frozen=True)
 class Clip:
-    """Bounds of the probability ratio: [1 - low, 1 + high] (DAPO's clip-higher: .2 and .28)."""
+    """Bounds of the probability ratio: [1 - low, 1 + high] (DAPO's clip-higher: .2 and .28).
+
+    dual: where the advantage A is negative, the loss is at most dual * |A|, whatever the ratio (Ye
+    et al. 2020); None: no such bound.
+    """
 
     low: float
     high: float
+    dual: float | None = None
 
 
 @dataclass
 class LossSums:
-    """Diagnostics of any number of micro-batches, as sums over trained tokens."""
+    """Diagnostics of any number of micro-batches, as sums over trained tokens.
+
+    What gets one ratio is a unit (`learner.ratio`): how many there are and how many are clipped.
+    KL and entropy are of tokens whatever the unit, so that levels can be compared.
+    """
 
     tokens: float = 0.0
+    units: float = 0.0
     clipped: float = 0.0
     kl: float = 0.0
     entropy: float = 0.0
@@ -32,6 +44,7 @@ class LossSums:
     def add(self, other: "LossSums") -> None:
         """Fold another micro-batch in."""
         self.tokens += other.tokens
+        self.units += other.units
         self.clipped += other.clipped
         self.kl += other.kl
         self.entropy += other.entropy
@@ -39,11 +52,11 @@ class LossSums:
         self.ratio_max = max(self.ratio_max, other.ratio_max)
 
     def means(self) -> dict[str, float]:
-        """Per-token means; `approx_kl` is Schulman's k3 estimate of KL(old || new) [nats]."""
+        """Means; `approx_kl` is Schulman's k3 estimate of KL(old || new), per token [nats]."""
         n = max(self.tokens, 1.0)
         return {
             "loss": self.loss,
-            "clip_fraction": self.clipped / n,
+            "clip_fraction": self.clipped / max(self.units, 1.0),
             "approx_kl": self.kl / n,
             "entropy": self.entropy / n,
             "ratio_max": self.ratio_max,
@@ -59,8 +72,9 @@ def grpo_loss(
     weights_B: Tensor,
     clip: Clip,
     importance_BKA: Tensor | None = None,
+    level: str = "token",
 ) -> tuple[Tensor, LossSums]:
-    """Sum over tokens of max(-A r, -A clip(r)) * mask * weight, r = exp(lp - lp_old).
+    """Sum over units of max(-A r, -A clip(r)) * mask * weight, r = exp(lp - lp_old) of a unit.
 
     The recipe averages loss * mask * (T_max / L) over [N, T_max, A] entries of N trajectories;
     T_max cancels, so with weight = 1 / (N L A), L the trajectory's unmasked actions, this sum is
@@ -73,31 +87,48 @@ def grpo_loss(
         entropy_BKA: for the diagnostics only.
         mask_BK: 1 where the action was executed as the policy's own.
         weights_B: 1 / (N L A) of the sample's trajectory; 0 for rows that only fill a batch. PPO
-            has one weight for all of a minibatch, 1 / its executed tokens.
-        importance_BKA: factor on each token's loss where the old log-probabilities are not those
-            of the policy that acted (`learner.served`); None is 1.
+            has one weight for all of a minibatch, 1 / its units.
+        importance_BKA: factor on each unit's loss where the old log-probabilities are not those
+            of the policy that acted (`learner.served`), the same at all its tokens; None is 1.
+        level: what is a unit: token, action or chunk (`learner.ratio`). GRPO's is the token.
     """
-    log_ratio = logprobs_BKA - old_logprobs_BKA
+    log_ratio_BKA = logprobs_BKA - old_logprobs_BKA
+    log_ratio, mask = pool_log_ratio(log_ratio_BKA, mask_BK, level)
     ratio = log_ratio.exp()
     clipped_ratio = ratio.clamp(1.0 - clip.low, 1.0 + clip.high)
     advantage = advantages_B[:, None, None]
     plain, clipped = -advantage * ratio, -advantage * clipped_ratio
-    weight_BKA = (mask_BK * weights_B[:, None])[:, :, None].expand_as(ratio)
-    worse = torch.maximum(plain, clipped)
+    weight = (mask * weights_B[:, None, None]).expand_as(ratio)
+    worse, is_clipped = torch.maximum(plain, clipped), clipped > plain
+    if clip.dual is not None:
+        beyond = (advantage < 0) & (ratio > clip.dual)
+        worse = torch.where(beyond, -advantage * clip.dual, worse)
+        is_clipped = is_clipped | beyond
     if importance_BKA is not None:
-        worse = worse * importance_BKA
-    loss = (worse * weight_BKA).sum()
+        worse = worse * importance_BKA[:, : ratio.shape[1], : ratio.shape[2]]
+    loss = (worse * weight).sum()
     with torch.no_grad():
-        used = weight_BKA > 0
-        sums = LossSums(
-            tokens=float(used.sum()),
-            clipped=float(((clipped > plain) & used).sum()),
-            kl=float((ratio - 1.0 - log_ratio)[used].sum()),
-            entropy=float(entropy_BKA[used].sum()),
-            loss=float(loss),
-            ratio_max=float(ratio[used].max()) if used.any() else 0.0,
-        )
+        used = weight > 0
+        sums = token_sums(log_ratio_BKA, entropy_BKA, mask_BK * weights_B[:, None] > 0)
+        sums.units = float(used.sum())
+        sums.clipped = float((is_clipped & used).sum())
+        sums.loss = float(loss)
+        sums.ratio_max = float(ratio[used].max()) if used.any() else 0.0
     return loss, sums
+
+
+@torch.no_grad()
+def token_sums(log_ratio_BKA: Tensor, entropy_BKA: Tensor, used_BK: Tensor) -> LossSums:
+    """The diagnostics that are of tokens: their number, KL, entropy; and the largest ratio."""
+    used = used_BK[:, :, None].expand_as(log_ratio_BKA)
+    log_ratio = log_ratio_BKA[used]
+    ratio = log_ratio.exp()
+    return LossSums(
+        tokens=float(used.sum()),
+        kl=float((ratio - 1.0 - log_ratio).sum()),
+        entropy=float(entropy_BKA[used].sum()),
+        ratio_max=float(ratio.max()) if used.any() else 0.0,
+    )
 
 
 def value_loss(

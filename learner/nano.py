@@ -1,7 +1,8 @@
 """`python -m learner.nano demos=[DIR] out=DIR work=DIR`: the nano policy, from demonstrations.
 
-Starts from nothing, or with `base=DIR` from a model folder, which it then fine-tunes. Composition
-root of the pretraining; `learner/pretrain.py` holds the algorithm.
+Starts from nothing, or with `base=DIR` from a model folder, which it then fine-tunes. With
+`variant=cnn` it is the convolutional baseline instead. Composition root of the pretraining;
+`learner/pretrain.py` holds the algorithm.
 """
 
 import json
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agent.model.openvla import OpenVLA
+    from agent.model.network import PolicyNetwork
     from agent.model.processing import PromptEncoder
     from learner.demonstrations import Demonstrations
+
+VARIANTS = ("oft-discrete", "cnn")
 
 
 @dataclass
@@ -26,6 +29,7 @@ class NanoConfig:
     out: str = ""
     work: str = ""
     base: str = ""
+    variant: str = "oft-discrete"  # of a policy that starts from nothing
     readable: list[str] = field(default_factory=list)  # instructions beyond the demonstrated ones
     unnorm_key: str = "tabletop"
     patch_size: int = 16
@@ -44,6 +48,8 @@ def main(arguments: list[str]) -> None:
     assert isinstance(config, NanoConfig)
     if not (config.demos and config.out and config.work):
         sys.exit("learner.nano: expected demos=[DIR,...] out=DIR work=DIR")
+    if config.variant not in VARIANTS:
+        sys.exit(f"learner.nano: variant must be one of {VARIANTS}, got {config.variant!r}")
     build(config)
 
 
@@ -87,10 +93,10 @@ def build(config: NanoConfig) -> None:
 
 def _start(
     config: NanoConfig, demos: "Demonstrations", seed: int
-) -> tuple["OpenVLA", "PromptEncoder"]:
+) -> tuple["PolicyNetwork", "PromptEncoder"]:
     """The model to train and its tokenizer (put into `work`): the base's, or fresh ones."""
     from agent.model.checkpoint import load_model
-    from agent.model.nano import build_nano_config, build_nano_tokenizer, init_nano
+    from agent.model.nano import as_cnn, build_nano_config, build_nano_tokenizer, init_nano
     from agent.model.processing import PromptEncoder
     from learner.demonstrations import normalisation_statistics
 
@@ -108,7 +114,7 @@ def _start(
         patch_size=config.patch_size,
         chunk_size=config.chunk_size,
     )
-    model = init_nano(geometry, seed)
+    model = init_nano(as_cnn(geometry) if config.variant == "cnn" else geometry, seed)
     return model, PromptEncoder(work, model.config)
 
 

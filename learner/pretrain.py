@@ -1,8 +1,8 @@
-"""Behaviour cloning of the nano OpenVLA-OFT from scripted demonstrations.
+"""Behaviour cloning of the nano policies from scripted demonstrations.
 
-Two stages, one optimiser each. `see`: towers and projector learn to localise the scene.
-`act`: the whole policy learns the expert's action chunks (cross-entropy over the action bins,
-labels softened over neighbouring bins) while a small head keeps regressing the target. The
+Two stages, one optimiser each. `see`: towers and projector, or convolutions, learn to localise the
+scene. `act`: the whole policy learns the expert's action chunks (cross-entropy over the action
+bins, labels softened over neighbouring bins) while a small head keeps regressing the target. The
 weights that are saved are an exponential moving average.
 
 Batches are a pure function of (seed, stage, step), so a run that was killed resumes exactly.
@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agent.model.actions import ActionCodec, normalise_proprio
+from agent.model.cnn import CnnPolicy
 from agent.model.images import images_to_pixels
-from agent.model.openvla import OpenVLA
+from agent.model.network import PolicyNetwork
 from agent.model.policy_model import norm_bounds
 from agent.model.processing import PromptEncoder, pad_prompts
 from learner.auxiliary import SceneReadout, Standardiser, TargetReadout
@@ -71,7 +72,7 @@ class FrameSampler:
         self,
         demos: Demonstrations,
         prompts: PromptEncoder,
-        model: OpenVLA,
+        model: PolicyNetwork,
         unnorm_key: str,
         config: PretrainConfig,
     ) -> None:
@@ -222,23 +223,31 @@ class Stage:
         self.optimizer.load_state_dict(saved["optimizer"])
 
 
-def see_stage(model: OpenVLA, sampler: FrameSampler, config: PretrainConfig) -> Stage:
-    """Stage 0: towers and projector regress the whole scene's privileged state."""
-    tokens = model.config.num_images * model.config.patches_per_image
-    readout = SceneReadout(tokens, model.config.llama_config().hidden_size, sampler.state.shape[-1])
-    modules = nn.ModuleDict(
-        {"vision": model.vision_backbone, "projector": model.projector, "readout": readout}
-    )
+def see_stage(model: PolicyNetwork, sampler: FrameSampler, config: PretrainConfig) -> Stage:
+    """Stage 0: what sees regresses the whole scene's privileged state."""
+    sight = _modules_that_see(model)
+    see = nn.Sequential(*sight.values())
+    with torch.no_grad():
+        tokens, dim = see(sampler.batch(0, 0).pixels_BNCHW[:1]).shape[1:]
+    readout = SceneReadout(tokens, dim, sampler.state.shape[-1])
+    modules = nn.ModuleDict({**sight, "readout": readout})
 
     def loss(batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        patches = model.projector(model.vision_backbone(batch.pixels_BNCHW))
+        patches = see(batch.pixels_BNCHW)
         error = (readout(patches) - batch.state_BS).square().mean(0)
         return error.mean(), {"worst_state_error": error.max().item()}
 
     return Stage(0, modules, loss, config)
 
 
-def act_stage(model: OpenVLA, sampler: FrameSampler, config: PretrainConfig) -> Stage:
+def _modules_that_see(model: PolicyNetwork) -> dict[str, nn.Module]:
+    """What makes patches (B, patches of all images, D) of pixels, one after the other."""
+    if isinstance(model, CnnPolicy):
+        return {"encoder": model.encoder}
+    return {"vision": model.vision_backbone, "projector": model.projector}
+
+
+def act_stage(model: PolicyNetwork, sampler: FrameSampler, config: PretrainConfig) -> Stage:
     """Stage 1: behaviour cloning of the whole policy with the target regression beside it."""
     readout = TargetReadout(model.config.llama_config().hidden_size, sampler.target.shape[-1])
     modules = nn.ModuleDict({"policy": model, "readout": readout})

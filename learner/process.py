@@ -229,6 +229,7 @@ def results(
 ) -> dict[str, object]:
     """The final figures, as results.json holds them."""
     suite, rollout, greedy = config.suite, matrices[ROLLOUT], matrices[GREEDY]
+    rollout.curves = store.training_curves()
     return {
         "suite": suite.name,
         "seed": config.seed,

@@ -3,19 +3,21 @@
 In float32 every difference above a tolerance refuses the samples. A bfloat16 base rounds server and
 learner apart, so there the distribution decides: up to a trusted 99% quantile the recorded values
 are used as they are; beyond it the learner's own, computed before the first step, become the
-proximal policy, and each token gets the truncated importance weight min(pi_prox / pi_served, cap)
-(Espeholt et al. 2018; Hilton et al. 2022 for the decoupled clip); far beyond, something else is
-wrong, and the samples are refused.
+proximal policy, and each token (or whatever else has one ratio) gets the truncated importance
+weight min(pi_prox / pi_served, cap) (Espeholt et al. 2018; Hilton et al. 2022 for the decoupled
+clip); far beyond, something else is wrong, and the samples are refused.
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from agent.wire.errors import PerennialError
 from learner.batch import Samples
 from learner.config import LearnerConfig
 from learner.policy import Scores
+from learner.ratio import pool_log_ratio
 
 QUANTILE = 0.99
 
@@ -104,13 +106,20 @@ class ServedCheck:
         return Agreement(median, p99, float(found.max()), must)
 
 
-def correct(samples: Samples, proximal_BKA: np.ndarray, weight_cap: float) -> Samples:
-    """The samples with `proximal_BKA` as old log-probabilities and truncated importance weights."""
-    ratio = np.exp(proximal_BKA.astype(np.float64) - samples.logprobs_BKA)
+def correct(
+    samples: Samples, proximal_BKA: np.ndarray, weight_cap: float, level: str = "token"
+) -> Samples:
+    """The samples with `proximal_BKA` as old log-probabilities and truncated importance weights.
+
+    level: what has one weight, at all its tokens, as it has one ratio (`learner.ratio`).
+    """
+    log_ratio_BKA = torch.from_numpy(proximal_BKA.astype(np.float64) - samples.logprobs_BKA)
+    log_ratio, _ = pool_log_ratio(log_ratio_BKA, torch.from_numpy(samples.mask_BK), level)
+    ratio_BKA = log_ratio.exp().expand_as(log_ratio_BKA).numpy()
     return replace(
         samples,
         logprobs_BKA=proximal_BKA.astype(np.float32),
-        importance_BKA=np.minimum(ratio, weight_cap).astype(np.float32),
+        importance_BKA=np.minimum(ratio_BKA, weight_cap).astype(np.float32),
     )
 
 

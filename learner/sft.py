@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from agent.model.openvla import ActionOutput
+from agent.model.network import ActionOutput
 from learner.checkpoint import Place
 from learner.config import LearnerConfig
 from learner.continual.method import ContinualMethod

@@ -17,28 +17,7 @@ from typing import Any
 
 from agent.wire.errors import PerennialError
 from agent.wire.messages import Outcome, Phase, SealedEpisode
-
-DISPOSITIONS = ("trained", "filtered", "surplus", "eval", "demonstration", "aborted")
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS updates (
-    update_id INTEGER PRIMARY KEY, task_index INTEGER NOT NULL, iteration INTEGER NOT NULL,
-    checkpoint TEXT NOT NULL, checkpoint_sha256 TEXT NOT NULL, version TEXT NOT NULL,
-    parent TEXT NOT NULL, metrics TEXT NOT NULL, activated INTEGER NOT NULL DEFAULT 0,
-    committed_unix_s REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS episodes (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, episode_id TEXT NOT NULL UNIQUE, sha256 TEXT NOT NULL,
-    order_id TEXT NOT NULL, slot_id TEXT NOT NULL, suite TEXT NOT NULL, task TEXT NOT NULL,
-    split TEXT NOT NULL, init_state INTEGER NOT NULL, phase TEXT NOT NULL, version TEXT NOT NULL,
-    outcome TEXT NOT NULL, steps INTEGER NOT NULL, counted INTEGER NOT NULL, file TEXT NOT NULL,
-    disposition TEXT, update_id INTEGER REFERENCES updates(update_id));
-CREATE UNIQUE INDEX IF NOT EXISTS one_counted_per_slot
-    ON episodes(slot_id) WHERE counted = 1 AND slot_id <> '';
-CREATE INDEX IF NOT EXISTS episodes_by_order ON episodes(order_id);
-CREATE TABLE IF NOT EXISTS quarantined (
-    episode_id TEXT NOT NULL, sha256 TEXT NOT NULL, reason TEXT NOT NULL, unix_s REAL NOT NULL,
-    PRIMARY KEY (episode_id, sha256));
-"""
+from learner.store_schema import DISPOSITIONS, SCHEMA
 
 
 class StoreError(PerennialError):
@@ -250,6 +229,12 @@ class LearnerStore:
                 task_index,
             )
         return None if row is None else str(row[0])
+
+    def parent_of(self, update_id: int) -> str:
+        """The version that a committed update has improved."""
+        with self._lock:
+            row = self._one("SELECT parent FROM updates WHERE update_id = ?", update_id)
+        return str(row[0])
 
     def counts(self) -> dict[str, int]:
         """Episodes held (`collected`), by disposition, waiting for one, and quarantined."""

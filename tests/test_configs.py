@@ -14,6 +14,7 @@ from deploy.local.composition import CONFIGS
 from deploy.local.placement import BadSetting
 from deploy.local.settings import RunConfig, compose_run
 from learner.config import LearnerConfig
+from learner.continual.settings import ContinualConfig
 from sim_bridge import toy
 from sim_bridge.config import ProbeConfig, SimConfig
 from sim_bridge.tabletop import tasks as tabletop
@@ -87,6 +88,32 @@ def test_every_algorithm_can_be_chosen_for_a_run(algorithm: str, model_dir: Path
     learner = OmegaConf.to_object(merged)
     assert isinstance(learner, LearnerConfig)
     assert learner.algorithm.method == algorithm.partition("-")[0]
+
+
+@pytest.mark.parametrize("method", options("continual"))
+def test_every_continual_method_can_be_chosen_for_a_run(method: str, model_dir: Path) -> None:
+    algorithm = "ppo-nano" if method.startswith("crl-vla") else "grpo-nano"
+    run = compose_run(
+        [f"continual={method}", f"algorithm={algorithm}", f"model.model_dir={model_dir}"]
+    )
+    values = run.processes["learner"]
+    merged = OmegaConf.merge(OmegaConf.structured(LearnerConfig), OmegaConf.create(values))
+    learner = OmegaConf.to_object(merged)
+    assert isinstance(learner, LearnerConfig)
+    assert method.startswith(learner.continual.method)  # der-base is a der
+    assert set(values["continual"]) == set(ContinualConfig.__dataclass_fields__)
+
+
+def test_the_server_has_room_for_the_adapter_of_every_merged_task(model_dir: Path) -> None:
+    given = [f"model.model_dir={model_dir}", "learner.algorithm.lora_rank=6"]
+    tasks = len(load_suite("tabletop")["train_tasks"])
+    for chosen, rank in (
+        ([], 6),
+        (["continual=retain"], 6 * tasks),
+        (["continual=retain", "task_order=[1,0]"], 12),
+        (["continual=retain", "agent.policy.adapter_rank=64"], 64),
+    ):
+        assert compose_run(given + chosen).processes["agent"]["policy"]["adapter_rank"] == rank
 
 
 @pytest.mark.parametrize(

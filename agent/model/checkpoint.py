@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from agent.model.building import build_network
 from agent.model.config import OpenVLAConfig, read_json
 from agent.model.errors import ModelFolderError
 from agent.model.film import read_film_backbone, write_film_backbone
@@ -28,6 +29,7 @@ from agent.model.folder import (
     read_shapes,
     stream_tensors,
 )
+from agent.model.network import PolicyNetwork
 from agent.model.openvla import OpenVLA
 
 SHARDS = "model-*.safetensors"
@@ -80,7 +82,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     **architecture: Any,
-) -> OpenVLA:
+) -> PolicyNetwork:
     """Load a published OpenVLA or OpenVLA-OFT folder, weights cast to `dtype`, in eval mode.
 
     Args:
@@ -99,13 +101,16 @@ def load_model(
     _assign(model, components.items(), dtype, device)
     components.clear()
     _assign(model, wanted, dtype, device)
-    # Rotary frequencies are computed, not stored: rebuild them off the meta device.
-    rotary = LlamaRotaryEmbedding(model.config.llama_config()).to(device)
-    model.language_model.model.rotary_emb = rotary
+    if isinstance(model, OpenVLA):
+        # Rotary frequencies are computed, not stored: rebuild them off the meta device.
+        rotary = LlamaRotaryEmbedding(model.config.llama_config()).to(device)
+        model.language_model.model.rotary_emb = rotary
     return model.eval()
 
 
-def check_folder(folder: ModelFolder, config: OpenVLAConfig) -> tuple[OpenVLA, dict[str, Tensor]]:
+def check_folder(
+    folder: ModelFolder, config: OpenVLAConfig
+) -> tuple[PolicyNetwork, dict[str, Tensor]]:
     """Account for every tensor of a folder; the weights themselves are not read.
 
     Returns:
@@ -116,7 +121,7 @@ def check_folder(folder: ModelFolder, config: OpenVLAConfig) -> tuple[OpenVLA, d
         ModelFolderError: files or keys missing, unexpected, mis-shaped or damaged.
     """
     with torch.device("meta"):
-        model = OpenVLA(config)
+        model = build_network(config)
     components = _read_components(folder, config)
     found = read_shapes(folder)
     found.update({key: tuple(tensor.shape) for key, tensor in components.items()})
@@ -124,7 +129,7 @@ def check_folder(folder: ModelFolder, config: OpenVLAConfig) -> tuple[OpenVLA, d
     return model, components
 
 
-def check_keys(model: OpenVLA, found: dict[str, tuple[int, ...]]) -> None:
+def check_keys(model: PolicyNetwork, found: dict[str, tuple[int, ...]]) -> None:
     """Raises ModelFolderError unless `found` (key -> shape) is exactly what the model holds."""
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     missing = sorted(set(wanted) - set(found))
@@ -170,7 +175,7 @@ def _component_file(folder: ModelFolder, component: str) -> Path:
 
 
 def _assign(
-    model: OpenVLA, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, device: str
+    model: PolicyNetwork, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, device: str
 ) -> None:
     """Make `tensors` the model's parameters; the model may live on the meta device."""
     for key, tensor in tensors:
@@ -192,7 +197,7 @@ def _assign(
         setattr(module, leaf, torch.nn.Parameter(placed, requires_grad=False))
 
 
-def save_model(model: OpenVLA, path: Path, step: int, shard_bytes: int | None = None) -> None:
+def save_model(model: PolicyNetwork, path: Path, step: int, shard_bytes: int | None = None) -> None:
     """Write weights (bfloat16), config and statistics in the published layout.
 
     The tokenizer and the model card are written by whoever made them.

@@ -14,9 +14,9 @@ from transformers import LlamaConfig
 
 from agent.model.errors import ModelFolderError
 from agent.model.images import PipelineKind
-from agent.model.towers import PUBLISHED_TOWERS, TowerConfig, parse_tower
+from agent.model.towers import PUBLISHED_TOWERS, TowerConfig, check_towers, parse_tower
 
-VARIANTS = ("openvla", "oft-l1", "oft-discrete")
+VARIANTS = ("openvla", "oft-l1", "oft-discrete", "cnn")
 CHOICES = {
     "variant": VARIANTS,
     "greedy_range": ("bins", "vocabulary"),
@@ -52,7 +52,8 @@ class OpenVLAConfig:
 
     variant: str = ""
     """openvla: causal, one token after another. oft-l1: parallel, actions by regression.
-    oft-discrete: parallel, one token per action dimension."""
+    oft-discrete: parallel, one token per action dimension. cnn: no published model but a small
+    convolutional baseline, which takes its vocabulary and width from text_config."""
     vision_towers: tuple[TowerConfig, ...] = ()
     num_images: int = 1
     use_proprio: bool = False
@@ -96,6 +97,11 @@ class OpenVLAConfig:
                 f"n_action_bins {self.n_action_bins} exceeds the unpadded vocabulary "
                 f"{self.action_vocab_end}"
             )
+        if self.is_convolutional and (self.use_film or self.greedy_range != "bins"):
+            raise ModelFolderError(
+                "variant cnn has no FiLM and greedy_range bins; got use_film "
+                f"{self.use_film}, greedy_range {self.greedy_range}"
+            )
         if not self.laplace_scale > 0:
             raise ModelFolderError(f"laplace_scale must be > 0, got {self.laplace_scale}")
         extras = (self.num_images != 1, self.use_proprio, self.use_film, self.chunk_size != 1)
@@ -118,17 +124,10 @@ class OpenVLAConfig:
                 "timm_override_act_layers must be null (exact GELU), got "
                 f"{self.timm_override_act_layers}"
             )
-        kinds = [tower.kind for tower in self.towers]
-        if kinds != ["dinov2", "siglip"]:
-            raise ModelFolderError(f"vision towers must be [dinov2, siglip], got {kinds}")
-        for tower in self.towers:
-            if self.image_size % tower.patch_size:
-                raise ModelFolderError(
-                    f"image_sizes {self.image_size} is not divisible by patch_size "
-                    f"{tower.patch_size}"
-                )
-        if len({tower.patch_size for tower in self.towers}) != 1:
-            raise ModelFolderError("vision_towers must share one patch_size")
+        if not self.is_convolutional:
+            check_towers(self.towers, self.image_size)
+        elif self.towers:
+            raise ModelFolderError("variant cnn has no towers: leave timm_model_ids empty")
 
     @property
     def is_autoregressive(self) -> bool:
@@ -139,6 +138,11 @@ class OpenVLAConfig:
     def is_regression(self) -> bool:
         """Actions come from the L1 head; there are no action tokens."""
         return self.variant == "oft-l1"
+
+    @property
+    def is_convolutional(self) -> bool:
+        """The network is no OpenVLA but the small convolutional policy."""
+        return self.variant == "cnn"
 
     @property
     def towers(self) -> tuple[TowerConfig, ...]:
@@ -198,6 +202,8 @@ class OpenVLAConfig:
 
     def sequence_length(self, prompt_length: int) -> int:
         """Positions the language model sees for a prompt of `prompt_length` tokens."""
+        if self.is_convolutional:
+            return prompt_length  # its words are summed, without any other position
         vision = self.num_images * self.patches_per_image
         # The last of several generated tokens is never fed back.
         last = -1 if self.is_autoregressive else int(self.keep_stop_token)
@@ -205,11 +211,10 @@ class OpenVLAConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The config as `config.json` holds it."""
-        return {
-            "model_type": "openvla",
-            "architectures": ["OpenVLAForActionPrediction"],
-            **dataclasses.asdict(self),
-        }
+        kind, name = "openvla", "OpenVLAForActionPrediction"
+        if self.is_convolutional:
+            kind, name = "cnn", "CnnPolicy"
+        return {"model_type": kind, "architectures": [name], **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **overrides: Any) -> "OpenVLAConfig":

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from agent.model.openvla import ActionOutput
+from agent.model.network import ActionOutput
 from agent.model.sampling import sample_tokens, token_entropy, token_logprobs
 
 

@@ -17,6 +17,7 @@ from agent.model.folder import (
     open_shard,
     read_component,
 )
+from agent.model.geometry import describe_geometry
 from agent.model.policy_model import norm_bounds
 from agent.model.preprocessor import FILE_NAME as PREPROCESSOR_FILE
 from agent.model.preprocessor import read_preprocessor
@@ -28,6 +29,9 @@ PARTS = {
     "vision_backbone.fused_featurizer.": "siglip",
     "projector.": "projector",
     "language_model.": "language_model",
+    "words.": "words",
+    "encoder.": "encoder",
+    "decoder.": "decoder",
 }
 OTHER_PART = "other"
 STORED_TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
@@ -37,6 +41,7 @@ FIELDS = {
     "openvla": ("greedy_range", *COMMON_FIELDS),
     "oft-l1": (*PARALLEL_FIELDS, "laplace_scale", *COMMON_FIELDS),
     "oft-discrete": (*PARALLEL_FIELDS, "greedy_range", *COMMON_FIELDS),
+    "cnn": ("num_images", "use_proprio", "chunk_size", *COMMON_FIELDS),
 }
 """Extension fields that matter to a variant and that published files leave out."""
 
@@ -109,7 +114,7 @@ def inspect_folder(path: Path, architecture: dict[str, Any]) -> Inspection:
         size_bytes=sum(file.stat().st_size for file in files),
         parameters=parameters,
         stored_types=types,
-        geometry=() if config is None else _describe_geometry(config),
+        geometry=() if config is None else describe_geometry(config),
         image_size=None if config is None else config.image_size,
         num_images=_stated_images(config, stated),
         chunk_size=None if config is None or is_open else config.chunk_size,
@@ -229,20 +234,6 @@ def _stated_images(config: OpenVLAConfig | None, stated: dict[str, Any]) -> int 
     if config is None or not (config.is_autoregressive or "num_images" in stated):
         return None
     return config.num_images
-
-
-def _describe_geometry(config: OpenVLAConfig) -> tuple[str, ...]:
-    llama = config.llama_config()
-    towers = [
-        f"{tower.kind}: {tower.dim} wide, {tower.depth} blocks ({tower.depth - 1} run), patches of "
-        f"{tower.patch_size} px"
-        for tower in config.towers
-    ]
-    return (
-        *towers,
-        f"llama: {llama.hidden_size} wide, {llama.num_hidden_layers} layers, vocabulary "
-        f"{llama.vocab_size:,}, {config.n_action_bins} action bins",
-    )
 
 
 def _describe_adapter(folder: ModelFolder) -> str:

@@ -3,10 +3,12 @@
 The target list is the published reinforcement-learning one: every projection of both towers
 (patch convolutions included), of the projector and of the language model, and `lm_head`. Modules
 whose output is never used (last vision blocks, attention pooling) are left out: they would carry
-zero gradients for ever.
+zero gradients for ever. Of the convolutional policy: every convolution, and the linear layers
+behind them.
 """
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,21 +19,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agent.model.adapter_config import AdapterError, LoraSpec
+from agent.model.network import PolicyNetwork
 from agent.model.openvla import OpenVLA
 
 VISION_SUFFIXES = ("proj", "qkv", "fc1", "fc2", "q", "kv", "fc3")
 LLAMA_SUFFIXES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TARGET_SUFFIXES = {*VISION_SUFFIXES, *LLAMA_SUFFIXES, "lm_head"}
+CNN_SUFFIXES = ("conv", "fc1", "fc2", "head")
+TARGET_SUFFIXES = {*VISION_SUFFIXES, *LLAMA_SUFFIXES, "lm_head", *CNN_SUFFIXES}
 OUTSIDE_LORA = ("proprio_projector.", "action_head.")
 """Small modules of their own that are trained whole, and share the towers' layer names."""
 KEY_PREFIX = "base_model.model."
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
+TRAINED, FROZEN = "default", "frozen"
+"""PEFT's names of the two adapters that a network in training can have."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def lora_targets(model: OpenVLA) -> list[str]:
+def lora_targets(model: PolicyNetwork) -> list[str]:
     """Names of the live target modules, in module order."""
     return [
         name
@@ -43,8 +49,10 @@ def lora_targets(model: OpenVLA) -> list[str]:
     ]
 
 
-def is_dead(model: OpenVLA, name: str) -> bool:
+def is_dead(model: PolicyNetwork, name: str) -> bool:
     """Whether a module is stored but never run."""
+    if not isinstance(model, OpenVLA):
+        return False
     backbone = model.vision_backbone
     return any(
         name.startswith(
@@ -57,40 +65,82 @@ def is_dead(model: OpenVLA, name: str) -> bool:
     )
 
 
-def attach_lora(model: OpenVLA, rank: int, alpha: float) -> PeftModel:
+def attach_lora(model: PolicyNetwork, rank: int, alpha: float) -> PeftModel:
     """Freeze `model` and add a trainable adapter to its live targets, in place.
 
     A is Gaussian and B zero (torch's global RNG), so the policy starts unchanged. The wrapped
     network is `peft_model.get_base_model()`.
     """
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes any number
-        lora_dropout=0.0,
-        bias="none",
-        init_lora_weights="gaussian",
-        target_modules=lora_targets(model),
-    )
-    peft_model = get_peft_model(model, config)
+    peft_model = get_peft_model(model, _lora_config(lora_targets(model), rank, alpha))
     assert isinstance(peft_model, PeftModel)
     return peft_model
 
 
-def save_adapter(peft_model: PeftModel, folder: Path) -> None:
+def set_frozen_update(peft_model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
+    """Let a second adapter, float32 and frozen, take part beside the trained one.
+
+    Args:
+        tensors: of the trained one's names and of any rank, under the same alpha / r; none takes
+            the second adapter away. Torch's global RNG is left as it was.
+    """
+    if FROZEN in peft_model.peft_config:
+        peft_model.delete_adapter(FROZEN)
+    if not tensors:
+        return
+    trained, rank = peft_model.peft_config[TRAINED], rank_of(tensors)
+    config = _lora_config(trained.target_modules, rank, trained.lora_alpha * rank / trained.r)
+    with torch.random.fork_rng(devices=[]):  # of an initialisation that is written over at once
+        peft_model.add_adapter(FROZEN, config)
+    set_peft_model_state_dict(peft_model, dict(tensors), adapter_name=FROZEN)
+    peft_model.base_model.set_adapter([TRAINED, FROZEN])
+    for name, parameter in peft_model.named_parameters():
+        if f".{FROZEN}." in name:
+            parameter.requires_grad_(False)
+
+
+def rank_of(tensors: Mapping[str, Tensor]) -> int:
+    """Rows of every A of an adapter."""
+    return next(len(tensor) for name, tensor in tensors.items() if ".lora_A." in name)
+
+
+def stack_updates(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adapter whose update is the sum of two: A over A, B beside B."""
+    return {
+        name: torch.cat([tensor, second[name]], dim=0 if ".lora_A." in name else 1)
+        for name, tensor in first.items()
+    }
+
+
+def scale_update(tensors: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """The adapter whose update is `factor` times as large; the factor goes into B."""
+    return {
+        name: tensor * factor if ".lora_B." in name else tensor for name, tensor in tensors.items()
+    }
+
+
+def save_adapter(
+    peft_model: PeftModel, folder: Path, tensors: Mapping[str, Tensor] | None = None
+) -> None:
     """Write a plain PEFT folder (config and float32 safetensors) that stock PEFT loads.
 
     The bytes depend on the weights and the config alone: target names are sorted, because PEFT
     keeps them in a set. Durability and hashing are the adapter store's duty.
+
+    Args:
+        tensors: instead of the trained adapter's, under the same alpha / r and of any rank.
     """
-    config = peft_model.peft_config["default"].to_dict()
+    state = tensors or get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    config = peft_model.peft_config[TRAINED].to_dict()
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     config.update(peft_type="LORA", inference_mode=True, base_model_name_or_path="")
+    rank = rank_of(state)
+    if rank != config["r"]:
+        config.update(r=rank, lora_alpha=config["lora_alpha"] * rank / config["r"])
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
-    state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(state.items())}
-    save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    contents = {k: v.detach().cpu().contiguous() for k, v in sorted(state.items())}
+    save_file(contents, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Tensor], LoraSpec]:
@@ -138,7 +188,10 @@ def load_lora_weights(peft_model: PeftModel, tensors: dict[str, Tensor]) -> None
 
 
 def pair_adapter_tensors(
-    model: OpenVLA, targets: list[str], tensors: dict[str, Tensor], spec: LoraSpec | None = None
+    model: PolicyNetwork,
+    targets: list[str],
+    tensors: dict[str, Tensor],
+    spec: LoraSpec | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Adapter tensors as {module: (A, B)}, at most one pair a target.
 
@@ -186,6 +239,17 @@ def check_pair(name: str, a: Tensor, b: Tensor, weight: Tensor, rank: int) -> No
         )
 
 
+def _lora_config(targets: Iterable[str], rank: int, alpha: float) -> LoraConfig:
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes any number
+        lora_dropout=0.0,
+        bias="none",
+        init_lora_weights="gaussian",
+        target_modules=list(targets),
+    )
+
+
 def is_same_weight(copy: Tensor, weight: Tensor) -> bool:
     """Equal, up to one of them having been rounded to the other's type."""
     return copy.shape == weight.shape and (
@@ -200,7 +264,7 @@ def _check_values(key: str, tensor: Tensor) -> None:
         raise AdapterError(f"adapter tensor {key} holds NaN or infinity")
 
 
-def _is_base_copy(model: OpenVLA, name: str, tensor: Tensor) -> bool:
+def _is_base_copy(model: PolicyNetwork, name: str, tensor: Tensor) -> bool:
     """Whether `name` is a base weight saved along. Raises AdapterError if it is another base's."""
     owner, _, leaf = name.replace(".base_layer.", ".").rpartition(".")
     modules = dict(model.named_modules())

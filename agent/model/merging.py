@@ -30,7 +30,7 @@ from agent.model.lora import (
     pair_adapter_tensors,
     read_adapter,
 )
-from agent.model.openvla import OpenVLA
+from agent.model.network import PolicyNetwork
 
 COPY_BLOCK_BYTES = 16 << 20
 HEADER_LENGTH = struct.Struct("<Q")  # of a safetensors file, before its JSON header
@@ -101,7 +101,7 @@ class _Merge:
 
 
 def _plan(
-    model: OpenVLA, folder: ModelFolder, replaced: set[str], adapter: Path
+    model: PolicyNetwork, folder: ModelFolder, replaced: set[str], adapter: Path
 ) -> tuple[_Merge, Merged]:
     """Check the adapter against the model; `replaced` are keys that a `.pt` file holds."""
     tensors, spec = read_adapter(adapter)

@@ -1,5 +1,9 @@
-"""The nano OpenVLA-OFT: the published architecture at tiny width, with a word-level tokenizer."""
+"""The nano OpenVLA-OFT: the published architecture at tiny width, with a word-level tokenizer.
 
+Beside it the convolutional baseline (`cnn.py`) of about its size: `as_cnn`.
+"""
+
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -9,8 +13,9 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
+from agent.model.building import build_network
 from agent.model.config import OpenVLAConfig
-from agent.model.openvla import OpenVLA
+from agent.model.network import PolicyNetwork
 from agent.model.processing import PROMPT_TEMPLATE
 from agent.model.vision import LayerScale, VisionTower
 
@@ -107,12 +112,26 @@ def build_nano_config(
     )
 
 
-def init_nano(config: OpenVLAConfig, seed: int) -> OpenVLA:
+def as_cnn(config: OpenVLAConfig, width: int = 192) -> OpenVLAConfig:
+    """The convolutional policy that sees, reads and answers in the shapes of `config`."""
+    vocabulary = ("model_type", "pad_token_id", "vocab_size", "torch_dtype")
+    text = {name: config.text_config[name] for name in vocabulary}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}  # fit any width; there are none
+    return dataclasses.replace(
+        config,
+        variant="cnn",
+        timm_model_ids=(),
+        vision_towers=(),
+        text_config={**text, **heads, "hidden_size": width},
+    )
+
+
+def init_nano(config: OpenVLAConfig, seed: int) -> PolicyNetwork:
     """A fresh model: variance-preserving weights, residual branches damped by depth.
 
     The generator is local, so the same seed gives the same weights whatever ran before.
     """
-    model = OpenVLA(config)
+    model = build_network(config)
     generator = torch.Generator().manual_seed(seed)
     llm_layers = config.llama_config().num_hidden_layers
     with torch.no_grad():
@@ -133,5 +152,5 @@ def init_nano(config: OpenVLAConfig, seed: int) -> OpenVLA:
                 for prefix in module.prefix_names:
                     getattr(module, prefix).normal_(0.0, 0.2, generator=generator)
         # Start near a uniform policy over the bins.
-        model.language_model.lm_head.weight.mul_(0.1)
+        model.output_layer.weight.mul_(0.1)
     return model

@@ -6,32 +6,16 @@ action position i is read one position before its placeholder. The causal varian
 [BOS][patches][rest of the prompt ... empty token][tokens so far].
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaModel
 
 from agent.model.config import OpenVLAConfig
+from agent.model.network import ActionOutput, PolicyNetwork, full_precision
 from agent.model.projector import FusedProjector, ProprioProjector
 from agent.model.regression import RegressionHead
 from agent.model.vision import VisionBackbone
-
-
-class ActionOutput(NamedTuple):
-    """One forward pass. One of the first two is there: logits, or the means of a regression.
-
-    Attributes:
-        logits_BKAV: float32 (B, K, A, V) over the action bins, V ascending in token id.
-        means_BKA: float32 (B, K, A), normalised actions.
-        hidden_BKAH: (B, K, A, H) final-norm hidden states that the above were read from;
-            `hidden_BKAH[:, 0, 0]` is h0, the state a value head reads.
-    """
-
-    logits_BKAV: Tensor | None
-    means_BKA: Tensor | None
-    hidden_BKAH: Tensor
 
 
 class VocabularyHead(nn.Linear):
@@ -52,12 +36,11 @@ class LanguageModel(nn.Module):
         self.lm_head = VocabularyHead(llama.hidden_size, llama.vocab_size, bias=False)
 
 
-class OpenVLA(nn.Module):
-    """The policy network. Pre- and post-processing live in `processing` and `actions`."""
+class OpenVLA(PolicyNetwork):
+    """OpenVLA and OpenVLA-OFT under the published key names."""
 
     def __init__(self, config: OpenVLAConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         llm_dim = config.llama_config().hidden_size
         self.vision_backbone = VisionBackbone(config)
         self.projector = FusedProjector(sum(t.dim for t in config.towers), llm_dim)
@@ -70,6 +53,17 @@ class OpenVLA(nn.Module):
         )
         self.stop_token_id = config.stop_token_id
 
+    @property
+    def output_layer(self) -> nn.Module:
+        """The layer that computes the logits of the action bins."""
+        return self.language_model.lm_head
+
+    @property
+    def word_embedding(self) -> nn.Embedding:
+        """What turns the tokens of an instruction into vectors."""
+        embedding: nn.Embedding = self.language_model.model.embed_tokens
+        return embedding
+
     def forward(
         self,
         input_ids_BL: Tensor,
@@ -78,22 +72,7 @@ class OpenVLA(nn.Module):
         attention_mask_BL: Tensor | None = None,
         tokens_BKA: Tensor | None = None,
     ) -> ActionOutput:
-        """Score every action bin of the chunk, or regress the chunk.
-
-        Args:
-            input_ids_BL: int64 (B, L), column 0 BOS and last column the empty token. Shorter
-                prompts carry pads between BOS and the rest (`processing.pad_prompts`).
-            pixel_values_BNCHW: float (B, images, 6, H, W).
-            proprio_BP: float (B, proprio_dim), normalised to [-1, 1]; required exactly when the
-                config has `use_proprio`.
-            attention_mask_BL: (B, L), 0 on pads; None when no row is padded, which keeps the
-                faster attention kernels usable.
-            tokens_BKA: int64 action bins 0..V-1 whose probabilities are asked for; the causal
-                variant needs them, for each is conditioned on those before it.
-
-        Raises:
-            ValueError: a shape does not fit the config.
-        """
+        """Score every action bin of the chunk, or regress the chunk."""
         hidden = self.hidden_states(
             input_ids_BL, pixel_values_BNCHW, proprio_BP, attention_mask_BL, tokens_BKA
         )
@@ -191,23 +170,6 @@ class OpenVLA(nn.Module):
         weights = mask.to(embeddings.dtype).unsqueeze(-1)
         return (embeddings * weights).sum(1) / weights.sum(1)
 
-    def check_inputs(self, input_ids: Tensor, pixels: Tensor, proprio: Tensor | None) -> None:
-        """Raises ValueError for a shape that does not fit the config."""
-        config = self.config
-        batch, size = len(input_ids), config.image_size
-        expected = (batch, config.num_images, 6, size, size)
-        if tuple(pixels.shape) != expected:
-            raise ValueError(f"pixel_values: expected {expected}, got {tuple(pixels.shape)}")
-        if (proprio is not None) != config.use_proprio:
-            raise ValueError(
-                f"proprio: the config says use_proprio={config.use_proprio}, got "
-                f"{'none' if proprio is None else tuple(proprio.shape)}"
-            )
-        if proprio is not None and tuple(proprio.shape) != (batch, config.proprio_dim):
-            raise ValueError(
-                f"proprio: expected {(batch, config.proprio_dim)}, got {tuple(proprio.shape)}"
-            )
-
     def _check_tokens(self, input_ids: Tensor, tokens: Tensor | None) -> None:
         config = self.config
         expected = (len(input_ids), config.chunk_size, config.action_dim)
@@ -217,11 +179,6 @@ class OpenVLA(nn.Module):
                 f"{'none' if tokens is None else tuple(tokens.shape)}; to generate them, use "
                 "autoregressive.generate"
             )
-
-
-def full_precision(values: Tensor) -> Tensor:
-    """At least float32: what probabilities are computed in, whatever the weights' type."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def nearest_bins(ids: Tensor, config: OpenVLAConfig) -> Tensor:

@@ -15,7 +15,7 @@ from agent.model.config import OpenVLAConfig, read_json
 from agent.model.errors import ModelFolderError
 from agent.model.folder import ModelFolder, hash_folder
 from agent.model.images import ImagePipeline
-from agent.model.openvla import OpenVLA
+from agent.model.network import PolicyNetwork
 from agent.model.preprocessor import read_preprocessor
 from agent.model.processing import PromptEncoder
 
@@ -32,7 +32,7 @@ class PolicyModel:
 
     name: str
     base_sha256: str
-    network: OpenVLA
+    network: PolicyNetwork
     prompts: PromptEncoder
     images: ImagePipeline
     actions: ActionCodec
@@ -90,7 +90,7 @@ def load_policy_model(
 
 
 def wrap_network(
-    network: OpenVLA, folder: Path, cameras: Sequence[str], unnorm_key: str, base_sha256: str
+    network: PolicyNetwork, folder: Path, cameras: Sequence[str], unnorm_key: str, base_sha256: str
 ) -> PolicyModel:
     """A network with the tokenizer and the preprocessor of `folder`; see `load_policy_model`."""
     surroundings = _read_surroundings(folder, network.config, cameras, unnorm_key)

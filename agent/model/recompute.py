@@ -6,16 +6,19 @@ from collections.abc import Iterator
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from agent.model.network import PolicyNetwork
 from agent.model.openvla import OpenVLA
 
 
-def recompute_blocks(model: OpenVLA) -> None:
+def recompute_blocks(model: PolicyNetwork) -> None:
     """Full activation checkpointing: every block that runs keeps its input alone."""
     for block in _blocks(model):
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def _blocks(model: OpenVLA) -> Iterator[nn.Module]:
+def _blocks(model: PolicyNetwork) -> Iterator[nn.Module]:
+    if not isinstance(model, OpenVLA):
+        return  # the convolutional policy is too small to be worth it
     backbone = model.vision_backbone
     for tower in (backbone.featurizer, backbone.fused_featurizer):
         yield from list(tower.blocks)[:-1]

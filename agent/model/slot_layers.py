@@ -126,21 +126,22 @@ class SlotLinear(SlotLayer):
 
 
 class SlotConv2d(SlotLayer):
-    """A patch convolution plus each row's own low-rank update; `gathered` is `masked` here."""
+    """A convolution plus each row's own low-rank update; `gathered` is `masked` here."""
 
     base: nn.Conv2d
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, out, h, w)."""
-        stride, path = self.base.stride, self.selection.path
-        y = F.conv2d(x, self.weight, self.base.bias, stride)
+        """(N, in, H, W) -> (N, out, h, w)."""
+        path = self.selection.path
+        steps = {"stride": self.base.stride, "padding": self.base.padding}
+        y = F.conv2d(x, self.weight, self.base.bias, **steps)
         if path in ("base", "merged"):
             return y
         if path == "one":
             a, b = self.A[self.selection.slot], self.B[self.selection.slot]
-            low = F.conv2d(x, a, stride=stride).flatten(2)
+            low = F.conv2d(x, a, **steps).flatten(2)
         else:
             a, b = self.A[1:].flatten(0, 1), self.B[1:].flatten(0, 1)
-            low = F.conv2d(x, a, stride=stride).flatten(2)
+            low = F.conv2d(x, a, **steps).flatten(2)
             low = torch.where(self.selection.columns(low.shape).mT, low, 0.0)
         return y + (b.t() @ low).unflatten(2, y.shape[2:])

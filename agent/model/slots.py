@@ -16,7 +16,7 @@ from agent.model.lora import (
     lora_targets,
     pair_adapter_tensors,
 )
-from agent.model.openvla import OpenVLA
+from agent.model.network import PolicyNetwork
 from agent.model.slot_layers import Selection, SlotConv2d, SlotLayer, SlotLinear
 
 
@@ -47,7 +47,7 @@ class SlotBank:
 
     def __init__(
         self,
-        model: OpenVLA,
+        model: PolicyNetwork,
         slots: int,
         rank: int,
         *,
@@ -89,8 +89,8 @@ class SlotBank:
         """
         if spec.rank > self.rank:
             raise AdapterError(
-                f"adapter rank {spec.rank} exceeds the bank's {self.rank}; raise the server's "
-                "maximum rank"
+                f"adapter rank {spec.rank} exceeds the server's {self.rank}; raise "
+                "policy.adapter_rank"
             )
         pairs = pair_adapter_tensors(self.model, list(self._layers), tensors, spec)
         size = sum(layer.A[0].numel() + layer.B[0].numel() for layer in self._layers.values())

@@ -50,3 +50,17 @@ def parse_tower(values: dict[str, Any]) -> TowerConfig:
         return TowerConfig(**values)
     except TypeError as error:
         raise ModelFolderError(f"vision_towers entry {values}: {error}") from error
+
+
+def check_towers(towers: tuple[TowerConfig, ...], image_size: int) -> None:
+    """Raises ModelFolderError unless they are a pair that can be run on images of this side."""
+    kinds = [tower.kind for tower in towers]
+    if kinds != ["dinov2", "siglip"]:
+        raise ModelFolderError(f"vision towers must be [dinov2, siglip], got {kinds}")
+    for tower in towers:
+        if image_size % tower.patch_size:
+            raise ModelFolderError(
+                f"image_sizes {image_size} is not divisible by patch_size {tower.patch_size}"
+            )
+    if len({tower.patch_size for tower in towers}) != 1:
+        raise ModelFolderError("vision_towers must share one patch_size")

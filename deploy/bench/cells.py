@@ -21,8 +21,9 @@ from deploy.local.settings import RunConfig, compose_run
 
 BEGINNINGS = "beginnings"
 # Continual methods that differ from sequential fine-tuning before the end of row 1: they act while
-# the first task is learned, learn it with others, or (dwe) evaluate the other tasks with the base.
-ACT_IN_FIRST_TASK = ("dwe", "multitask", "retain", "slca")
+# the first task is learned, learn it with others or with other parts, or (dwe) evaluate the other
+# tasks with the base.
+ACT_IN_FIRST_TASK = ("crl-vla", "dwe", "multitask", "retain", "slca")
 # What the base's evaluation does not depend on: how to learn, and the room for adapters.
 OF_TRAINING = ("learner.algorithm", "learner.continual", "learner.sft", "agent.policy.adapter_rank")
 CHOICES_OF_TRAINING = ("method", "algorithm", "continual")

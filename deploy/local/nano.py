@@ -1,10 +1,16 @@
-"""`python -m deploy.local.nano`: rebuilds a bundled nano policy from nothing.
+"""`python -m deploy.local.nano`: builds a nano policy from nothing.
 
-For the tabletop as published VLAs are made: pretraining on much clean data, then fine-tuning on the
-demonstrations of one rig, whose operators misjudge places (`sim_bridge/tabletop/operators.py`),
-which the policy copies. For libero_spatial behaviour cloning of the scripted expert on five tasks,
-stopped while it still errs. Programs one after the other. Each keeps what is done in WORK, so the
-same command goes on after an interruption; it takes an hour or two on a CPU.
+Bundled ones: `nano` for the tabletop as published VLAs are made: pretraining on much clean data,
+then fine-tuning on the demonstrations of one rig, whose operators misjudge places
+(`sim_bridge/tabletop/operators.py`), which the policy copies. `nano-libero` for libero_spatial:
+behaviour cloning of the scripted expert on five tasks, stopped while it still errs.
+
+Baselines, which benchmarks compare with `nano`: `nano-scratch`, the same network, and `nano-cnn`,
+a small convolutional one. Neither is pretrained on clean data: both stages of their training see
+the demonstrations of the one rig alone, the very ones that `nano` is fine-tuned on.
+
+Programs one after the other. Each keeps what is done in WORK, so the same command goes on after an
+interruption; a bundled policy takes an hour or two on a CPU, a baseline under an hour.
 """
 
 from __future__ import annotations
@@ -13,6 +19,8 @@ import argparse
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from deploy.local.composition import CONFIGS
@@ -22,6 +30,8 @@ WORKERS = 2  # processes of the demonstrations, then threads of the training
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 COMMON = ("pretrain.compile=true", "pretrain.checkpoint_every=250", "pretrain.target_weight=1.0")
 EXPERT_FRAMES, RIG_FRAMES, TABLETOP_CHUNK = 120_000, 20_000, 5
+TABLETOP_RECORD = (f"--chunk={TABLETOP_CHUNK}", "--shard-frames=10000")
+RIG = ("--operators=misjudging", f"--frames={RIG_FRAMES}", "--seed=1")
 # Stopping short of the schedule: the fine-tuning brings the rate down.
 PRETRAIN = (
     "pretrain.see_steps=2000",
@@ -33,6 +43,8 @@ FINE_TUNE = (
     "pretrain.act_learning_rate=5e-4",
     "pretrain.warmup_steps=100",
 )
+# The whole schedule, for nothing else has taught them to see and to handle things.
+BASELINE = ("pretrain.see_steps=2000", "pretrain.act_steps=3500")
 LIBERO, LIBERO_TASKS, LIBERO_FRAMES, LIBERO_CHUNK = "libero_spatial", range(5), 30_000, 8
 CLONE = (
     "pretrain.see_steps=1200",
@@ -45,14 +57,21 @@ Steps = list[tuple[str, list[str]]]
 def tabletop_steps(work: Path, out: Path) -> Steps:
     """What is run, in order: module and its arguments."""
     clean = work / "clean"
-    record = [f"--chunk={TABLETOP_CHUNK}", "--shard-frames=10000"]
     expert = ["--operators=expert", f"--frames={EXPERT_FRAMES}", "--seed=0"]
-    rig = ["--operators=misjudging", f"--frames={RIG_FRAMES}", "--seed=1"]
     return [
-        _record("tabletop", work / "expert-demos", [*record, *expert]),
+        _record("tabletop", work / "expert-demos", [*TABLETOP_RECORD, *expert]),
         _train(work / "expert-demos", work / "pretrain", clean, *PRETRAIN),
-        _record("tabletop", work / "rig-demos", [*record, *rig]),
+        _record("tabletop", work / "rig-demos", [*TABLETOP_RECORD, *RIG]),
         _train(work / "rig-demos", work / "fine-tune", out, f"base={clean}", *FINE_TUNE),
+    ]
+
+
+def baseline_steps(work: Path, out: Path, variant: str) -> Steps:
+    """The same for a policy of any variant that is never pretrained."""
+    demos = work / "rig-demos"
+    return [
+        _record("tabletop", demos, [*TABLETOP_RECORD, *RIG]),
+        _train(demos, work / "clone", out, f"variant={variant}", *BASELINE),
     ]
 
 
@@ -73,10 +92,16 @@ def libero_steps(work: Path, out: Path) -> Steps:
     ]
 
 
-SUITES = {"tabletop": (tabletop_steps, "nano"), LIBERO: (libero_steps, "nano-libero")}
+POLICIES: dict[str, Callable[[Path, Path], Steps]] = {
+    "nano": tabletop_steps,
+    "nano-libero": libero_steps,
+    "nano-scratch": partial(baseline_steps, variant="oft-discrete"),
+    "nano-cnn": partial(baseline_steps, variant="cnn"),
+}
+BUNDLED = ("nano", "nano-libero")
 
 
-def _record(suite: str, out: Path, settings: list[str]) -> tuple[str, list[str]]:
+def _record(suite: str, out: Path, settings: Sequence[str]) -> tuple[str, list[str]]:
     words = ["collect", f"--suite={suite}", f"--out={out}", *settings, f"--workers={WORKERS}"]
     return "sim_bridge.demos", words
 
@@ -89,15 +114,20 @@ def _train(demos: Path, work: Path, out: Path, *settings: str) -> tuple[str, lis
 def main(argv: list[str] | None = None) -> int:
     """Runs the steps; returns the exit status of the first that fails, else 0."""
     parser = argparse.ArgumentParser(prog="deploy.local.nano", description=__doc__)
-    parser.add_argument("--suite", choices=list(SUITES), default="tabletop")
+    parser.add_argument("--policy", choices=list(POLICIES), default="nano")
     parser.add_argument("--work", type=Path, help="what is kept (default: runs/ and its name)")
-    parser.add_argument("--out", type=Path, help="folder of the model (default: the bundled one)")
+    parser.add_argument(
+        "--out", type=Path,
+        help="folder of the model (default: the bundled one; of a baseline runs/NAME/model)",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
-    steps, name = SUITES[arguments.suite]
-    work = arguments.work or Path("runs") / name
-    out = arguments.out or PACKAGE_ROOT / "agent" / "assets" / name
+    name = arguments.policy
+    folder = Path("runs") / name
+    work = arguments.work or folder
+    bundled = PACKAGE_ROOT / "agent" / "assets" / name
+    out = arguments.out or (bundled if name in BUNDLED else folder / "model")
     try:
-        for module, words in steps(work, out):
+        for module, words in POLICIES[name](work, out):
             print(f"$ python -m {module} {shlex.join(words)}", flush=True)
             command = module_command(module, words)
             status = subprocess.run(command, env=module_environment(), check=False).returncode
@@ -106,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return INTERRUPTED
-    print(f"The nano policy is in {out}")
+    print(f"The policy {name} is in {out}")
     return 0
 
 

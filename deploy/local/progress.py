@@ -27,6 +27,7 @@ class Plan:
     iterations_per_task: int
     episodes_per_iteration: int
     eval_episodes: int
+    is_joint: bool = False  # all tasks at once, in as many iterations as one after another
     last_row: int | None = None  # after which the run ends, if not the last
 
     @classmethod
@@ -43,6 +44,7 @@ class Plan:
             episodes_per_iteration=per_iteration if collects else 0,
             eval_episodes=sum(episodes_of_row(learner, row) for row in rows),
             last_row=rows[-1],
+            is_joint=learner["continual"]["method"] == "multitask",
         )
 
     @property
@@ -57,7 +59,7 @@ def measured_rows(learner: dict[str, Any]) -> list[int]:
     last = len(learner["suite"]["train_tasks"])
     if learner["algorithm"]["iterations_per_task"] == 0:
         return [0]
-    is_joint = learner.get("continual", {}).get("method") == "multitask"
+    is_joint = learner["continual"]["method"] == "multitask"
     rows = [0, last] if is_joint else list(range(last + 1))
     limit = learner.get("last_row")
     return rows if limit is None else [row for row in rows if row <= limit]
@@ -183,17 +185,20 @@ class Progress:
         return "Starting"
 
     def _training_stage(self, index: int) -> str:
-        task = self.plan.train_tasks[index]
-        rates = self.tasks[task].update_rates
-        update = len(rates)
-        collected = rates[max(rates)].trials
-        learning = collected >= self.plan.episodes_per_iteration
-        doing = "learning" if learning else f"{collected} of {self.plan.episodes_per_iteration}"
-        return (
-            f"Training {task} (task {index + 1} of {len(self.plan.train_tasks)}), "
-            f"update {update} of {self.plan.iterations_per_task}: "
-            + (doing if learning else f"{doing} episodes")
+        plan, tasks = self.plan, self.plan.train_tasks
+        trained = tasks if plan.is_joint else [tasks[index]]
+        rates = [self.tasks[task].update_rates for task in trained]
+        updates = {update for each in rates for update in each}
+        collected = sum(each[max(updates)].trials for each in rates if max(updates) in each)
+        wanted = plan.episodes_per_iteration
+        doing = "learning" if collected >= wanted else f"{collected} of {wanted} episodes"
+        which = (
+            f"all {len(tasks)} tasks"
+            if plan.is_joint
+            else f"{tasks[index]} (task {index + 1} of {len(tasks)})"
         )
+        total = plan.iterations_per_task * len(trained)
+        return f"Training {which}, update {len(updates)} of {total}: {doing}"
 
 
 def _count(rates: dict[int, Rate], key: int, is_success: bool) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from agent.model.config import OpenVLAConfig
 from agent.model.lora import attach_lora, read_adapter, save_adapter
-from agent.model.nano import init_nano
+from agent.model.nano import as_cnn, init_nano
+from agent.model.network import PolicyNetwork
 from agent.model.openvla import OpenVLA
 from agent.model.slots import SlotBank
 
@@ -31,7 +32,7 @@ def randomise(peft_model: PeftModel, seed: int) -> PeftModel:
 
 
 def train_fake_adapter(
-    folder: Path, rank: int, alpha: float, seed: int, model: OpenVLA | None = None
+    folder: Path, rank: int, alpha: float, seed: int, model: PolicyNetwork | None = None
 ) -> PeftModel:
     """An adapter with all weights nonzero, saved to `folder`, on `model` or a fresh tiny one."""
     peft_model = randomise(attach_lora(model or tiny_model(), rank, alpha), seed)
@@ -48,8 +49,10 @@ def shallow_model(layers: int = 1, **changes: Any) -> OpenVLA:
     return init_nano(config, seed=0).eval()
 
 
-def variant_model(variant: str) -> OpenVLA:
+def variant_model(variant: str) -> PolicyNetwork:
     """A shallow model of any variant; the causal one has one image, one step and no proprio."""
+    if variant == "cnn":
+        return init_nano(as_cnn(tiny_config()), seed=0).eval()
     choices = {"num_images": 1, "chunk_size": 1, "use_proprio": False}
     return shallow_model(2, variant=variant, **(choices if variant == "openvla" else {}))
 
@@ -64,7 +67,7 @@ def answer(model: nn.Module, config: OpenVLAConfig, batch: int = 2) -> Tensor:
     return output.means_BKA if output.logits_BKAV is None else output.logits_BKAV
 
 
-def write_adapters(folder: Path, make: Callable[[], OpenVLA]) -> dict[int, PeftModel]:
+def write_adapters(folder: Path, make: Callable[[], PolicyNetwork]) -> dict[int, PeftModel]:
     """An adapter of another rank for every slot of RANKS, in `folder`; PEFT models by slot."""
     return {
         slot: train_fake_adapter(folder / str(slot), rank, alpha=8.0, seed=slot, model=make())

@@ -72,7 +72,7 @@ def folder_answer(folder: Path) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["openvla", "oft-l1", "oft-discrete"])
+@pytest.mark.parametrize("variant", ["openvla", "oft-l1", "oft-discrete", "cnn"])
 def test_merged_is_what_peft_and_the_slot_bank_compute(variant: str, tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", variant_model(variant))
     train_fake_adapter(tmp_path / "lora", 4, 8.0, seed=1, model=variant_model(variant))

@@ -69,7 +69,7 @@ def assert_served(folder: Path, wrapped: nn.Module) -> None:
     torch.testing.assert_close(served(folder), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("variant", ["openvla", "oft-l1", "oft-discrete"])
+@pytest.mark.parametrize("variant", ["openvla", "oft-l1", "oft-discrete", "cnn"])
 @torch.no_grad()
 def test_stock_peft_loads_every_variant(variant: str, tmp_path: Path) -> None:
     trained = train_fake_adapter(tmp_path, 4, 8.0, seed=1, model=variant_model(variant))

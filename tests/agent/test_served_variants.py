@@ -11,18 +11,20 @@ from model_fixtures import INSTRUCTIONS, tiny_config
 from agent.config import PolicyConfig
 from agent.model.checkpoint import save_model
 from agent.model.lora import attach_lora, save_adapter
-from agent.model.nano import build_nano_tokenizer, init_nano
-from agent.model.openvla import OpenVLA
+from agent.model.nano import as_cnn, build_nano_tokenizer, init_nano
+from agent.model.network import PolicyNetwork
 from agent.policy import ActRequest, AdapterUnusable
 from agent.vla_loading import load_vla_policy
 from agent.vla_policy import HOT_BATCHES, VlaPolicy
 from agent.wire.errors import ConfigError
 
-VARIANTS = ["oft-discrete", "oft-l1", "openvla"]
+VARIANTS = ["oft-discrete", "oft-l1", "openvla", "cnn"]
 
 
-def network_of(variant: str) -> OpenVLA:
+def network_of(variant: str) -> PolicyNetwork:
     config = tiny_config()
+    if variant == "cnn":
+        return init_nano(as_cnn(config), seed=0).eval()
     if variant == "openvla":
         causal = {"num_images": 1, "use_proprio": False, "chunk_size": 1}
         config = dataclasses.replace(config, variant=variant, **causal)
@@ -171,7 +173,7 @@ def test_a_version_with_whole_batches_to_itself_is_merged(folders, policy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folders", ["oft-discrete", "oft-l1"], indirect=True)
+@pytest.mark.parametrize("folders", ["oft-discrete", "oft-l1", "cnn"], indirect=True)
 def test_publishing_under_load_never_compiles_again(folders, policy):
     require_compiler()
     _, model, adapter = folders

@@ -1,17 +1,30 @@
 """Every way a bank serves a batch gives each row what PEFT gives its adapter."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from adapter_fixtures import RANKS, answer, fill_bank, shallow_model, write_adapters
+from adapter_fixtures import (
+    RANKS,
+    answer,
+    fill_bank,
+    shallow_model,
+    variant_model,
+    write_adapters,
+)
 from peft import PeftModel
 
 from agent.model.lora import read_adapter
+from agent.model.network import PolicyNetwork
 from agent.model.slot_layers import Selection, SlotLinear
 from agent.model.slots import SlotBank
 
 BATCHES = ([3, 0, 1, 2, 1], [1] * 5, [0] * 5, [2, 2, 2, 2, 3])
+
+
+def convolutional_model() -> PolicyNetwork:
+    return variant_model("cnn")
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +33,15 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, 
     return folder, write_adapters(folder, shallow_model)
 
 
+@pytest.mark.parametrize("make", [shallow_model, convolutional_model])
 @pytest.mark.parametrize("mode", [{}, {"masked": True}, {"merged": True}])
 @torch.no_grad()
 def test_three_ranks_in_one_batch_equal_peft(
-    mode: dict[str, bool], adapters: tuple[Path, dict[int, PeftModel]]
+    mode: dict[str, bool], make: Callable[[], PolicyNetwork], tmp_path: Path
 ) -> None:
-    folder, wrapped = adapters
-    base = shallow_model()
-    bank = SlotBank(shallow_model(), slots=4, rank=4, **mode)
+    folder, wrapped = tmp_path, write_adapters(tmp_path, make)
+    base = make()
+    bank = SlotBank(make(), slots=4, rank=4, **mode)
     fill_bank(bank, folder)
     if "merged" in mode:
         bank.merge(1)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.bench.cells import Step, plan_cell
+from deploy.bench.cells import ACT_IN_FIRST_TASK, Step, plan_cell
 from deploy.bench.estimate import Effort, clock, describe, estimate, own_effort
 from deploy.bench.grid import Grid, parse_grid
 from deploy.local.placement import BadSetting
+from learner.continual.settings import METHODS
 
 TOY = ("suite=toy", "budget=smoke")
 
@@ -76,6 +77,11 @@ def test_a_beginning_is_another_where_a_setting_counts_before_its_end() -> None:
     assert chains("method=ewc", "seeds=1", "suite.eval_init_states=5")["ewc-seed0"][0] != base
     assert chains("method=ewc", "seeds=2")["ewc-seed1"][0] != base
     assert chains("method=ewc", "seeds=1", "workers=2")["ewc-seed0"][:2] == [base, first]
+
+
+def test_every_continual_method_is_known_to_share_the_first_task_or_not() -> None:
+    """Whoever adds one decides: these do nothing, and learn with nothing, before task 2."""
+    assert set(METHODS) - set(ACT_IN_FIRST_TASK) == {"sequential", "ewc", "er", "der"}
 
 
 def test_what_ends_with_its_beginning_has_none() -> None:

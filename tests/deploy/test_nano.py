@@ -2,10 +2,13 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from deploy.local import nano
+from deploy.local.composition import CONFIGS
 from deploy.local.settings import compose_run
 from learner import nano as pretraining
 from learner.pretrain import PretrainConfig
@@ -31,6 +34,42 @@ def test_the_programs_take_their_arguments(monkeypatch: pytest.MonkeyPatch) -> N
     assert (first.base, second.base, Path(second.out)) == ("", first.out, Path("model"))
     for config in trained:
         PretrainConfig(**config.pretrain)
+
+
+@pytest.mark.parametrize(("name", "variant"), [("scratch", "oft-discrete"), ("cnn", "cnn")])
+def test_a_baseline_knows_the_rig_of_the_nano_policy_alone(
+    name: str, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[tuple[demos.DemoConfig, Path]] = []
+    trained: list[pretraining.NanoConfig] = []
+    monkeypatch.setattr(
+        demos, "generate", lambda config, out, workers: recorded.append((config, out))
+    )
+    monkeypatch.setattr(pretraining, "build", trained.append)
+    name = f"nano-{name}"
+    for steps in (nano.POLICIES["nano"], nano.POLICIES[name]):
+        for module, words in steps(Path("work"), Path("model")):
+            assert not {GENERATE: recording.main, PRETRAIN: pretraining.main}[module](words)
+    assert recorded[2] == recorded[1]
+    (training,) = trained[2:]
+    assert (training.base, training.variant, training.out) == ("", variant, "model")
+    assert training.demos == trained[1].demos
+    PretrainConfig(**training.pretrain)
+    settings, usual = composed_model(name), composed_model("nano-tabletop")
+    assert settings == {**usual, "name": name, "model_dir": f"runs/{name}/model"}
+    started: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        started.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(nano.subprocess, "run", run)
+    assert nano.main(["--policy", name]) == 0
+    assert f"out={settings['model_dir']}" in started[-1]
+
+
+def composed_model(name: str) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.load(CONFIGS / "model" / f"{name}.yaml"))
 
 
 def test_the_libero_policy_reads_every_task_of_its_suite(monkeypatch: pytest.MonkeyPatch) -> None:

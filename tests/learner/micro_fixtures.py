@@ -11,8 +11,8 @@ from agent.model.action_scale import initial_scale
 from agent.model.autoregressive import generate
 from agent.model.config import OpenVLAConfig
 from agent.model.distributions import action_distribution
-from agent.model.nano import build_nano_config, build_nano_tokenizer, init_nano
-from agent.model.openvla import ActionOutput
+from agent.model.nano import as_cnn, build_nano_config, build_nano_tokenizer, init_nano
+from agent.model.network import ActionOutput
 from agent.model.policy_model import wrap_network
 from agent.model.processing import pad_prompts
 from agent.model.sampling import gumbel_noise, laplace_noise
@@ -37,6 +37,8 @@ def micro_config(tokenizer, variant="oft-discrete") -> OpenVLAConfig:
     tower = {"dim": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
     text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
             "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
+    if variant == "cnn":
+        return as_cnn(nano, width=16)
     causal = {"num_images": 1, "use_proprio": False, "chunk_size": 1}
     return dataclasses.replace(
         nano,
@@ -67,7 +69,7 @@ def micro_policy(
     network = init_nano(config, seed).eval().to(dtype)
     # A fresh head is all but uniform: sharpen it, so that actions carry information.
     with torch.no_grad():
-        network.language_model.lm_head.weight.mul_(10)
+        network.output_layer.weight.mul_(10)
     model = wrap_network(network, folder, CAMERAS, "micro", base_sha256="0" * 64)
     policy = LoraPolicy(model, rank, rank, seed, learn_scale, recompute)
     generator = torch.Generator().manual_seed(seed + 1)

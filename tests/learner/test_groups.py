@@ -132,7 +132,7 @@ def test_counting_a_cell():
         ({"group_size": 1}, "group_size"),
         ({"grouping": "scene"}, "init_state, task"),
         ({"learning_rate": -1.0}, "learning_rate"),
-        ({"method": "dpo"}, "grpo, ppo, sft"),
+        ({"method": "reinforce"}, "grpo, ppo, dpo, sft"),
         ({"clip_norm": 0.0}, "clip_norm"),
     ],
 )

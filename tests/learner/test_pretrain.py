@@ -54,9 +54,9 @@ def shards(tmp_path):
     return folder
 
 
-def make_stage(make, shards, tmp_path) -> tuple[Stage, FrameSampler]:
+def make_stage(make, shards, tmp_path, variant="oft-discrete") -> tuple[Stage, FrameSampler]:
     torch.manual_seed(0)
-    model = init_nano(micro_config(write_micro_tokenizer(tmp_path)), seed=0)
+    model = init_nano(micro_config(write_micro_tokenizer(tmp_path), variant), seed=0)
     demos = load_demonstrations([shards])
     prompts = PromptEncoder(tmp_path, model.config)
     sampler = FrameSampler(demos, prompts, model, "micro", CONFIG)
@@ -99,8 +99,9 @@ def test_demonstrations_without_a_known_scene_still_teach_to_act(shards, tmp_pat
     assert {figures["target"] for figures in losses} == {0.0}
 
 
+@pytest.mark.parametrize("variant", ["oft-discrete", "cnn"])
 @pytest.mark.parametrize("make", [see_stage, act_stage])
-def test_a_killed_run_resumes_to_the_same_weights(make, shards, tmp_path) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(make, variant, shards, tmp_path) -> None:
     class Killed(Exception):
         pass
 
@@ -108,12 +109,12 @@ def test_a_killed_run_resumes_to_the_same_weights(make, shards, tmp_path) -> Non
         if step == 5:
             raise Killed
 
-    whole, sampler = make_stage(make, shards, tmp_path)
+    whole, sampler = make_stage(make, shards, tmp_path, variant)
     whole.run(sampler, tmp_path / "whole.pt", lambda step, figures: None)
-    first, sampler = make_stage(make, shards, tmp_path)
+    first, sampler = make_stage(make, shards, tmp_path, variant)
     with pytest.raises(Killed):
         first.run(sampler, tmp_path / "killed.pt", kill)
-    second, sampler = make_stage(make, shards, tmp_path)
+    second, sampler = make_stage(make, shards, tmp_path, variant)
     second.run(sampler, tmp_path / "killed.pt", lambda step, figures: None)
     for name, value in whole.average.items():
         assert torch.equal(value, second.average[name]), name

@@ -8,7 +8,8 @@ import torch
 from micro_fixtures import CAMERAS, micro_policy, renewed_policy
 from test_update import group_of
 
-from agent.model.openvla import ActionOutput
+from agent.model.distributions import TokenDistribution
+from agent.model.network import ActionOutput
 from learner.batch import build_samples
 from learner.loss import Clip
 from learner.policy import Scores
@@ -48,12 +49,9 @@ def updater_for(policy, limits=ROUNDED, steps=2):
 def observe(samples, recomputed, limits=ROUNDED):
     check = ServedCheck(limits)
     zeros = torch.zeros(len(samples), 1)
-    rows = np.arange(len(samples))
-    check.observe(
-        samples,
-        rows,
-        Scores(torch.from_numpy(recomputed), zeros, zeros, ActionOutput(None, None, zeros)),
-    )
+    output, distribution = ActionOutput(zeros, None, zeros), TokenDistribution(zeros, 1.0)
+    scores = Scores(torch.from_numpy(recomputed), zeros, zeros, output, distribution)
+    check.observe(samples, np.arange(len(samples)), scores)
     return check.conclude()
 
 
@@ -86,6 +84,19 @@ def test_importance_weights_are_truncated_ratios(samples):
     ratio = np.exp(samples.logprobs_BKA - served.logprobs_BKA)
     np.testing.assert_allclose(corrected.importance_BKA, np.minimum(ratio, 1.2), rtol=1e-5)
     assert {float(v) for v in np.unique(samples.importance_BKA)} == {1.0}
+
+
+def test_what_has_one_ratio_has_one_importance_weight(samples):
+    served = moved(samples, 0.1)
+    log_ratio = samples.logprobs_BKA.astype(np.float64) - served.logprobs_BKA
+    by_action = correct(served, samples.logprobs_BKA, 1.2, "action").importance_BKA
+    expected = np.minimum(np.exp(log_ratio.sum(axis=2, keepdims=True)), 1.2)
+    np.testing.assert_allclose(by_action, np.broadcast_to(expected, by_action.shape), rtol=1e-5)
+    by_chunk = correct(served, samples.logprobs_BKA, 1.2, "chunk").importance_BKA
+    executed = log_ratio * samples.mask_BK[..., None]
+    expected = np.minimum(np.exp(executed.sum(axis=(1, 2), keepdims=True)), 1.2)
+    np.testing.assert_allclose(by_chunk, np.broadcast_to(expected, by_chunk.shape), rtol=1e-5)
+    assert 1 < len(np.unique(by_chunk)) <= len(samples)
 
 
 def test_a_corrected_step_weighs_each_token_by_its_ratio(policy, samples):

@@ -14,7 +14,7 @@ from learner.policy import LOG_SCALE
 from learner.served import ServedLimits, ServedTrainedMismatch
 from learner.update import Updater, UpdateSettings, build_optimizer
 
-VARIANTS = ["oft-discrete", "oft-l1", "openvla"]
+VARIANTS = ["oft-discrete", "oft-l1", "openvla", "cnn"]
 CLIP = Clip(0.2, 0.28)
 EXACT = ServedLimits(tolerance=1e-4, trusted=0.1, refused=1.0, weight_cap=2.0)
 SETTINGS = UpdateSettings(

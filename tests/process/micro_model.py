@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.model.checkpoint import save_model
-from agent.model.nano import build_nano_config, build_nano_tokenizer, init_nano
+from agent.model.nano import as_cnn, build_nano_config, build_nano_tokenizer, init_nano
 from sim_bridge import toy
 
 STATS = {
@@ -32,11 +32,15 @@ def write_micro_model(folder: Path, variant: str = "oft-discrete") -> None:
     tower: dict[str, Any] = {"dim": 16, "depth": 2, "heads": 2, "mlp_dim": 32}
     text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
             "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
-    config = dataclasses.replace(
-        nano,
-        variant=variant,
-        **(CAUSAL if variant == "openvla" else {}),
-        vision_towers=tuple(dataclasses.replace(t, **tower) for t in nano.vision_towers),
-        text_config={**nano.text_config, **text},
+    config = (
+        as_cnn(nano, width=16)
+        if variant == "cnn"
+        else dataclasses.replace(
+            nano,
+            variant=variant,
+            **(CAUSAL if variant == "openvla" else {}),
+            vision_towers=tuple(dataclasses.replace(t, **tower) for t in nano.vision_towers),
+            text_config={**nano.text_config, **text},
+        )
     )
     save_model(init_nano(config, seed=0), folder, step=0)

@@ -15,6 +15,7 @@ WIDE = "model.architecture.laplace_scale=0.8"  # a fresh policy must stray to su
     ("variant", "settings"),
     [
         ("openvla", ["model.cameras=[agentview]"]),
+        ("cnn", []),
         ("oft-l1", ["learner.algorithm.learn_action_scale=true", WIDE]),
     ],
 )
