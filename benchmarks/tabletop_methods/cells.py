@@ -164,7 +164,7 @@ def pace() -> list[Cell]:
 
 
 def last_adapter(method: str) -> str:
-    """Where seed 0's last adapter is, relative to the repository; its core cell must be finished."""
+    """Where seed 0's last adapter is, from the repository; its core cell must be finished."""
     path = RESULTS / f"{method}-seed0.json"
     version = read_result(path).adapters[-1] if path.is_file() else "not-there-yet"
     return f"{RUNS.relative_to(PACKAGE_ROOT)}/{method}-seed0/adapters/{version}"
