@@ -13,7 +13,9 @@ from learner.config import LearnerConfig
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("algorithm", ["grpo-nano", "grpo-7b", "ppo-nano", "dpo-nano", "sft-nano"])
+@pytest.mark.parametrize(
+    "algorithm", ["grpo-nano", "grpo-7b", "ppo-nano", "ppo-7b", "dpo-nano", "sft-nano"]
+)
 def test_shipped_settings_fit_the_schema_key_by_key(algorithm):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         shipped = compose("learner", [f"algorithm={algorithm}"])
