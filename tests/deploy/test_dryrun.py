@@ -14,6 +14,7 @@ from deploy.local.placement import BadSetting
 from deploy.local.processes import module_command, module_environment
 from sim_bridge.__main__ import main as sim_main
 
+DOCUMENT = CONFIGS.parent / "docs" / "presets.md"
 PRESETS = sorted(path.stem for path in (CONFIGS / "preset").glob("*.yaml"))
 
 
@@ -70,10 +71,11 @@ def run_dry(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_the_paper_is_described_with_its_figures() -> None:
-    done = run_dry("preset=vlacrl-spatial", "workers=64", "--gpu=a100")
+def test_the_paper_is_described_with_its_figures_as_documented() -> None:
+    done = run_dry("preset=vlacrl-spatial", "workers=64", "--gpu=h100")
     assert done.returncode == 0, done.stderr
     text = done.stdout
+    assert f"```\n{text}```\n" in DOCUMENT.read_text(encoding="utf-8")
     assert "settings: agent, learner, sim-0 fit their schemas" in text
     for figure in ("7,541,237,184", "109,126,400"):
         assert figure in text
@@ -82,16 +84,14 @@ def test_the_paper_is_described_with_its_figures() -> None:
     assert re.search(r"environment steps +26,214,400 +9,216,000", text)
     assert re.search(r"chunks served +3,276,800 +1,152,000", text)
     assert re.search(r"optimiser steps +400 ", text)
-    assert "A100 SXM 80GB, 80 GB: server and learner fit together" in text
-    assert "with 64 environments" in text
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_is_described(preset: str) -> None:
+@pytest.mark.parametrize("preset", ["rl4vla-ppo", "crl-vla"])
+def test_other_networks_and_critics_are_described(preset: str) -> None:
     done = run_dry(f"preset={preset}", "--gpu=4090", "--mean-steps=100")
     assert done.returncode == 0, done.stderr
-    assert ("critic" in done.stdout) == (preset in ("rl4vla-ppo", "crl-vla"))
+    assert re.search(r"critic +2,163,456  counted, trained", done.stdout)
     assert "RTX 4090, 24 GB: fits one process each" in done.stdout
 
 

@@ -2,6 +2,10 @@
 
 from dataclasses import replace
 
+import pytest
+from omegaconf import OmegaConf
+
+from deploy.local.dryrun import compose_dry
 from learner.algorithm_config import AlgorithmConfig, PpoConfig
 from learner.config import EvalConfig, LearnerConfig, SftConfig, SuiteConfig, TaskConfig
 from learner.continual.settings import ContinualConfig
@@ -62,3 +66,26 @@ def test_each_method_has_its_forwards():
                   sft=SftConfig(["demos"], steps_per_iteration=7, batch_size=10))  # fmt: skip
     work = count_workload(sft, 8)
     assert (work.training, work.optimizer_steps, work.samples_trained) == (Played(), 28, 280)
+
+
+@pytest.mark.parametrize(
+    ("preset", "chunk_steps", "training", "evaluation"),
+    [
+        # 5 tasks of 10 or 5 iterations of 1,024; 6 rows of 10 tasks, 6 from each of 50 states.
+        ("vlacrl-spatial", 8, Played(51_200, 51_200 * 512, 51_200 * 64), 6 * 10 * 300),
+        ("vlacrl-object", 8, Played(51_200, 51_200 * 512, 51_200 * 64), 6 * 10 * 300),
+        ("vlacrl-long", 8, Played(25_600, 25_600 * 512, 25_600 * 64), 6 * 10 * 300),
+        # 140 iterations of 64; base and final row of 10 tasks, 100 sampled, 5 of them greedy too.
+        ("rl4vla-ppo", 1, Played(8_960, 8_960 * 220, 8_960 * 220), 2 * (10 * 100 + 5 * 20)),
+        # 3 tasks of 140 iterations of 64; 4 rows of 3 tasks.
+        ("crl-vla", 8, Played(26_880, 26_880 * 220, 26_880 * 28), 4 * 3 * 100),
+    ],
+)
+def test_a_preset_has_the_papers_episodes(preset, chunk_steps, training, evaluation):
+    settings, _ = compose_dry([f"preset={preset}"])
+    node = OmegaConf.merge(
+        OmegaConf.structured(LearnerConfig), OmegaConf.create(settings.processes["learner"])
+    )
+    work = count_workload(OmegaConf.to_object(node), chunk_steps)
+    assert work.training == training
+    assert work.evaluation.episodes == evaluation
