@@ -31,29 +31,35 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
-class Samples:
+class Chunks:
+    """Observations with the chunks of actions chosen there: all that scoring them needs."""
+
+    images_BNHWC: np.ndarray  # u8
+    proprio_BP: np.ndarray  # f32, robot units
+    choices_BKA: np.ndarray  # what was drawn: i64 action bins, or f32 normalised actions
+    mask_BK: np.ndarray  # f32, 1 where the action was executed as the policy's own
+    temperatures_B: np.ndarray  # f32
+    instruction_B: np.ndarray  # str
+
+    def __len__(self) -> int:
+        return len(self.instruction_B)
+
+
+@dataclass(frozen=True)
+class Samples(Chunks):
     """The chunk samples of one iteration's usable groups.
 
     A policy version stays with each trajectory, so that stale ones can be told apart.
     """
 
-    images_BNHWC: np.ndarray  # u8
-    proprio_BP: np.ndarray  # f32, robot units
-    choices_BKA: np.ndarray  # what was drawn: i64 action bins, or f32 normalised actions
     logprobs_BKA: np.ndarray  # f32, recorded when sampled [nats]
-    mask_BK: np.ndarray  # f32, 1 where the action was executed as the policy's own
     advantages_B: np.ndarray  # f32
     weights_B: np.ndarray  # f32, 1 / (L A); the number of trajectories is divided out later
     importance_BKA: np.ndarray  # f32, on each token's loss; 1 unless corrected
-    temperatures_B: np.ndarray  # f32
     trajectory_B: np.ndarray  # i64, index among all collected trajectories
     step_index_B: np.ndarray  # i64
-    instruction_B: np.ndarray  # str
     version_B: np.ndarray  # str
     episode_id_B: np.ndarray  # str
-
-    def __len__(self) -> int:
-        return len(self.trajectory_B)
 
 
 def build_samples(trajectories: Sequence[Trajectory], cameras: Sequence[str]) -> Samples | None:
@@ -86,7 +92,7 @@ def split_trajectories(
 
 
 def micro_batches(
-    samples: Samples, rows: np.ndarray, size: int
+    samples: Chunks, rows: np.ndarray, size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows in batches of exactly `size`: (row indices i64[size], fill f32[size]).
 

@@ -9,22 +9,39 @@ from agent.config import require
 if TYPE_CHECKING:
     from learner.config import LearnerConfig
 
-NEED_LAST_EPISODES = ("ewc",)  # of each task learned
+# With new weights each task, an adapter or a critic's head, of which no optimiser knows.
+START_AFRESH = ("retain", "crl-vla")
+# Of each task learned; er does, too, without demonstrations.
+NEED_LAST_EPISODES = ("ewc", "der", "crl-vla")
 
 
 def refuse_combinations(config: LearnerConfig) -> None:
     """Raises ConfigError for the first that does not fit the rest."""
     algorithm, continual = config.algorithm, config.continual
-    needs_episodes = continual.method in NEED_LAST_EPISODES
+    needs_episodes = continual.method in NEED_LAST_EPISODES or (
+        continual.er is not None and not continual.er.demonstrations
+    )
     require(
         not (needs_episodes and algorithm.method == "sft"),
         f"continual.method={continual.method} looks back at the episodes of earlier tasks, and "
-        "algorithm.method=sft collects none; choose another of the two",
+        "algorithm.method=sft collects none; choose another of the two, or for er name "
+        "continual.er.demonstrations",
     )
     require(
         not needs_episodes or config.keep_used_episodes,
         f"continual.method={continual.method} looks back at the episodes of earlier tasks: set "
         "keep_used_episodes=true",
+    )
+    require(
+        continual.method != "crl-vla" or algorithm.method == "ppo",
+        "continual.method=crl-vla replaces the critic of algorithm.method=ppo, and "
+        f"{algorithm.method} has none: take algorithm=ppo-nano",
+    )
+    require(
+        continual.method not in START_AFRESH or algorithm.fresh_optimizer_per_task,
+        f"continual.method={continual.method} trains fresh weights each task, to which the "
+        "optimiser's moments of the last ones mean nothing; set "
+        "algorithm.fresh_optimizer_per_task=true",
     )
     require(
         not (continual.method == "multitask" and algorithm.grouping == "task"),

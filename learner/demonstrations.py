@@ -10,16 +10,19 @@ demonstrator's simulator is not at hand); episode i32[N].
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from agent.wire.errors import PerennialError
 
 FRAME_ARRAYS = ("agentview", "wrist", "proprio", "task", "actions", "state", "target")
 
 
-class DemonstrationError(ValueError):
+class DemonstrationError(PerennialError):
     """A shard folder that cannot be trained on; the message says what is wrong with it."""
 
 
@@ -47,32 +50,62 @@ def load_demonstrations(folders: list[Path], tasks: Sequence[str] | None = None)
     Raises DemonstrationError when a folder has no shard, its tasks differ from the others', or
     an array is missing, mis-shaped or not finite.
     """
+    known = read_tasks(folders, tasks or ())
+    slugs = [entry["slug"] for entry in known]
+    wanted = None if tasks is None else [slugs.index(task) for task in tasks]
+
+    def kept(path: Path) -> dict[str, np.ndarray]:
+        shard = _read_shard(path)
+        keep = slice(None) if wanted is None else np.isin(shard["task"], wanted)
+        return {name: array[keep] for name, array in shard.items()}
+
+    return _join(map(kept, _shard_paths(folders)), known, folders)
+
+
+def load_episodes(
+    folders: list[Path], task: str, count: int, rng: np.random.Generator
+) -> Demonstrations:
+    """The frames of `count` demonstrations of a task (of all if there are fewer), drawn by `rng`.
+
+    An episode demonstrates the task that most of its frames are labelled for: shards may hold
+    frames that were labelled once more, for another task.
+
+    Raises DemonstrationError as `load_demonstrations`, and without a demonstration of the task.
+    """
+    known = read_tasks(folders, [task])
+    number = [entry["slug"] for entry in known].index(task)
+    paths = _shard_paths(folders)
+    places = [(path, episode) for path in paths for episode in _episodes_of(path, number)]
+    if not places:
+        raise DemonstrationError(f"no demonstration of {task!r} in {[str(f) for f in folders]}")
+    drawn = rng.choice(len(places), size=min(count, len(places)), replace=False)
+    chosen: dict[Path, list[int]] = {}
+    for index in sorted(drawn):
+        path, episode = places[index]
+        chosen.setdefault(path, []).append(episode)
+
+    def kept(path: Path) -> dict[str, np.ndarray]:
+        shard, (_, episodes) = _read_shard(path), _labels(path)
+        keep = (shard["task"] == number) & np.isin(episodes, chosen[path])
+        return {name: array[keep] for name, array in shard.items()}
+
+    return _join(map(kept, chosen), known, folders)
+
+
+def read_tasks(folders: list[Path], tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """The entries (slug, instruction) of the tasks of all folders.
+
+    Raises DemonstrationError when they differ or one of `tasks` is not among them.
+    """
     metas = [_read_meta(folder) for folder in folders]
     if any(meta["tasks"] != metas[0]["tasks"] for meta in metas):
         raise DemonstrationError(f"the task lists of {[str(f) for f in folders]} differ")
-    slugs = tuple(entry["slug"] for entry in metas[0]["tasks"])
-    if unknown := [task for task in tasks or () if task not in slugs]:
+    slugs = [entry["slug"] for entry in metas[0]["tasks"]]
+    if unknown := [task for task in tasks if task not in slugs]:
         raise DemonstrationError(
             f"no task {unknown[0]!r} in {folders[0]}; it has {', '.join(slugs)}"
         )
-    wanted = None if tasks is None else [slugs.index(task) for task in tasks]
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in FRAME_ARRAYS}
-    frames = 0
-    for path in (path for folder in folders for path in sorted(folder.glob("*.npz"))):
-        shard = _read_shard(path)
-        keep = slice(None) if wanted is None else np.isin(shard["task"], wanted)
-        for name in FRAME_ARRAYS:
-            columns[name].append(shard[name][keep])
-        frames += len(columns["task"][-1])
-    if frames == 0:
-        raise DemonstrationError(f"no frames in {[str(f) for f in folders]}")
-    for name in FRAME_ARRAYS:
-        shapes = {part.shape[1:] for part in columns[name]}
-        if len(shapes) > 1:
-            raise DemonstrationError(f"{name} differs between shards: {sorted(shapes)} a frame")
-    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    instructions = tuple(entry["instruction"] for entry in metas[0]["tasks"])
-    return Demonstrations(**joined, slugs=slugs, instructions=instructions)
+    return list(metas[0]["tasks"])
 
 
 def normalisation_statistics(demos: Demonstrations, dataset: str) -> dict[str, dict]:
@@ -103,6 +136,47 @@ def _moments(values: np.ndarray) -> dict[str, list[float]]:
         "q01": np.quantile(values, 0.01, axis=0).tolist(),
         "q99": np.quantile(values, 0.99, axis=0).tolist(),
     }
+
+
+def _join(
+    shards: Iterable[dict[str, np.ndarray]], known: list[dict[str, Any]], folders: list[Path]
+) -> Demonstrations:
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in FRAME_ARRAYS}
+    for shard in shards:
+        for name in FRAME_ARRAYS:
+            columns[name].append(shard[name])
+    if not sum(map(len, columns["task"])):
+        raise DemonstrationError(f"no frames in {[str(f) for f in folders]}")
+    for name in FRAME_ARRAYS:
+        shapes = {part.shape[1:] for part in columns[name]}
+        if len(shapes) > 1:
+            raise DemonstrationError(f"{name} differs between shards: {sorted(shapes)} a frame")
+    return Demonstrations(
+        **{name: np.concatenate(parts) for name, parts in columns.items()},
+        slugs=tuple(entry["slug"] for entry in known),
+        instructions=tuple(entry["instruction"] for entry in known),
+    )
+
+
+def _shard_paths(folders: list[Path]) -> list[Path]:
+    return [path for folder in folders for path in sorted(folder.glob("*.npz"))]
+
+
+def _episodes_of(path: Path, task: int) -> list[int]:
+    """The episodes of a shard most of whose frames are labelled for the task, in their order."""
+    tasks, episodes = _labels(path)
+    numbers = np.unique(episodes)
+    return [int(n) for n in numbers if np.bincount(tasks[episodes == n]).argmax() == task]
+
+
+def _labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Task and episode of each frame of a shard."""
+    with np.load(path, allow_pickle=False) as archive:
+        if missing := [name for name in ("task", "episode") if name not in archive.files]:
+            raise DemonstrationError(
+                f"{path}: arrays {missing} are missing; it has {archive.files}"
+            )
+        return archive["task"], archive["episode"]
 
 
 def _read_meta(folder: Path) -> dict:

@@ -21,7 +21,6 @@ def main(argv: list[str] | None = None) -> int:
     from agent.wire.errors import PerennialError  # after the parser: help is instant
 
     try:
-        from learner.demonstrations import DemonstrationError
         from learner.libero_import import ImportSettings, import_files
 
         settings = ImportSettings(
@@ -35,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    except (PerennialError, DemonstrationError, OSError) as error:
+    except (PerennialError, OSError) as error:
         print(f"perennial demos import: {error}", file=sys.stderr)
         return 1
     print(f"{arguments.out}: {episodes} demonstrations, {frames} frames")

@@ -90,11 +90,10 @@ def main(argv: list[str] | None = None) -> int:
     from agent.model.adapter_config import AdapterError
     from agent.model.errors import ModelFolderError
     from learner.conversion import convert
-    from learner.demonstrations import DemonstrationError
 
     try:
         convert(arguments.base, arguments.out, settings)
-    except (ModelFolderError, AdapterError, DemonstrationError, PerennialError, OSError) as error:
+    except (ModelFolderError, AdapterError, PerennialError, OSError) as error:
         print(f"perennial model to-discrete: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

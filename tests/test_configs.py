@@ -15,6 +15,7 @@ from deploy.local.composition import CONFIGS
 from deploy.local.placement import BadSetting
 from deploy.local.settings import RunConfig, compose_run
 from learner.config import LearnerConfig
+from learner.continual.settings import ContinualConfig
 from sim_bridge import toy
 from sim_bridge.config import ProbeConfig, SimConfig
 from sim_bridge.tabletop import tasks as tabletop
@@ -65,6 +66,7 @@ def load_suite(name: str) -> dict[str, Any]:
             for budget in options("budget")
         ),
         *([f"model={model}"] for model in options("model")),
+        *([f"method={method}"] for method in options("method")),
         *([f"preset={preset}"] for preset in options("preset")),
     ],
     ids=" ".join,
@@ -148,6 +150,55 @@ def test_every_algorithm_can_be_chosen_for_a_run(algorithm: str, model_dir: Path
     learner = OmegaConf.to_object(merged)
     assert isinstance(learner, LearnerConfig)
     assert learner.algorithm.method == algorithm.partition("-")[0]
+
+
+@pytest.mark.parametrize("method", options("continual"))
+def test_every_continual_method_can_be_chosen_for_a_run(method: str, model_dir: Path) -> None:
+    algorithm = "ppo-nano" if method.startswith("crl-vla") else "grpo-nano"
+    run = compose_run(
+        [f"continual={method}", f"algorithm={algorithm}", f"model.model_dir={model_dir}"]
+    )
+    values = run.processes["learner"]
+    merged = OmegaConf.merge(OmegaConf.structured(LearnerConfig), OmegaConf.create(values))
+    learner = OmegaConf.to_object(merged)
+    assert isinstance(learner, LearnerConfig)
+    assert method.startswith(learner.continual.method)  # der-base is a der
+    assert set(values["continual"]) == set(ContinualConfig.__dataclass_fields__)
+
+
+def test_the_server_has_room_for_the_adapter_of_every_merged_task(model_dir: Path) -> None:
+    given = [f"model.model_dir={model_dir}", "learner.algorithm.lora_rank=6"]
+    tasks = len(load_suite("tabletop")["train_tasks"])
+    for chosen, rank in (
+        ([], 6),
+        (["continual=retain"], 6 * tasks),
+        (["continual=retain", "task_order=[1,0]"], 12),
+        (["continual=retain", "agent.policy.adapter_rank=64"], 64),
+    ):
+        assert compose_run(given + chosen).processes["agent"]["policy"]["adapter_rank"] == rank
+
+
+@pytest.mark.parametrize(
+    ("overrides", "algorithm", "continual"),
+    [
+        (["method=ewc"], "grpo", "ewc"),
+        (["method=ppo", "continual=ewc"], "ppo", "ewc"),
+        (["continual=sequential", "method=ewc"], "grpo", "sequential"),
+        (["method=ppo", "algorithm=grpo-nano"], "grpo", "sequential"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_method_chooses_what_is_not_chosen_by_hand(
+    overrides: list[str], algorithm: str, continual: str, model_dir: Path
+) -> None:
+    learner = compose_run([f"model.model_dir={model_dir}", *overrides]).processes["learner"]
+    assert learner["algorithm"]["method"] == algorithm
+    assert learner["continual"]["method"] == continual
+
+
+def test_a_method_may_turn_the_order_of_the_tasks_round(model_dir: Path) -> None:
+    run = compose_run([f"model.model_dir={model_dir}", "method=reversed"])
+    assert tuple(run.processes["learner"]["suite"]["train_tasks"]) == tabletop.TRAIN_TASKS[::-1]
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

@@ -8,6 +8,7 @@ behind them.
 """
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -31,6 +32,8 @@ KEY_PREFIX = "base_model.model."
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
+TRAINED, FROZEN = "default", "frozen"
+"""PEFT's names of the two adapters that a network in training can have."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -68,34 +71,76 @@ def attach_lora(model: PolicyNetwork, rank: int, alpha: float) -> PeftModel:
     A is Gaussian and B zero (torch's global RNG), so the policy starts unchanged. The wrapped
     network is `peft_model.get_base_model()`.
     """
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes any number
-        lora_dropout=0.0,
-        bias="none",
-        init_lora_weights="gaussian",
-        target_modules=lora_targets(model),
-    )
-    peft_model = get_peft_model(model, config)
+    peft_model = get_peft_model(model, _lora_config(lora_targets(model), rank, alpha))
     assert isinstance(peft_model, PeftModel)
     return peft_model
 
 
-def save_adapter(peft_model: PeftModel, folder: Path) -> None:
+def set_frozen_update(peft_model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
+    """Let a second adapter, float32 and frozen, take part beside the trained one.
+
+    Args:
+        tensors: of the trained one's names and of any rank, under the same alpha / r; none takes
+            the second adapter away. Torch's global RNG is left as it was.
+    """
+    if FROZEN in peft_model.peft_config:
+        peft_model.delete_adapter(FROZEN)
+    if not tensors:
+        return
+    trained, rank = peft_model.peft_config[TRAINED], rank_of(tensors)
+    config = _lora_config(trained.target_modules, rank, trained.lora_alpha * rank / trained.r)
+    with torch.random.fork_rng(devices=[]):  # of an initialisation that is written over at once
+        peft_model.add_adapter(FROZEN, config)
+    set_peft_model_state_dict(peft_model, dict(tensors), adapter_name=FROZEN)
+    peft_model.base_model.set_adapter([TRAINED, FROZEN])
+    for name, parameter in peft_model.named_parameters():
+        if f".{FROZEN}." in name:
+            parameter.requires_grad_(False)
+
+
+def rank_of(tensors: Mapping[str, Tensor]) -> int:
+    """Rows of every A of an adapter."""
+    return next(len(tensor) for name, tensor in tensors.items() if ".lora_A." in name)
+
+
+def stack_updates(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adapter whose update is the sum of two: A over A, B beside B."""
+    return {
+        name: torch.cat([tensor, second[name]], dim=0 if ".lora_A." in name else 1)
+        for name, tensor in first.items()
+    }
+
+
+def scale_update(tensors: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """The adapter whose update is `factor` times as large; the factor goes into B."""
+    return {
+        name: tensor * factor if ".lora_B." in name else tensor for name, tensor in tensors.items()
+    }
+
+
+def save_adapter(
+    peft_model: PeftModel, folder: Path, tensors: Mapping[str, Tensor] | None = None
+) -> None:
     """Write a plain PEFT folder (config and float32 safetensors) that stock PEFT loads.
 
     The bytes depend on the weights and the config alone: target names are sorted, because PEFT
     keeps them in a set. Durability and hashing are the adapter store's duty.
+
+    Args:
+        tensors: instead of the trained adapter's, under the same alpha / r and of any rank.
     """
-    config = peft_model.peft_config["default"].to_dict()
+    state = tensors or get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    config = peft_model.peft_config[TRAINED].to_dict()
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     config.update(peft_type="LORA", inference_mode=True, base_model_name_or_path="")
+    rank = rank_of(state)
+    if rank != config["r"]:
+        config.update(r=rank, lora_alpha=config["lora_alpha"] * rank / config["r"])
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
-    state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(state.items())}
-    save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    contents = {k: v.detach().cpu().contiguous() for k, v in sorted(state.items())}
+    save_file(contents, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Tensor], LoraSpec]:
@@ -192,6 +237,17 @@ def check_pair(name: str, a: Tensor, b: Tensor, weight: Tensor, rank: int) -> No
             f"adapter shapes of {name}: expected A {expected_a} and B {expected_b}, got "
             f"{tuple(a.shape)} and {tuple(b.shape)}"
         )
+
+
+def _lora_config(targets: Iterable[str], rank: int, alpha: float) -> LoraConfig:
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes any number
+        lora_dropout=0.0,
+        bias="none",
+        init_lora_weights="gaussian",
+        target_modules=list(targets),
+    )
 
 
 def is_same_weight(copy: Tensor, weight: Tensor) -> bool:

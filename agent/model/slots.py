@@ -89,8 +89,8 @@ class SlotBank:
         """
         if spec.rank > self.rank:
             raise AdapterError(
-                f"adapter rank {spec.rank} exceeds the bank's {self.rank}; raise the server's "
-                "maximum rank"
+                f"adapter rank {spec.rank} exceeds the server's {self.rank}; raise "
+                "policy.adapter_rank"
             )
         pairs = pair_adapter_tensors(self.model, list(self._layers), tensors, spec)
         size = sum(layer.A[0].numel() + layer.B[0].numel() for layer in self._layers.values())

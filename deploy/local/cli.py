@@ -37,6 +37,7 @@ COMMANDS = {
     "dry-run": Command(
         "deploy.local.dryrun", "memory, episodes and GPU-hours of a run, without a GPU"
     ),
+    "bench": Command("deploy.bench", "several methods on the same tasks, and one report on all"),
     "plan": Command("learner.plan", "expected usable groups, episodes and hours of a training"),
     "setup": Command("deploy.setup", "settings and keys for services: compose or systemd"),
     "keys": Command("agent.cli_keys", "who may connect to a server, and what each may do"),
@@ -61,6 +62,7 @@ examples:
   perennial run                                        the demo: three tabletop tasks in sequence
   perennial run suite=tabletop task_order=[0,1,2] seed=3
   perennial report runs/tabletop-seed3 --recount
+  perennial bench suite=tabletop method=sequential,ewc seeds=3
 
 `perennial COMMAND --help` shows a command's settings.
 """

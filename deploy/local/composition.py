@@ -9,6 +9,7 @@ from typing import Any
 
 from deploy.local.placement import BadSetting, perturbed_name
 from deploy.local.processes import PACKAGE_ROOT
+from deploy.local.ranks import served_rank
 
 CONFIGS = PACKAGE_ROOT / "configs"
 
@@ -39,9 +40,16 @@ def _compose(overrides: Sequence[str]) -> Any:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("perturbed", perturbed_name, replace=True)
+    OmegaConf.register_new_resolver("served_rank", served_rank, replace=True)
+    OmegaConf.register_new_resolver("reversed", _reversed_order, replace=True)
     settings = [_in_full(override) for override in overrides]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("run", settings)
+
+
+def _reversed_order(tasks: Sequence[str]) -> list[int]:
+    """The `task_order` of `tasks` from the last to the first."""
+    return list(reversed(range(len(tasks))))
 
 
 def _in_full(override: str) -> str:

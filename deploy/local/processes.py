@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ BAD_INPUT = 2  # exit status of a process whose settings cannot work: starting i
 QUICK_EXIT_S = 20.0  # a process that lived longer than this starts with a fresh restart budget
 LONGEST_BACKOFF_S = 10.0
 LOG_TAIL_BYTES = 4096
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]  # the repository, or site-packages
 
@@ -44,6 +46,15 @@ def module_environment(threads: int | None = None) -> dict[str, str]:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             environment[name] = str(threads)
     return environment
+
+
+def die_with(parent: int) -> None:
+    """Asks the kernel for SIGTERM when `parent` ends; ends at once if it already has (Linux)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "die_with_parent: prctl")
+    if os.getppid() != parent:
+        signal.raise_signal(signal.SIGTERM)
 
 
 @dataclass(frozen=True)

@@ -27,39 +27,59 @@ class Plan:
     iterations_per_task: int
     episodes_per_iteration: int
     eval_episodes: int
+    is_joint: bool = False  # all tasks at once, in as many iterations as one after another
+    last_row: int | None = None  # after which the run ends, if not the last
 
     @classmethod
     def from_learner(cls, learner: dict[str, Any]) -> Plan:
         """From the learner's resolved settings."""
-        suite, algorithm, evaluation = (
-            learner[key] for key in ("suite", "algorithm", "evaluation")
-        )
-        states, slots = suite["eval_init_states"], evaluation["slots_per_state"]
-        trained, held_out = suite["train_tasks"], suite["held_out_tasks"]
-        held_out_slots = evaluation["held_out_slots_per_state"]
-        whole = states * (len(trained) * slots + len(held_out) * held_out_slots)
-        middle = evaluation.get("middle_slots_per_state")
-        between = whole if evaluation["full_matrix"] else states * slots
-        if middle is not None:
-            cells = len(trained) + len(held_out) if evaluation["full_matrix"] else 1
-            between = states * middle * cells
-        greedy = states if evaluation["greedy"] else 0  # of a task
-        if algorithm["iterations_per_task"] == 0:
-            eval_episodes = whole + greedy * (len(trained) + len(held_out))
-        else:
-            eval_episodes = 2 * whole + (len(trained) - 1) * between + 2 * greedy * len(trained)
+        suite, algorithm = learner["suite"], learner["algorithm"]
+        rows = measured_rows(learner)
+        collects = algorithm.get("method") != "sft"
+        per_iteration = algorithm["group_size"] * algorithm["groups_per_iteration"]
         return cls(
-            train_tasks=list(trained),
-            held_out_tasks=list(held_out),
+            train_tasks=list(suite["train_tasks"]),
+            held_out_tasks=list(suite["held_out_tasks"]),
             iterations_per_task=algorithm["iterations_per_task"],
-            episodes_per_iteration=algorithm["group_size"] * algorithm["groups_per_iteration"],
-            eval_episodes=eval_episodes,
+            episodes_per_iteration=per_iteration if collects else 0,
+            eval_episodes=sum(episodes_of_row(learner, row) for row in rows),
+            last_row=rows[-1],
+            is_joint=learner["continual"]["method"] == "multitask",
         )
 
     @property
     def train_episodes(self) -> int:
         """Of the whole run, without resampled groups."""
-        return len(self.train_tasks) * self.iterations_per_task * self.episodes_per_iteration
+        tasks = len(self.train_tasks) if self.last_row is None else self.last_row
+        return tasks * self.iterations_per_task * self.episodes_per_iteration
+
+
+def measured_rows(learner: dict[str, Any]) -> list[int]:
+    """The rows of the success matrix that a run measures, by the learner's resolved settings."""
+    last = len(learner["suite"]["train_tasks"])
+    if learner["algorithm"]["iterations_per_task"] == 0:
+        return [0]
+    is_joint = learner["continual"]["method"] == "multitask"
+    rows = [0, last] if is_joint else list(range(last + 1))
+    limit = learner.get("last_row")
+    return rows if limit is None else [row for row in rows if row <= limit]
+
+
+def episodes_of_row(learner: dict[str, Any], row: int) -> int:
+    """Evaluation episodes of one row, at both temperatures."""
+    suite, evaluation = learner["suite"], learner["evaluation"]
+    trained, held_out = len(suite["train_tasks"]), len(suite["held_out_tasks"])
+    slots, held_out_slots = evaluation["slots_per_state"], evaluation["held_out_slots_per_state"]
+    is_middle = 0 < row < trained
+    middle_slots = evaluation.get("middle_slots_per_state")
+    if is_middle and middle_slots is not None:
+        slots = held_out_slots = middle_slots
+    is_whole = not is_middle or evaluation["full_matrix"]
+    episodes = trained * slots + held_out * held_out_slots if is_whole else slots
+    if evaluation["greedy"] and not is_middle:
+        is_only_measured = learner["algorithm"]["iterations_per_task"] == 0
+        episodes += trained + (held_out if is_only_measured else 0)
+    return int(suite["eval_init_states"] * episodes)
 
 
 @dataclass
@@ -165,17 +185,20 @@ class Progress:
         return "Starting"
 
     def _training_stage(self, index: int) -> str:
-        task = self.plan.train_tasks[index]
-        rates = self.tasks[task].update_rates
-        update = len(rates)
-        collected = rates[max(rates)].trials
-        learning = collected >= self.plan.episodes_per_iteration
-        doing = "learning" if learning else f"{collected} of {self.plan.episodes_per_iteration}"
-        return (
-            f"Training {task} (task {index + 1} of {len(self.plan.train_tasks)}), "
-            f"update {update} of {self.plan.iterations_per_task}: "
-            + (doing if learning else f"{doing} episodes")
+        plan, tasks = self.plan, self.plan.train_tasks
+        trained = tasks if plan.is_joint else [tasks[index]]
+        rates = [self.tasks[task].update_rates for task in trained]
+        updates = {update for each in rates for update in each}
+        collected = sum(each[max(updates)].trials for each in rates if max(updates) in each)
+        wanted = plan.episodes_per_iteration
+        doing = "learning" if collected >= wanted else f"{collected} of {wanted} episodes"
+        which = (
+            f"all {len(tasks)} tasks"
+            if plan.is_joint
+            else f"{tasks[index]} (task {index + 1} of {len(tasks)})"
         )
+        total = plan.iterations_per_task * len(trained)
+        return f"Training {which}, update {len(updates)} of {total}: {doing}"
 
 
 def _count(rates: dict[int, Rate], key: int, is_success: bool) -> None:

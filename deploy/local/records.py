@@ -32,6 +32,7 @@ class EpisodeRow:
     version: str
     outcome: str
     counted: bool
+    steps: int = 0  # of the environment
     state: str = ""
     disposition: str | None = None
 
@@ -102,12 +103,12 @@ def _read_rows(path: Path, column: str) -> dict[str, EpisodeRow]:
     """Ordered episodes of a ledger with its own `column` (state or disposition), by id."""
     rows = _query(
         path,
-        "SELECT episode_id, slot_id, task, phase, version, outcome, counted, "
+        "SELECT episode_id, slot_id, task, phase, version, outcome, counted, steps, "
         f"{column} FROM episodes WHERE slot_id <> ''",
     )
     found = {}
-    for episode_id, slot_id, task, phase, version, outcome, counted, value in rows:
-        row = EpisodeRow(episode_id, slot_id, task, phase, version, outcome, bool(counted))
+    for episode_id, *values, counted, steps, value in rows:
+        row = EpisodeRow(episode_id, *values, bool(counted), steps)
         found[episode_id] = replace(row, **{column: value})
     return found
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from deploy.local.processes import BAD_INPUT, ProcessFailed, module_command, module_environment
+from deploy.local.processes import (
+    BAD_INPUT,
+    ProcessFailed,
+    die_with,
+    module_command,
+    module_environment,
+)
 from deploy.local.versions import installed_versions
 
 FAILED = 1
@@ -20,6 +27,7 @@ settings (Hydra overrides; configs/run.yaml has all of them):
   seed=0                     everything random derives from it
   run_dir=runs/NAME          where the run lives; the same folder again resumes it
   budget=demo|smoke|eval     how long to train and how much to evaluate
+  method=sequential|ewc|...  how to learn and not to forget; configs/method has all of them
   algorithm=grpo-nano|ppo-nano   how to learn; there are more in configs/algorithm
   preset=vlacrl-spatial      a paper's whole configuration; first: perennial dry-run preset=NAME
   model=nano-tabletop        the policy to start from; model.model_dir=FOLDER for your own
@@ -29,6 +37,7 @@ settings (Hydra overrides; configs/run.yaml has all of them):
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 finished, 2 bad input, 1 failed, 130 interrupted."""
+    parent = os.getppid()
     parser = argparse.ArgumentParser(
         prog="perennial run",
         description=__doc__,
@@ -42,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     from deploy.local.supervisor import Interrupted
 
     try:
-        return _run(arguments.overrides)
+        return _run(arguments.overrides, parent)
     except BadSetting as error:
         print(f"perennial run: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -57,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _run(overrides: list[str]) -> int:
+def _run(overrides: list[str], parent: int) -> int:
     from rich.console import Console
 
     from deploy.local.conditions import Conditions
@@ -70,6 +79,8 @@ def _run(overrides: list[str]) -> int:
 
     stop = StopSignal()
     config = compose_run(overrides)
+    if config.settings.die_with_parent:
+        die_with(parent)
     console = Console()
     folder = RunFolder(config.settings.run_dir)
     with folder.lock(), folder.sockets():

@@ -36,6 +36,7 @@ FREE_SECTIONS = (
     "restart_backoff_s",
     "stop_limit_s",
     "ready_limit_s",
+    "die_with_parent",
 )
 BUNDLED_MODELS = ("agent/assets/nano", "agent/assets/nano-libero")
 OPEN_TABLES = ("agent.tasks.",)  # may get entries at any time: robots' own tasks
@@ -108,7 +109,7 @@ class RunFolder:
         """
         from omegaconf import OmegaConf
 
-        settings = _portable({k: v for k, v in config.tree.items() if k not in FREE_SECTIONS})
+        settings = recorded_settings(config)
         self._state = read_state(self.path)
         is_resumed = bool(self._state)
         if is_resumed:
@@ -133,22 +134,13 @@ class RunFolder:
             self._save()
 
     def _save(self) -> None:
-        """Replaces state.json, so that a reader sees the old content or the new."""
-        partial = self.path / "state.json.partial"
-        partial.write_text(json.dumps(self._state, indent=1) + "\n")
-        partial.replace(self.path / STATE_NAME)
+        write_state(self.path, self._state)
 
     def _refuse_changes(
         self, recorded: dict[str, Any], present: dict[str, Any], overrides: tuple[str, ...]
     ) -> None:
-        recorded = _portable({k: v for k, v in recorded.items() if k not in FREE_SECTIONS})
-        # What the shipped configuration gives where nobody sets what the record does not have.
-        kept = [o.text for o in parse_overrides(overrides) if not _sets_new(o, recorded)]
-        defaults = json.loads(json.dumps(compose_tree(kept)))
-        found = find_differences(recorded, json.loads(json.dumps(present)), defaults)
-        # The run's own settings before those of processes, which follow from them.
-        differences = sorted(found, key=lambda d: (d.key.count("."), d.key))
-        refused = [d for d in differences if d.kind != "gone" and not _is_added_entry(d)]
+        differences = changed_settings(recorded, present, overrides)
+        refused = [d for d in differences if d.kind != "gone"]
         if refused:
             raise BadSetting(
                 f"{self.path} was {explain(refused)}; resume it with the same settings, or choose "
@@ -161,6 +153,33 @@ class RunFolder:
                 gone.key,
                 json.dumps(gone.recorded),
             )
+
+
+def recorded_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings of a run that decide its numbers and files, as JSON has them."""
+    return _plain(config.tree)
+
+
+def _plain(tree: dict[str, Any]) -> dict[str, Any]:
+    kept = _portable({k: v for k, v in tree.items() if k not in FREE_SECTIONS})
+    plain: dict[str, Any] = json.loads(json.dumps(kept))
+    return plain
+
+
+def changed_settings(
+    recorded: dict[str, Any], present: dict[str, Any], overrides: tuple[str, ...]
+) -> list[Difference]:
+    """How `present`, composed from `overrides`, differs from what was recorded of a run.
+
+    The run's own settings come before those of processes, which follow from them.
+    """
+    recorded = _plain(recorded)
+    # What the shipped configuration gives where nobody sets what the record does not have.
+    kept = [o.text for o in parse_overrides(overrides) if not _sets_new(o, recorded)]
+    defaults = json.loads(json.dumps(compose_tree(kept)))
+    found = find_differences(recorded, present, defaults)
+    differences = sorted(found, key=lambda d: (d.key.count("."), d.key))
+    return [d for d in differences if not _is_added_entry(d)]
 
 
 def _portable(settings: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +201,13 @@ def _sets_new(override: Override, recorded: dict[str, Any]) -> bool:
 
 def _is_added_entry(difference: Difference) -> bool:
     return difference.kind == "new" and difference.key.startswith(OPEN_TABLES)
+
+
+def write_state(run_dir: Path, state: dict[str, Any]) -> None:
+    """Replaces state.json, so that a reader sees the old content or the new."""
+    partial = run_dir / f"{STATE_NAME}.partial"
+    partial.write_text(json.dumps(state, indent=1) + "\n")
+    partial.replace(run_dir / STATE_NAME)
 
 
 def read_state(run_dir: Path) -> dict[str, Any]:

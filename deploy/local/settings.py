@@ -39,6 +39,7 @@ class RunSettings:
     restart_backoff_s: float
     stop_limit_s: float
     ready_limit_s: float
+    die_with_parent: bool
     threads: Threads = field(default_factory=Threads)
 
 

@@ -40,8 +40,11 @@ class Past:
 
     def last_samples(self, task_index: int) -> Samples | None:
         """The chunks of the task's last episodes, advantages 0; None without any."""
-        rows = self.last_rows(task_index)
-        trajectories = [Trajectory(i, self.read(row), 0.0) for i, row in enumerate(rows)]
+        return self.samples([self.read(row) for row in self.last_rows(task_index)])
+
+    def samples(self, episodes: Sequence[Episode]) -> Samples | None:
+        """The chunks of these episodes, advantages 0; None without any."""
+        trajectories = [Trajectory(i, episode, 0.0) for i, episode in enumerate(episodes)]
         return build_samples(trajectories, self._cameras)
 
 

@@ -95,7 +95,7 @@ DAMAGES = {
     "config no JSON": (lambda folder: (folder / CONFIG_NAME).write_text("{"), "is not JSON"),
     "config no object": (lambda folder: (folder / CONFIG_NAME).write_text("[]"), "JSON object"),
     "rank of the config": (set_config(r=3), "adapter shapes of"),
-    "rank above the bank": (set_config(r=8), "rank 8 exceeds the bank's 4"),
+    "rank above the bank": (set_config(r=8), "rank 8 exceeds the server's 4"),
     "shape": (change_first(lambda t: t[:, :-1]), "adapter shapes of"),
     "NaN": (change_first(lambda t: t * torch.nan), "holds NaN or infinity"),
     "infinity": (change_first(lambda t: t / 0), "holds NaN or infinity"),

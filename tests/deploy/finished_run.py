@@ -94,8 +94,12 @@ class FinishedRun:
         write_lines(self.run_dir / "sim-0" / "client.jsonl", self.ends)
         write_lines(
             self.run_dir / "learner" / "progress.jsonl",
-            [{"event": "iteration", "hold_s": hold_s} for hold_s in (0.001, 0.003)],
-        )
+            [
+                {"event": "iteration", "hold_s": hold_s, "samples": 6,
+                 "time_s": {"wait": 1.0, "learn": 2.0, "publish": 0.5}}
+                for hold_s in (0.001, 0.003)
+            ],
+        )  # fmt: skip
         probe = [{"unix_s": t, "error": ""} for t in (1000.0, 1000.5, 1001.5)]
         write_lines(self.run_dir / "probe.jsonl", probe)
         (self.run_dir / "learner" / "results.json").write_text(json.dumps(self.results()))

@@ -13,6 +13,8 @@ from deploy.local.progress import Plan, Progress
 from deploy.local.statistics import Rate
 from deploy.local.tail import JsonTail
 from learner.config import EvalConfig, LearnerConfig, SuiteConfig, TaskConfig
+from learner.continual.settings import ContinualConfig
+from learner.curriculum import stages
 from learner.evaluation import GREEDY, plan_row
 
 
@@ -39,6 +41,7 @@ def test_a_plan_counts_what_the_learner_will_order() -> None:
         {
             "suite": {"train_tasks": ["a", "b"], "held_out_tasks": ["z"], "eval_init_states": 50},
             "algorithm": {"group_size": 8, "groups_per_iteration": 4, "iterations_per_task": 3},
+            "continual": {"method": "sequential"},
             "evaluation": {
                 "slots_per_state": 2,
                 "held_out_slots_per_state": 1,
@@ -70,6 +73,12 @@ def test_a_plan_counts_every_row(middle_slots: int | None, full_matrix: bool, gr
     rows = [cell for row in range(4) for cell in plan_row(config, row, lambda task: "v")]
     ordered = sum(order.slots for cell in rows for order in cell.orders)
     assert Plan.from_learner(asdict(config)).eval_episodes == ordered
+    together = replace(config, continual=ContinualConfig("multitask"))
+    measured = [0, *(stage.row for stage in stages(together))]
+    rows = [cell for row in measured for cell in plan_row(together, row, lambda task: "v")]
+    joint = Plan.from_learner(asdict(together))
+    assert joint.eval_episodes == sum(order.slots for cell in rows for order in cell.orders)
+    assert joint.train_episodes == Plan.from_learner(asdict(config)).train_episodes
     middle = {
         order.slots for cell in plan_row(config, 2, lambda task: "v") for order in cell.orders
     }
@@ -79,6 +88,18 @@ def test_a_plan_counts_every_row(middle_slots: int | None, full_matrix: bool, gr
     ordered = sum(order.slots for cell in base for order in cell.orders)
     assert Plan.from_learner(asdict(only_measured)).eval_episodes == ordered
     assert {cell.task for cell in base if cell.mode == GREEDY} == set("abcxy" if greedy else "")
+
+
+def test_tasks_that_are_learned_together_share_their_updates(progress: Progress) -> None:
+    progress.plan = replace(progress.plan, is_joint=True)
+    tasks = progress.plan.train_tasks
+    episodes = progress.plan.episodes_per_iteration
+    played = [end(f"train/1/1/0/{i}#0") | {"task": tasks[i % 2]} for i in range(episodes)]
+    progress.add_ends([*played, end("train/1/2/0/0#0")])
+    total = 2 * progress.plan.iterations_per_task
+    assert progress.stage() == (
+        f"Training all 2 tasks, update 2 of {total}: 1 of {episodes} episodes"
+    )
 
 
 def test_successes_are_kept_by_task_and_purpose(progress: Progress) -> None:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from agent.adapters import AdapterStore
 from agent.metrics import LearnerMetrics
+from agent.model.lora import rank_of
 from learner.algorithm_config import AlgorithmConfig
 from learner.assembly import assemble
 from learner.checkpoint import CheckpointFolder
@@ -41,6 +42,17 @@ def make_config(continual=None, **algorithm):
     )  # fmt: skip
 
 
+def load_published(policy, tensors):
+    """A published adapter, also one of a higher rank than the policy trains."""
+    rank = rank_of(policy.adapter_tensors())
+    past, last = {}, {}
+    for name, tensor in tensors.items():
+        axis = 0 if ".lora_A." in name else 1
+        past[name], last[name] = tensor.split([tensor.shape[axis] - rank, rank], dim=axis)
+    policy.set_past(past if rank_of(past) else {})
+    policy.load_adapter(last)
+
+
 class Crash(Exception):
     """A process that ends here."""
 
@@ -52,6 +64,7 @@ class Run:
         for name in ("state", "agent", "model"):
             (folder / name).mkdir(exist_ok=True)
         self.folder, self.config = folder, config
+        config.adapters_dir = str(folder / "adapters")
         self.policy = micro_policy(folder / "model")
         self.serving = renewed_policy(folder / "model")  # one run plays at a time
         self.base, self.served = self.policy.adapter_tensors(), ""
@@ -92,7 +105,7 @@ class Run:
             tensors = self.base
             if version != "base":
                 tensors = load_file(self.adapters.verify(version) / "adapter_model.safetensors")
-            self.serving.load_adapter(tensors)
+            load_published(self.serving, tensors)
             self.served = version
         return self.serving
 

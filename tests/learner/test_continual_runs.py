@@ -4,12 +4,33 @@ import pytest
 from learner_run import Crash, Run, make_config
 from test_ppo import same
 
-from learner.continual.settings import ContinualConfig, EwcConfig
+from learner.continual.settings import (
+    ContinualConfig,
+    DerConfig,
+    ErConfig,
+    EwcConfig,
+    RetainConfig,
+    SlcaConfig,
+)
 
 LEARN = {"fresh_optimizer_per_task": True, "iterations_per_task": 1}
-METHODS = {"ewc": ContinualConfig("ewc", ewc=EwcConfig(weight=50.0, samples=4))}
+METHODS = {
+    "ewc": ContinualConfig("ewc", ewc=EwcConfig(weight=50.0, samples=4)),
+    "er": ContinualConfig("er", er=ErConfig(1.0, batch_size=6, chunks_per_task=5)),
+    "der": ContinualConfig("der", der=DerConfig(1.0, batch_size=6, chunks_per_task=5)),
+    "der-base": ContinualConfig("der", der=DerConfig(1.0, batch_size=6, teacher="base")),
+    "retain": ContinualConfig("retain", retain=RetainConfig(0.5)),
+    "slca": ContinualConfig("slca", slca=SlcaConfig(0.1)),
+}
+AT_ONCE = ("retain", "slca")  # what these make of the first task already is not what was trained
+MOMENTS = ("before_commit", "before_publish")  # at which the second task's update is killed
 # Settings with which a method must be sequential fine-tuning, to the last bit.
-NOTHING = {"ewc": ContinualConfig("ewc", ewc=EwcConfig(weight=0.0, samples=4))}
+NOTHING = {
+    "ewc": ContinualConfig("ewc", ewc=EwcConfig(weight=0.0, samples=4)),
+    "er": ContinualConfig("er", er=ErConfig(weight=0.0, batch_size=6)),
+    "der": ContinualConfig("der", der=DerConfig(weight=0.0, batch_size=6)),
+    "slca": ContinualConfig("slca", slca=SlcaConfig(1.0)),
+}
 
 
 def finish(folder, continual, **changes):
@@ -29,23 +50,30 @@ def test_without_weight_a_method_is_sequential_fine_tuning(name, sequential, tmp
     assert run.adapters.versions() == sequential.adapters.versions()
 
 
+def test_one_task_merged_whole_is_not_merged(sequential, tmp_path):
+    run = finish(tmp_path, ContinualConfig("retain", retain=RetainConfig(1.0)))
+    ours, theirs = run.adapters.versions(), sequential.adapters.versions()
+    assert ours[0] == theirs[0]
+    assert ours[1] != theirs[1]  # what follows is learned by a fresh adapter
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_changes_the_second_task_and_resumes_as_if_never_killed(
     name, sequential, tmp_path
 ):
-    for part in ("whole", "killed"):
+    for part in ("whole", *MOMENTS):
         (tmp_path / part).mkdir()
     whole = finish(tmp_path / "whole", METHODS[name])
     ours, theirs = whole.adapters.versions(), sequential.adapters.versions()
-    assert ours[0] == theirs[0]
+    assert (ours[0] == theirs[0]) == (name not in AT_ONCE)
     assert ours[1] != theirs[1]
-    killed = Run(
-        tmp_path / "killed", make_config(METHODS[name], **LEARN), crash_at=(2, "before_commit")
-    )
-    with pytest.raises(Crash):
-        killed.go()
-    killed.restore()
-    killed.store.close()
-    resumed = finish(tmp_path / "killed", METHODS[name], agent=killed.agent)
-    assert resumed.adapters.versions() == ours
-    assert same(resumed.continual.state(), whole.continual.state())
+    for moment in MOMENTS:
+        folder, config = tmp_path / moment, make_config(METHODS[name], **LEARN)
+        killed = Run(folder, config, crash_at=(2, moment))
+        with pytest.raises(Crash):
+            killed.go()
+        killed.restore()
+        killed.store.close()
+        resumed = finish(folder, METHODS[name], agent=killed.agent)
+        assert resumed.adapters.versions() == ours
+        assert same(resumed.continual.state(), whole.continual.state())

@@ -1,0 +1,102 @@
+"""`perennial bench`: the same tasks learned by several methods, and one report on all of them."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deploy.bench.grid import Grid
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+_EPILOG = """\
+settings:
+  method=sequential,ewc,ppo:1   of configs/method; :N gives one its own number of seeds
+  seeds=3                       runs of each method, with seed 0, 1, 2
+  out=runs/bench-SUITE          report.md, its pictures, and results/: a small file a finished run
+  runs=OUT/runs                 the runs themselves; may be deleted once there are results
+Everything else is a setting of `perennial run` for all of them: suite=tabletop, model=...,
+budget=bench (configs/budget/bench.yaml), learner.evaluation.slots_per_state=4
+
+The same command again goes on from wherever it was stopped, and runs only what has no result.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 1 a cell failed, 2 bad input, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="perennial bench",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="key=value", help="settings, see below")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--estimate", action="store_true", help="say what it costs, run nothing")
+    only.add_argument("--report", action="store_true", help="report what there is, run nothing")
+    arguments = parser.parse_intermixed_args(argv)
+
+    from rich.console import Console
+
+    from deploy.bench.grid import parse_grid
+    from deploy.bench.results import ResultError
+    from deploy.local.placement import BadSetting
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console = Console()
+    try:
+        grid = parse_grid(arguments.words)
+        if arguments.report:
+            return _report(grid, console)
+        return _run(grid, console, is_estimate=arguments.estimate)
+    except (BadSetting, ResultError, OSError) as error:
+        print(f"perennial bench: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(grid: Grid, console: Console, *, is_estimate: bool) -> int:
+    from deploy.bench.cells import compose, plan_cell
+    from deploy.bench.estimate import describe, estimate
+    from deploy.bench.report import write_report
+    from deploy.bench.results import read_results, refuse_other_settings
+    from deploy.bench.runner import Runner, hold, steps_left
+
+    with console.status("Reading the settings of every cell"):
+        plans = [plan_cell(cell) for cell in grid.cells]
+    cells = {cell.name: cell for cell in grid.cells}
+    results, missing = read_results(grid.results, list(cells))
+    for name, result in results.items():
+        path = grid.results / f"{name}.json"
+        refuse_other_settings(result, compose(cells[name].overrides), path)
+    wanted = [step for step in plans if step.folder in missing]
+    found = estimate(plans, results, steps_left(grid.runs, wanted))
+    for line in describe(found, len(cells)):
+        console.print(line, highlight=False)
+    if is_estimate:
+        return 0
+    failed: list[str] = []
+    if wanted:
+        with hold(grid.runs):
+            runner = Runner(grid.runs, grid.results, found, console)
+            failed = runner.run(cells, wanted, lambda: write_report(grid))
+    _report(grid, console)
+    return FAILED if failed else 0
+
+
+def _report(grid: Grid, console: Console) -> int:
+    from deploy.bench.report import write_report
+
+    for path in write_report(grid):
+        console.print(f"Report   {path}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""Runs what is missing, one run after another; killed at any moment, the same command goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from deploy.bench.cells import Cell, Step, compose
+from deploy.bench.estimate import Estimate, clock, own_effort
+from deploy.bench.fork import fork_run
+from deploy.bench.programs import RunProgress, run_program
+from deploy.bench.results import Result, collect_result, refuse_other_settings, write_result
+from deploy.local.checker import recount
+from deploy.local.placement import BadSetting
+from deploy.local.processes import ProcessFailed
+from deploy.local.progress import Plan
+from deploy.local.records import RecordError, read_records
+from deploy.local.runfolder import RunFolder, read_state
+from deploy.local.summary import build_summary
+
+LOCK_WAIT_S = 60.0  # a run whose comparison was killed stops its own processes meanwhile
+LOCK_POLL_S = 0.2
+KNOWN_AFTER = 64  # episodes, from which on this session's own pace says how long the rest takes
+
+
+class Runner:
+    """Runs cells below the folder `runs`, whose lock it must hold."""
+
+    def __init__(self, runs: Path, results: Path, found: Estimate, console: Console) -> None:
+        self._runs, self._results, self._console = runs, results, console
+        self._pace = Pace(found)
+        self._failed: dict[str, str] = {}  # step's folder -> why
+
+    def run(
+        self, cells: Mapping[str, Cell], plans: Sequence[Step], on_result: Callable[[], None]
+    ) -> list[str]:
+        """Finishes the cells of `plans`; returns the names of those that failed.
+
+        on_result: called after each cell that was finished.
+        """
+        for step in plans:
+            try:
+                for each in steps_left(self._runs, [step]):
+                    self._finish(each)
+                result = self._collect(cells[step.folder])
+            except (ProcessFailed, RecordError, BadSetting, OSError) as error:
+                self._failed[step.folder] = str(error)
+                self._console.print(f"[red]failed[/red]    {step.folder}: {error}", highlight=False)
+                continue
+            write_result(self._results, result)
+            self._console.print(f"finished  {describe_result(result)}", highlight=False)
+            on_result()
+        return [step.folder for step in plans if step.folder in self._failed]
+
+    def _finish(self, step: Step) -> None:
+        """Brings one run to its end, from wherever it is."""
+        if step.folder in self._failed:
+            raise ProcessFailed(f"it goes on from {step.folder}: {self._failed[step.folder]}")
+        run_dir = self._runs / step.folder
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        _wait_until_free(run_dir)
+        if read_state(run_dir).get("finished"):
+            return  # by the process that was waited for
+        self._console.print(f"running   {step.folder}", highlight=False)
+        config = compose(step.overrides)
+        try:
+            if step.parent is not None:
+                fork_run(self._runs / step.parent.folder, run_dir, config)
+            self._run_processes(step, run_dir)
+        except (ProcessFailed, OSError) as error:
+            self._failed[step.folder] = str(error)
+            raise
+        self._pace.finish(step)
+
+    def _run_processes(self, step: Step, run_dir: Path) -> None:
+        learner = compose(step.overrides).processes["learner"]
+        quoted = str(run_dir).replace("'", "\\'")
+        own = [f"run_dir='{quoted}'", "report=false", "die_with_parent=true"]
+        progress = RunProgress(run_dir, learner)
+        planned = Plan.from_learner(learner)
+        episodes = planned.train_episodes + planned.eval_episodes
+        with _bars(self._console) as bars:
+            bar = bars.add_task(run_dir.name, total=1.0, stage="Starting", left="")
+
+            def show() -> None:
+                share, stage = progress.look()
+                left_s = self._pace.left_s(step, share * episodes)
+                bars.update(bar, completed=share, stage=stage, left=f"{clock(left_s)} left in all")
+
+            log_path = run_dir.parent / f"{run_dir.name}.log"
+            run_program("deploy.local.run", [*step.overrides, *own], log_path, show)
+
+    def _collect(self, cell: Cell) -> Result:
+        run_dir = self._runs / cell.name
+        records = read_records(run_dir)
+        recounted = recount(records)
+        if recounted.problems:
+            raise RecordError(f"{run_dir}: a recount differs: {'; '.join(recounted.problems)}")
+        summary = build_summary(records, recounted)
+        result = collect_result(cell.name, cell.overrides, records, summary)
+        refuse_other_settings(result, compose(cell.overrides), run_dir)
+        return result
+
+
+class Pace:
+    """How long everything will take that is not done, from how fast this session is."""
+
+    def __init__(self, found: Estimate) -> None:
+        self._episodes = {step.folder: own_effort(step).episodes for step in found.steps}
+        self._episode_s = found.episode_s
+        self._finished = 0  # planned episodes of the steps that this session finished
+        self._began_s = time.monotonic()
+        self._present: tuple[str, float] = ("", 0.0)  # step, and what it had when this session came
+
+    def finish(self, step: Step) -> None:
+        """The step is done."""
+        self._finished += self._episodes.pop(step.folder, 0)
+
+    def left_s(self, step: Step, done: float) -> float:
+        """done: planned episodes of the run, its beginning's too, that are over."""
+        if self._present[0] != step.folder:
+            self._present = (step.folder, done)
+        gained = self._finished + done - self._present[1]
+        pace_s = self._episode_s
+        if gained >= KNOWN_AFTER:
+            pace_s = (time.monotonic() - self._began_s) / gained
+        return max(0.0, sum(self._episodes.values()) - (done - self._present[1])) * pace_s
+
+
+def steps_left(runs: Path, plans: Sequence[Step]) -> list[Step]:
+    """What must still be run for the cells of `plans`, in order, each once.
+
+    A run that has begun needs its beginning no more.
+    """
+    left: dict[Step, None] = {}
+    for plan in plans:
+        needed: list[Step] = []
+        for step in reversed(plan.chain):
+            state = read_state(runs / step.folder)
+            if not state.get("finished"):
+                needed.append(step)
+            if state:
+                break
+        left |= dict.fromkeys(reversed(needed))
+    return list(left)
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Holds the folder of all runs for this process. Raises BadSetting if another one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadSetting(
+                f"{folder} is in use by another comparison; wait for it, or choose out=FOLDER"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_until_free(run_dir: Path) -> None:
+    """Until no other process runs it. Raises BadSetting when it takes too long."""
+    deadline_s = time.monotonic() + LOCK_WAIT_S
+    while run_dir.is_dir():
+        try:
+            with RunFolder(run_dir).lock():
+                return
+        except BadSetting:
+            if time.monotonic() > deadline_s:
+                raise
+        time.sleep(LOCK_POLL_S)
+
+
+def describe_result(result: Result) -> str:
+    """`ewc-seed0  52.1 min  trained tasks 44% → 70%`."""
+    summary = result.summary
+    rates = (summary["base_avg"], summary["final_avg"])
+    told = " → ".join(f"{100 * rate:.0f}%" for rate in rates if rate is not None)
+    return f"{result.name:<24} {result.cost['own_wall_s'] / 60:5.1f} min  trained tasks {told}"
+
+
+def _bars(console: Console) -> Bars:
+    """One line for the run that is under way; it goes once that is finished."""
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[stage]}", style="dim"),
+    )
+    return Bars(*columns, console=console, transient=True, disable=not console.is_terminal)
