@@ -149,7 +149,9 @@ def test_every_algorithm_can_be_chosen_for_a_run(algorithm: str, model_dir: Path
     )
     learner = OmegaConf.to_object(merged)
     assert isinstance(learner, LearnerConfig)
-    assert learner.algorithm.method == algorithm.partition("-")[0]
+    name = algorithm.partition("-")[0]
+    assert learner.algorithm.method == ("grpo" if name == "full" else name)
+    assert learner.algorithm.full_rank == (name == "full")
 
 
 @pytest.mark.parametrize("method", options("continual"))
@@ -176,6 +178,15 @@ def test_the_server_has_room_for_the_adapter_of_every_merged_task(model_dir: Pat
         (["continual=retain", "agent.policy.adapter_rank=64"], 64),
     ):
         assert compose_run(given + chosen).processes["agent"]["policy"]["adapter_rank"] == rank
+
+
+def test_the_server_has_room_for_a_given_adapter(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"r": 40}')
+    given = [f"model.model_dir={model_dir}", "budget=eval", f"learner.start_adapter={tmp_path}"]
+    assert compose_run(given).processes["agent"]["policy"]["adapter_rank"] == 40
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(BadSetting, match="start_adapter: no rank in"):
+        compose_run(given)
 
 
 @pytest.mark.parametrize(

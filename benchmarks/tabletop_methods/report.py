@@ -23,12 +23,16 @@ from deploy.local.table import conditions_of
 INTRODUCTION = """\
 Every method learns the same three tabletop tasks from the same nano policy with the same budget
 (`configs/budget/bench.yaml`): six iterations a task, 64 to 96 episodes each. Success on evaluation
-init states that training never sees, n = 100 a cell and seed, in percent; differences in points. Mean
-over three seeds ± standard error with Student's 95% interval in brackets; a method marked † has one
-seed, in brackets the standard error of its trials. `docs/figures.md` defines the figures,
+init states that training never sees, n = 100 a cell and seed, in percent; differences in points.
+Mean over three seeds ± standard error, Student's 95% interval in brackets; a method marked † has
+one seed, in brackets the standard error of its trials. `docs/figures.md` defines the figures,
 `docs/methods.md` the methods and says what this comparison shows.
 
 `python -m benchmarks.tabletop_methods run` runs what has no result, `report` writes this page.
+"""
+COST = """\
+A mean over the seeds, each cell as if it had been run alone; wall times are of a machine that did
+other work besides.
 """
 
 
@@ -57,8 +61,7 @@ def write_report() -> list[Path]:
     for method, found in rows.items():
         if found:
             lines += [f"### {method}", "", *matrix_table(found)]
-    lines += ["## Cost", "", "A mean over the seeds, each cell as if it had been run alone. Wall "
-              "times are of a machine that did other work besides.", "", *cost_table(rows)]  # fmt: skip
+    lines += ["## Cost", "", COST, *cost_table(rows)]
     path = REPORTS / f"{NAME}.md"
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     return [path, *pictures.values()]

@@ -247,9 +247,9 @@ def hyperparameters(results: Results) -> list[str]:
     return [
         "## How hyperparameters were chosen",
         "",
-        "On two tasks outside the suite (`pick_blue_tray`, `stack_red_blue`), four iterations each, "
-        "one seed, n = 200 a task: the value with the highest final success over both. Three values "
-        "a method; the rest is GRPO's.",
+        "On two tasks outside the suite (`pick_blue_tray`, `stack_red_blue`), four iterations "
+        "each, one seed, n = 200 a task: the value with the highest final success over both. "
+        "Three values a method; the rest is GRPO's.",
         "",
         *table(["method", "setting", "final success, %", "used"], rows),
     ]

@@ -111,6 +111,9 @@ def test_at_its_end_a_task_is_merged_and_the_next_begins_exactly_there(learned):
 def test_only_the_new_adapter_is_trained_and_the_past_stays(learned):
     policy, _, _ = learned
     before, names = policy.past, set(policy.parameters)
+    with policy.without_adapter():
+        assert not policy.parameters
+    assert set(policy.parameters) == names
     assert not [name for name in names if "frozen" in name]
     sample = build_samples([Trajectory(0, play(policy, 0), 0.0)], CAMERAS)
     policy.score(sample, np.arange(3)).logprobs_BKA.sum().backward()
