@@ -1,6 +1,7 @@
 """Every shipped configuration composes, fits its process's schema, and refuses typos."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def load_suite(name: str) -> dict[str, Any]:
         ),
         *([f"model={model}"] for model in options("model")),
         *([f"method={method}"] for method in options("method")),
+        *([f"preset={preset}"] for preset in options("preset")),
     ],
     ids=" ".join,
 )
@@ -75,6 +77,66 @@ def test_every_choice_fits_the_schemas(choices: list[str], model_dir: Path) -> N
         schema = SCHEMAS[name.partition("-")[0]]
         merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(values))
         assert isinstance(OmegaConf.to_object(merged), schema)
+
+
+@pytest.mark.parametrize(
+    ("preset", "suite", "trained", "held_out"),
+    [
+        ("vlacrl-spatial", "libero_spatial", range(5), range(5, 10)),
+        ("vlacrl-object", "libero_object", range(5, 10), range(5)),
+        ("vlacrl-long", "libero_10", range(3, 8), (0, 1, 2, 8, 9)),
+        ("rl4vla-ppo", "libero_spatial", range(5), range(5, 10)),
+        ("crl-vla", "libero_spatial", range(3), ()),
+    ],
+)
+def test_a_preset_trains_the_papers_tasks(
+    preset: str, suite: str, trained: Sequence[int], held_out: Sequence[int], model_dir: Path
+) -> None:
+    run = compose_run([f"preset={preset}", f"model.model_dir={model_dir}"])
+    learner = run.processes["learner"]
+    slugs = [task["slug"] for task in load_suite(suite)["tasks"]]
+    assert learner["suite"]["name"] == suite
+    assert learner["suite"]["train_tasks"] == [slugs[index] for index in trained]
+    assert learner["suite"]["held_out_tasks"] == [slugs[index] for index in held_out]
+    is_vlacrl = preset.startswith("vlacrl")
+    assert learner["suite"]["protocol"] == ("vlacrl" if is_vlacrl else "disjoint")
+    assert learner["temperature"] == (1.6 if is_vlacrl else 1.0)
+    assert {task["horizon_steps"] for task in learner["suite"]["tasks"]} == (
+        {512} if is_vlacrl else {220}
+    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "iterations", "learning_rate", "clip_high"),
+    [
+        ("vlacrl-spatial", 10, 2e-5, 0.28),
+        ("vlacrl-object", 10, 2e-5, 0.28),
+        ("vlacrl-long", 5, 2e-5, 0.28),
+        ("rl4vla-ppo", 28, 1e-4, 0.2),
+        ("crl-vla", 140, 1e-4, 0.2),
+    ],
+)
+def test_a_preset_learns_as_the_paper_does(
+    preset: str, iterations: int, learning_rate: float, clip_high: float, model_dir: Path
+) -> None:
+    run = compose_run([f"preset={preset}", f"model.model_dir={model_dir}"])
+    algorithm = run.processes["learner"]["algorithm"]
+    assert algorithm["iterations_per_task"] == iterations
+    assert algorithm["learning_rate"] == learning_rate
+    assert algorithm["clip_high"] == clip_high
+    assert algorithm["lora_rank"] == 32
+
+
+def test_what_is_given_by_hand_wins_over_a_preset(model_dir: Path) -> None:
+    run = compose_run(
+        ["preset=vlacrl-long", "budget=eval", "model=openvla-oft-discrete-7b", "continual=ewc",
+         f"model.model_dir={model_dir}", "run_dir=elsewhere"]
+    )  # fmt: skip
+    learner = run.processes["learner"]
+    assert learner["algorithm"]["iterations_per_task"] == 0
+    assert learner["architecture"]["keep_stop_token"] is True
+    assert learner["continual"]["method"] == "ewc"
+    assert run.settings.run_dir.name == "elsewhere"
 
 
 @pytest.mark.parametrize("algorithm", options("algorithm"))
@@ -180,7 +242,7 @@ def test_the_toy_file_says_what_the_suite_is() -> None:
         ("sede=3", "did you mean 'seed'"),
         ("suite=tabeltop", "did you mean 'tabletop'"),
         ("budget=dem", "did you mean 'demo'"),
-        ("algorithm=ppo", "did you mean 'ppo-nano'"),
+        ("algorithm=ppo", "did you mean 'ppo-7b'"),
         ("learner.algorithm.learning_rat=1", "did you mean 'learner.algorithm.learning_rate'"),
         ("task_order=[0,9]", "there is no task 9"),
         ("task_order=[1,1]", "a task is trained once"),
