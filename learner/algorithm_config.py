@@ -47,6 +47,21 @@ class DpoConfig:
 
 
 @dataclass
+class AsyncConfig:
+    """Acting goes on while the learner learns: what it learns from may be a little old."""
+
+    staleness: int = 1  # most updates between the version that acted and the one improved; 0: none
+    weight_cap: float = 2.0  # largest importance weight, proximal over acting policy
+    dual_clip: float = 3.0  # where the advantage is negative, the loss is at most this times it
+
+    def __post_init__(self) -> None:
+        require_range("algorithm.asynchronous.staleness", self.staleness, 0, 16)
+        for name in ("weight_cap", "dual_clip"):
+            value = getattr(self, name)
+            require(value > 1, f"algorithm.asynchronous.{name} must be > 1, got {value}")
+
+
+@dataclass
 class AlgorithmConfig:
     """How the policy learns. The nano values; the 7B recipe's are in its own file."""
 
@@ -72,6 +87,7 @@ class AlgorithmConfig:
     advantage_control: str = "none"  # or permute_within_group: outcomes shuffled, a control
     ppo: PpoConfig | None = None  # for method ppo only
     dpo: DpoConfig | None = None  # for method dpo only
+    asynchronous: AsyncConfig | None = None  # None: acting waits for learning
 
     def __post_init__(self) -> None:
         require_choice("algorithm.method", self.method, METHODS)
@@ -104,6 +120,7 @@ class AlgorithmConfig:
         )
         self._check_ppo()
         self._check_dpo()
+        self._check_asynchronous()
 
     def _check_ppo(self) -> None:
         require(
@@ -127,4 +144,19 @@ class AlgorithmConfig:
         require(
             self.method != "dpo" or self.grouping == "init_state",
             "algorithm.method=dpo compares episodes of one start: set grouping=init_state",
+        )
+
+    def _check_asynchronous(self) -> None:
+        if self.asynchronous is None or self.asynchronous.staleness == 0:
+            return
+        require(
+            self.method == "grpo",
+            "algorithm.asynchronous: only grpo corrects for the staleness of its episodes, not "
+            f"{self.method}; choose algorithm.method=grpo, or asynchronous=null",
+        )
+        require(
+            self.resample_degenerate == 0,
+            "algorithm.asynchronous orders iterations before the outcomes of those before are "
+            "known, so no group can be drawn in place of a degenerate one: set "
+            "resample_degenerate=0, and more groups_per_iteration instead",
         )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from learner.config import LearnerConfig
+from learner.continual.crl_vla import CrlVla
 from learner.continual.dwe import Dwe
 from learner.continual.ewc import Ewc
 from learner.continual.method import ContinualMethod
@@ -11,8 +12,9 @@ from learner.continual.past import Past
 from learner.continual.replay import Der, Er
 from learner.continual.retain import Retain
 from learner.continual.slca import Slca
-from learner.critic import ValueHead
+from learner.critic import Critic, ValueHead
 from learner.dpo import DpoTeacher
+from learner.dual_critic import DualCritic
 from learner.grpo import GrpoTeacher
 from learner.link import AgentLink
 from learner.loop import Teacher
@@ -27,7 +29,7 @@ class Parts:
     """What learns; `critic` is None for a method without one."""
 
     teacher: Teacher
-    critic: ValueHead | None
+    critic: Critic | None
     continual: ContinualMethod
 
 
@@ -39,8 +41,8 @@ def assemble(
     should_stop: Callable[[], bool],
 ) -> Parts:
     """The parts that `config.algorithm` and `config.continual` name."""
-    continual = _continual(config, policy, inbox)
     critic = _critic(config, policy)
+    continual = _continual(config, policy, critic, inbox)
     if config.algorithm.method == "sft":
         return Parts(SftTeacher(config, policy, should_stop, continual), critic, continual)
     if critic is not None:
@@ -53,7 +55,9 @@ def assemble(
     return Parts(grpo, critic, continual)
 
 
-def _continual(config: LearnerConfig, policy: LoraPolicy, inbox: Inbox) -> ContinualMethod:
+def _continual(
+    config: LearnerConfig, policy: LoraPolicy, critic: Critic | None, inbox: Inbox
+) -> ContinualMethod:
     settings = config.continual
     past = Past(inbox.store, inbox.folder, config.cameras)
     if settings.ewc is not None:
@@ -66,14 +70,21 @@ def _continual(config: LearnerConfig, policy: LoraPolicy, inbox: Inbox) -> Conti
         return Er(config, settings.er, policy, past)
     if settings.der is not None:
         return Der(config, settings.der, policy, past)
+    if settings.crl_vla is not None:
+        assert isinstance(critic, DualCritic), "as _critic makes it"
+        return CrlVla(config, settings.crl_vla, policy, critic, past)
     if settings.method == "dwe":
         return Dwe(policy)
     return ContinualMethod()
 
 
-def _critic(config: LearnerConfig, policy: LoraPolicy) -> ValueHead | None:
-    if config.algorithm.ppo is None:
+def _critic(config: LearnerConfig, policy: LoraPolicy) -> Critic | None:
+    ppo, crl_vla = config.algorithm.ppo, config.continual.crl_vla
+    if ppo is None:
         return None
+    if crl_vla is not None:
+        reads_actions = crl_vla.critic == "q"
+        dual = DualCritic(policy, ppo.hidden_sizes, config.seed, reads_actions, crl_vla.draws)
+        return dual.to(policy.device)
     state_size = policy.network.config.llama_config().hidden_size
-    head = ValueHead(state_size, config.algorithm.ppo.hidden_sizes, config.seed)
-    return head.to(policy.device)
+    return ValueHead(state_size, ppo.hidden_sizes, config.seed).to(policy.device)

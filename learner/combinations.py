@@ -9,8 +9,10 @@ from agent.config import require
 if TYPE_CHECKING:
     from learner.config import LearnerConfig
 
-START_AFRESH = ("retain", "dwe")  # with a new adapter each task, of which no optimiser knows
-NEED_LAST_EPISODES = ("ewc", "der")  # of each task learned; er does without demonstrations
+# With new weights each task, an adapter or a critic's head, of which no optimiser knows.
+START_AFRESH = ("retain", "dwe", "crl-vla")
+# Of each task learned; er does, too, without demonstrations.
+NEED_LAST_EPISODES = ("ewc", "der", "crl-vla")
 
 
 def refuse_combinations(config: LearnerConfig) -> None:
@@ -31,9 +33,14 @@ def refuse_combinations(config: LearnerConfig) -> None:
         "keep_used_episodes=true",
     )
     require(
+        continual.method != "crl-vla" or algorithm.method == "ppo",
+        "continual.method=crl-vla replaces the critic of algorithm.method=ppo, and "
+        f"{algorithm.method} has none: take algorithm=ppo-nano",
+    )
+    require(
         continual.method not in START_AFRESH or algorithm.fresh_optimizer_per_task,
-        f"continual.method={continual.method} trains a fresh adapter each task, to which the "
-        "optimiser's moments of the last one mean nothing; set "
+        f"continual.method={continual.method} trains fresh weights each task, to which the "
+        "optimiser's moments of the last ones mean nothing; set "
         "algorithm.fresh_optimizer_per_task=true",
     )
     require(
@@ -46,6 +53,11 @@ def refuse_combinations(config: LearnerConfig) -> None:
         not (continual.method == "retain" and algorithm.full_rank),
         "continual.method=retain publishes an adapter whose rank grows by lora_rank a task, and "
         "algorithm.full_rank has the largest there is; choose one of the two",
+    )
+    require(
+        not (continual.method == "retain" and algorithm.asynchronous is not None),
+        "continual.method=retain publishes adapters of several ranks, and an asynchronous update "
+        "puts earlier versions back into the one it trains; set algorithm.asynchronous=null",
     )
     require(
         not (continual.method == "multitask" and algorithm.grouping == "task"),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from learner.checkpoint import Place
 from learner.config import LearnerConfig, TaskConfig
 
 
@@ -42,3 +43,12 @@ def stages(config: LearnerConfig) -> list[Stage]:
 def stage_at(config: LearnerConfig, task_index: int) -> Stage:
     """The stage in which a place has this task index."""
     return next(stage for stage in stages(config) if stage.task_index >= task_index)
+
+
+def is_finished(config: LearnerConfig, stage: Stage, place: Place) -> bool:
+    """Whether a learner at `place` is through with a stage."""
+    algorithm, tasks = config.algorithm, len(stage.tasks)
+    if place.task_index != stage.task_index:
+        return place.task_index > stage.task_index
+    limit = algorithm.max_episodes_per_task * tasks or float("inf")
+    return place.iteration >= algorithm.iterations_per_task * tasks or place.episodes >= limit

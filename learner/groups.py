@@ -1,7 +1,7 @@
 """Which episodes to order, and complete groups with advantages once they are there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -76,11 +76,6 @@ class Collection:
         self._attempt += 1
         return self._plans(again)
 
-    @property
-    def states_used(self) -> int:
-        """Init states consumed by this iteration: one an order."""
-        return len({e.order_id for group in self.groups for e in group.episodes})
-
     def _plans(self, count: int) -> list[GroupPlan]:
         first, size = len(self.groups), self._config.algorithm.group_size
         return [GroupPlan(i, (self._order(i, size),)) for i in range(first, first + count)]
@@ -116,6 +111,20 @@ class Collection:
             rewards_G = keyed_rng(self._config.seed, stream, plan.index).permutation(rewards_G)
         advantages = leave_one_out if algorithm.grouping == "task" else normalise_group
         return Group(plan.index, tuple(episodes), advantages(rewards_G), is_degenerate(rewards_G))
+
+
+def place_ahead(config: LearnerConfig, place: Place, iterations: int) -> Place:
+    """Where a learner will be so many iterations of the same task later, if none is resampled."""
+    algorithm = config.algorithm
+    episodes = algorithm.groups_per_iteration * algorithm.group_size
+    orders = episodes if algorithm.grouping == "task" else algorithm.groups_per_iteration
+    return replace(
+        place,
+        update_id=place.update_id + iterations,
+        iteration=place.iteration + iterations,
+        groups_used=place.groups_used + iterations * orders,
+        episodes=place.episodes + iterations * episodes,
+    )
 
 
 def init_state_at(seed: int, task_index: int, cursor: int, count: int) -> int:

@@ -5,20 +5,30 @@ from pathlib import Path
 
 import torch
 
+from agent.adapters import AdapterStore
 from agent.episode import read_episode
-from learner.batch import Trajectory, build_samples
+from learner.batch import Samples, Trajectory, build_samples
 from learner.checkpoint import Place
 from learner.config import LearnerConfig
 from learner.continual.method import ContinualMethod
-from learner.groups import Collection, Group
+from learner.groups import Group
 from learner.link import AgentLink
 from learner.policy import LoraPolicy
 from learner.receiver import Inbox
+from learner.stale_update import EarlierVersions, StaleUpdater
+from learner.staleness import ages, collections_ahead, recent_versions, staleness_of
 from learner.update import Updater, UpdateReport, UpdateSettings, build_optimizer
 
 
 class GrpoTeacher:
-    """Synchronous and on-policy: the groups of an iteration come from one pinned version."""
+    """The groups of an iteration come from one pinned version: synchronous, from the newest.
+
+    An asynchronous run (`learner.staleness`) orders iterations ahead, each from the newest version
+    that there will be for sure.
+
+    Args:
+        policy: as the base model has it.
+    """
 
     def __init__(
         self,
@@ -32,6 +42,10 @@ class GrpoTeacher:
         self._config, self._policy, self._continual = config, policy, continual
         self._inbox, self._link, self._should_stop = inbox, link, should_stop
         self._settings = UpdateSettings.of(config)
+        self._versions: list[str] = []  # that the episodes last collected may be of
+        self._earlier: EarlierVersions | None = None
+        if staleness_of(config):
+            self._earlier = EarlierVersions(policy, AdapterStore(Path(config.adapters_dir)))
 
     def new_optimizer(self) -> torch.optim.Optimizer:
         """AdamW on the adapter."""
@@ -44,12 +58,18 @@ class GrpoTeacher:
         )
 
     def collect(self, place: Place, version: str) -> list[Group]:
-        """Order the iteration's groups and wait until every slot has its counted episode."""
-        collection = Collection(self._config, place, version)
+        """Order the iteration's groups and wait until every slot has its counted episode.
+
+        In an asynchronous run, also order those that come next; they are waited for in their turn.
+        """
+        staleness = staleness_of(self._config)
+        self._versions = recent_versions(self._inbox.store, place, version, staleness)
+        collection, *later = collections_ahead(self._config, place, self._versions)
+        ahead = [order for each in later for plan in each.first_plans() for order in plan.orders]
         plans = collection.first_plans()
         while plans:
             orders = [order for plan in plans for order in plan.orders]
-            self._link.post_orders(orders)
+            self._link.post_orders([*orders, *ahead])
             episodes = self._inbox.wait_for(orders, self._should_stop)
             plans = collection.complete(plans, episodes)
         return collection.groups
@@ -65,12 +85,17 @@ class GrpoTeacher:
                     episode = read_episode(Path(self._inbox.folder, row.file))
                     usable.append(Trajectory(count, episode, float(advantage)))
                 count += 1
-        updater = Updater(
-            self._policy,
-            optimizer,
-            self._settings,
-            self._should_stop,
-            self._continual.add_gradient,
-        )
         samples = build_samples(usable, self._config.cameras)
+        updater = self._updater(optimizer, samples)
         return updater.run(samples, count, place.update_id + 1)
+
+    def _updater(self, optimizer: torch.optim.Optimizer, samples: Samples | None) -> Updater:
+        """What fits the samples' age. Raises StaleSamples if one may not be trained on."""
+        algorithm, earlier = self._config.algorithm, self._earlier
+        common = (self._policy, optimizer, self._settings)
+        hooks = (self._should_stop, self._continual.add_gradient)
+        if samples is not None:
+            ages_B = ages(samples, self._versions)
+            if ages_B.any() and algorithm.asynchronous is not None and earlier is not None:
+                return StaleUpdater(*common, algorithm.asynchronous, earlier, ages_B, *hooks)
+        return Updater(*common, *hooks)

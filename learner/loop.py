@@ -28,7 +28,7 @@ from agent.wire.messages import BASE_VERSION
 from learner.checkpoint import Place
 from learner.config import LearnerConfig
 from learner.continual.method import ContinualMethod
-from learner.curriculum import Stage, stages
+from learner.curriculum import Stage, is_finished, stages
 from learner.evaluation import (
     ROLLOUT,
     Cell,
@@ -55,7 +55,11 @@ class Teacher(Protocol):
         """A fresh optimiser of everything that the method trains."""
 
     def collect(self, place: Place, version: str) -> list[Group]:
-        """The groups of one iteration from `version`, complete; none for a supervised method."""
+        """The groups of one iteration, complete; none for a supervised method.
+
+        They are from `version`, which the policy equals, or, in an asynchronous run, from one that
+        is a bounded number of updates older; then what comes next is ordered as well.
+        """
 
     def learn(
         self, optimizer: torch.optim.Optimizer, groups: list[Group], place: Place
@@ -114,7 +118,7 @@ class Loop:
         for stage in stages(self.config):
             if last_row is not None and stage.row > last_row:
                 break
-            while not self._finished(stage):
+            while not is_finished(self.config, stage, self.place):
                 self.iterate(stage)
             self.evaluate(stage.row)
             self.watchers.progress.write(
@@ -155,7 +159,7 @@ class Loop:
             for episode in group.episodes
         }
         figures = _figures(report)
-        if self._finished(stage):
+        if is_finished(self.config, stage, self.place):
             self.continual.after_task(task_index)
         hold_s = self.publication.commit(
             self.place, self.optimizer, dispositions, figures, parent=version
@@ -210,13 +214,6 @@ class Loop:
             if stage.row <= row and version is not None:
                 trained |= {task.slug: version for task in stage.tasks}
         return lambda task: self.continual.version_for(task, trained)
-
-    def _finished(self, stage: Stage) -> bool:
-        place, algorithm, tasks = self.place, self.config.algorithm, len(stage.tasks)
-        if place.task_index != stage.task_index:
-            return place.task_index > stage.task_index
-        limit = algorithm.max_episodes_per_task * tasks or float("inf")
-        return place.iteration >= algorithm.iterations_per_task * tasks or place.episodes >= limit
 
     def _show_iteration(
         self,

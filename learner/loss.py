@@ -14,10 +14,15 @@ from learner.ratio import pool_log_ratio
 
 @dataclass(frozen=True)
 class Clip:
-    """Bounds of the probability ratio: [1 - low, 1 + high] (DAPO's clip-higher: .2 and .28)."""
+    """Bounds of the probability ratio: [1 - low, 1 + high] (DAPO's clip-higher: .2 and .28).
+
+    dual: where the advantage A is negative, the loss is at most dual * |A|, whatever the ratio (Ye
+    et al. 2020); None: no such bound.
+    """
 
     low: float
     high: float
+    dual: float | None = None
 
 
 @dataclass
@@ -94,7 +99,11 @@ def grpo_loss(
     advantage = advantages_B[:, None, None]
     plain, clipped = -advantage * ratio, -advantage * clipped_ratio
     weight = (mask * weights_B[:, None, None]).expand_as(ratio)
-    worse = torch.maximum(plain, clipped)
+    worse, is_clipped = torch.maximum(plain, clipped), clipped > plain
+    if clip.dual is not None:
+        beyond = (advantage < 0) & (ratio > clip.dual)
+        worse = torch.where(beyond, -advantage * clip.dual, worse)
+        is_clipped = is_clipped | beyond
     if importance_BKA is not None:
         worse = worse * importance_BKA[:, : ratio.shape[1], : ratio.shape[2]]
     loss = (worse * weight).sum()
@@ -102,7 +111,7 @@ def grpo_loss(
         used = weight > 0
         sums = token_sums(log_ratio_BKA, entropy_BKA, mask_BK * weights_B[:, None] > 0)
         sums.units = float(used.sum())
-        sums.clipped = float(((clipped > plain) & used).sum())
+        sums.clipped = float((is_clipped & used).sum())
         sums.loss = float(loss)
         sums.ratio_max = float(ratio[used].max()) if used.any() else 0.0
     return loss, sums

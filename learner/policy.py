@@ -16,7 +16,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from agent.model import action_scale
-from agent.model.distributions import action_distribution
+from agent.model.distributions import ActionDistribution, action_distribution
 from agent.model.full_rank import train_whole_weights, whole_rank
 from agent.model.lora import (
     AdapterError,
@@ -44,6 +44,7 @@ class Scores:
     entropy_BKA: Tensor  # without
     state_BH: Tensor  # with gradient: the state that predicts the first token, for a critic
     output: ActionOutput  # with gradient: what the distribution was made of
+    distribution: ActionDistribution  # with gradient: at the temperature of the rollouts
 
 
 class LoraPolicy:
@@ -147,7 +148,8 @@ class LoraPolicy:
         distribution = action_distribution(output, temperature, self._scale())
         logprobs_BKA = distribution.logprobs(torch.from_numpy(choices_BKA).to(self.device))
         entropy_BKA = distribution.entropy().detach()
-        return Scores(logprobs_BKA, entropy_BKA, output.hidden_BKAH[:, 0, 0], output)
+        state_BH = output.hidden_BKAH[:, 0, 0]
+        return Scores(logprobs_BKA, entropy_BKA, state_BH, output, distribution)
 
     @torch.no_grad()
     def draw(self, samples: Chunks, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -157,13 +159,24 @@ class LoraPolicy:
         # A causal policy sees its own earlier tokens: each dimension follows those drawn before.
         for dimension in range(config.action_dim) if config.is_autoregressive else [slice(None)]:
             output = self._see(samples, rows, choices_BKA)
-            distribution = action_distribution(output, temperature, self._scale())
-            noise = rng.gumbel(size=distribution.noise_shape)
-            if config.is_regression:
-                noise = rng.laplace(size=distribution.noise_shape)
-            drawn = distribution.sample(torch.from_numpy(noise).float().to(self.device))
-            choices_BKA[:, :, dimension] = drawn[:, :, dimension].cpu().numpy()
+            drawn = self._sample(action_distribution(output, temperature, self._scale()), rng)
+            choices_BKA[:, :, dimension] = drawn[:, :, dimension]
         return choices_BKA
+
+    @torch.no_grad()
+    def redraw(
+        self, scores: Scores, samples: Chunks, rows: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """`draw` where `scores` are there already: only a causal policy has to look again."""
+        if self.network.config.is_autoregressive:
+            return self.draw(samples, rows, rng)
+        return self._sample(scores.distribution, rng)
+
+    def _sample(self, distribution: ActionDistribution, rng: np.random.Generator) -> np.ndarray:
+        draw_noise = rng.laplace if self.network.config.is_regression else rng.gumbel
+        noise = torch.from_numpy(draw_noise(size=distribution.noise_shape)).float()
+        drawn: np.ndarray = distribution.sample(noise.to(self.device)).cpu().numpy()
+        return drawn
 
     def _see(self, samples: Chunks, rows: np.ndarray, choices_BKA: np.ndarray) -> ActionOutput:
         return self.forward(

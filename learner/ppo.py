@@ -22,7 +22,7 @@ from learner.batch import Trajectory, build_samples
 from learner.checkpoint import Place
 from learner.config import LearnerConfig
 from learner.continual.method import ContinualMethod
-from learner.critic import ValueHead
+from learner.critic import Critic
 from learner.groups import Group
 from learner.grpo import GrpoTeacher
 from learner.link import AgentLink
@@ -39,7 +39,7 @@ class PpoTeacher:
         self,
         config: LearnerConfig,
         policy: LoraPolicy,
-        critic: ValueHead,
+        critic: Critic,
         inbox: Inbox,
         link: AgentLink,
         should_stop: Callable[[], bool],
@@ -54,9 +54,7 @@ class PpoTeacher:
     def new_optimizer(self) -> torch.optim.Optimizer:
         """AdamW on adapter and critic, each with its learning rate."""
         optimizer = self._grpo.new_optimizer()
-        optimizer.add_param_group(
-            {"params": list(self._critic.parameters()), "lr": self._ppo.value_lr}
-        )
+        optimizer.add_param_group({"params": self._critic.trained, "lr": self._ppo.value_lr})
         return optimizer
 
     def collect(self, place: Place, version: str) -> list[Group]:

@@ -11,7 +11,7 @@ from agent.wire.messages import Outcome
 from learner.advantages import episode_advantages, explained_variance, normalise_batch
 from learner.algorithm_config import PpoConfig
 from learner.batch import Samples, micro_batches
-from learner.critic import ValueHead
+from learner.critic import Critic
 from learner.loss import LossSums, grpo_loss, value_loss
 from learner.policy import LoraPolicy
 from learner.randomness import keyed_rng
@@ -31,8 +31,18 @@ from learner.update import (
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """Samples, corrected if need be, and the critic's word on them before the update, f64[B]."""
+
+    samples: Samples
+    values_B: np.ndarray  # of each chunk
+    baselines_B: np.ndarray  # of each chunk's observation: the same if the critic sees no actions
+    agreement: Agreement
+
+
+@dataclass(frozen=True)
 class Judged:
-    """Samples with normalised advantages; values before the update and lambda-returns, f64[B]."""
+    """Samples with normalised advantages; values before the update and their targets, f64[B]."""
 
     samples: Samples
     values_B: np.ndarray
@@ -45,31 +55,40 @@ class Judged:
 
 
 def judge(
-    samples: Samples, values_B: np.ndarray, outcomes: Mapping[int, str], ppo: PpoConfig
+    samples: Samples,
+    values_B: np.ndarray,
+    outcomes: Mapping[int, str],
+    ppo: PpoConfig,
+    monte_carlo: bool = False,
 ) -> Judged:
-    """Advantages of all chunks from the critic's values and the episodes' ends.
+    """Advantages of all chunks from the values of their observations and the episodes' ends.
 
     Args:
         outcomes: by trajectory index. The reward is 1 for a success, else 0.
+        monte_carlo: the critic's target is the discounted return, not the lambda-return.
     """
-    advantages_B = np.zeros(len(samples))
+    advantages_B, returns_B = np.zeros(len(samples)), np.zeros(len(samples))
     mask_BK = samples.mask_BK.copy()
     for index in np.unique(samples.trajectory_B):
         rows = np.flatnonzero(samples.trajectory_B == index)
         outcome = outcomes[int(index)]
-        advantages_B[rows], known = episode_advantages(
+        advantages_of = partial(
+            episode_advantages,
             values_B[rows],
             success=outcome == Outcome.SUCCESS,
             cut_off=ppo.bootstrap_at_limit and outcome == Outcome.TIMEOUT,
             gamma=ppo.gamma,
-            decay=ppo.gae_lambda,
         )
+        advantages_B[rows], known = advantages_of(decay=ppo.gae_lambda)
+        # At lambda 1 all values but a cut-off's last cancel out: what remains is the return.
+        summed_T = advantages_of(decay=1.0)[0] if monte_carlo else advantages_B[rows]
+        returns_B[rows] = summed_T + values_B[rows]
         mask_BK[rows[known:]] = 0.0
     trained_B = mask_BK.any(axis=1)
     normalised_B = np.zeros(len(samples))
     normalised_B[trained_B] = normalise_batch(advantages_B[trained_B])
     judged = replace(samples, advantages_B=normalised_B, mask_BK=mask_BK)
-    return Judged(judged, values_B, advantages_B + values_B)
+    return Judged(judged, values_B, returns_B)
 
 
 class PpoUpdater:
@@ -82,7 +101,7 @@ class PpoUpdater:
     def __init__(
         self,
         policy: LoraPolicy,
-        critic: ValueHead,
+        critic: Critic,
         optimizer: torch.optim.Optimizer,
         settings: UpdateSettings,
         ppo: PpoConfig,
@@ -104,8 +123,11 @@ class PpoUpdater:
         """
         if samples is None:
             return UpdateReport({}, 0.0, 0.0, Agreement(), 0)
-        samples, values_B, agreement = self.evaluate(samples)
-        judged = judge(samples, values_B, outcomes, self.ppo)
+        found = self.evaluate(samples)
+        judged = replace(
+            judge(found.samples, found.baselines_B, outcomes, self.ppo, self.critic.monte_carlo),
+            values_B=found.values_B,
+        )
         total, value_total, norms, first_clip = LossSums(), 0.0, [], 0.0
         others: list[dict[str, float]] = []
         minibatches = self._minibatches(judged.trained_rows, update_id)
@@ -127,20 +149,23 @@ class PpoUpdater:
                 "loss": policy_loss + self.ppo.value_coef * mean_value_loss,
                 "policy_loss": policy_loss,
                 "value_loss": mean_value_loss,
-                "value_mean": float(values_B[rows].mean()) if len(rows) else 0.0,
-                "explained_variance": explained_variance(values_B[rows], judged.returns_B[rows]),
+                "value_mean": float(judged.values_B[rows].mean()) if len(rows) else 0.0,
+                "explained_variance": explained_variance(
+                    judged.values_B[rows], judged.returns_B[rows]
+                ),
                 "value_grad_norm": float(value_norm),
             }
         )
-        return UpdateReport(means, first_clip, float(policy_norm), agreement, len(rows))
+        return UpdateReport(means, first_clip, float(policy_norm), found.agreement, len(rows))
 
     @torch.no_grad()
-    def evaluate(self, samples: Samples) -> tuple[Samples, np.ndarray, Agreement]:
-        """The samples, corrected if need be; values of all chunks as things are, f64[B].
+    def evaluate(self, samples: Samples) -> Evaluated:
+        """The critic's word on all chunks as things are.
 
         The chunks pass through the model anyway, so every one is checked against what was served.
         """
-        values_B, check = np.zeros(len(samples)), ServedCheck(self.settings.served)
+        values_B, baselines_B = np.zeros(len(samples)), np.zeros(len(samples))
+        check = ServedCheck(self.settings.served)
         proximal_BKA = np.zeros_like(samples.logprobs_BKA)
         for batch, fill in micro_batches(
             samples, np.arange(len(samples)), self.settings.micro_batch
@@ -150,13 +175,16 @@ class PpoUpdater:
             scores = self.policy.score(samples, batch)
             check.observe(samples, batch, scores)
             proximal_BKA[batch] = scores.logprobs_BKA.float().cpu().numpy()
-            values = self.critic(scores.state_BH).cpu().numpy()
-            values_B[batch[fill > 0]] = values[fill > 0]
+            predicted_B = self.critic.predict(scores, samples, batch)
+            baseline_B = self.critic.baseline(predicted_B, scores, samples, batch)
+            used = fill > 0
+            values_B[batch[used]] = predicted_B.cpu().numpy()[used]
+            baselines_B[batch[used]] = baseline_B.cpu().numpy()[used]
         agreement = check.conclude()
         if agreement.needs_correction:
             weight_cap = self.settings.served.weight_cap
             samples = correct(samples, proximal_BKA, weight_cap, self.ppo.ratio)
-        return samples, values_B, agreement
+        return Evaluated(samples, values_B, baselines_B, agreement)
 
     def accumulate_gradient(self, judged: Judged, rows: np.ndarray) -> tuple[LossSums, float]:
         """Set the gradient of one minibatch's loss; returns diagnostics and the value loss.
@@ -165,7 +193,7 @@ class PpoUpdater:
         one ratio, the critic's the mean over the rows.
         """
         samples, ppo = judged.samples, self.ppo
-        clear_gradient([*self.policy.parameters.values(), *self.critic.parameters()])
+        clear_gradient([*self.policy.parameters.values(), *self.critic.trained])
         units = count_units(samples.mask_BK[rows], samples.choices_BKA.shape[2], ppo.ratio)
         sums, value_sum = LossSums(), 0.0
         for batch, fill in micro_batches(samples, rows, self.settings.micro_batch):
@@ -185,7 +213,7 @@ class PpoUpdater:
                 ppo.ratio,
             )
             critic_loss = value_loss(
-                self.critic(scores.state_BH),
+                self.critic.predict(scores, samples, batch),
                 tensor(judged.values_B[batch]),
                 tensor(judged.returns_B[batch]),
                 tensor(fill / len(rows)),
@@ -209,6 +237,6 @@ class PpoUpdater:
         """Clip and step; returns the norms of the policy's and the critic's gradient before."""
         clip_norm = self.settings.clip_norm
         policy_norm = clip_gradient(self.policy.parameters.values(), clip_norm)
-        value_norm = clip_gradient(self.critic.parameters(), clip_norm)
+        value_norm = clip_gradient(self.critic.trained, clip_norm)
         self.optimizer.step()
         return policy_norm, value_norm

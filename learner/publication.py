@@ -7,6 +7,7 @@ and its episodes are still unused. Killed after it, publish and activation are d
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from learner.checkpoint import (
 )
 from learner.config import LearnerConfig
 from learner.continual.method import ContinualMethod
-from learner.critic import ValueHead
+from learner.critic import Critic
 from learner.link import AgentLink
 from learner.policy import LoraPolicy
 from learner.store import LearnerStore, UpdateRow
@@ -63,7 +64,7 @@ class Publication:
         adapters: AdapterStore,
         link: AgentLink,
         identity: Identity,
-        critic: ValueHead | None = None,
+        critic: Critic | None = None,
         continual: ContinualMethod | None = None,
     ) -> None:
         self.policy, self.store, self.checkpoints = policy, store, checkpoints
@@ -90,7 +91,7 @@ class Publication:
             self._check_settings(checkpoint.settings)
         self.policy.load_adapter(checkpoint.adapter)
         if self.critic is not None:
-            self.critic.load_state_dict(checkpoint.critic)
+            _load_critic(self.critic, checkpoint.critic, last.version)
         self.continual.load_state(checkpoint.continual)
         load_optimizer_tensors(optimizer, self._parameters, checkpoint.optimizer)
         torch.set_rng_state(checkpoint.torch_rng)
@@ -185,3 +186,15 @@ class Publication:
                 gone.key,
                 json.dumps(gone.recorded),
             )
+
+
+def _load_critic(critic: Critic, tensors: Mapping[str, Tensor], version: str) -> None:
+    """Only a run that goes on with settings of its own can have another kind of critic."""
+    try:
+        critic.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{version} was learned with another critic than the {type(critic).__name__} of this "
+            f"run's settings: expected tensors like {next(iter(critic.state_dict()))}, got "
+            f"{sorted(tensors)[:1] or 'none'}; go on from a run with the same critic"
+        ) from error

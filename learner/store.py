@@ -230,6 +230,12 @@ class LearnerStore:
             )
         return None if row is None else str(row[0])
 
+    def parent_of(self, update_id: int) -> str:
+        """The version that a committed update has improved."""
+        with self._lock:
+            row = self._one("SELECT parent FROM updates WHERE update_id = ?", update_id)
+        return str(row[0])
+
     def counts(self) -> dict[str, int]:
         """Episodes held (`collected`), by disposition, waiting for one, and quarantined."""
         with self._lock:

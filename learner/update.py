@@ -1,7 +1,7 @@
 """One GRPO update of the adapter from one iteration's samples, and what any update shares."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,15 @@ class UpdateSettings:
             served=ServedLimits.of(config),
             seed=config.seed,
         )
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """Samples as they are to be trained on, and what was found out about them."""
+
+    samples: Samples
+    is_corrected: bool = False  # their old log-probabilities are the learner's own
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,9 +174,11 @@ class Updater:
         """
         settings, total, norms, first_clip = self.settings, LossSums(), [], 0.0
         others: list[dict[str, float]] = []
-        check = ServedCheck(settings.served)
+        check, is_corrected, found = ServedCheck(settings.served), False, {}
         if samples is not None:
-            samples = self._reconcile(samples, check, update_id)
+            reconciled = self.reconcile(samples, check, update_id)
+            samples, is_corrected = reconciled.samples, reconciled.is_corrected
+            found = reconciled.figures
         minibatches = [
             members
             for epoch in range(settings.epochs)
@@ -177,7 +188,7 @@ class Updater:
         ]
         agreement = check.conclude()
         for step, members in enumerate(minibatches):
-            is_first = step == 0 and not agreement.needs_correction
+            is_first = step == 0 and not is_corrected
             sums = self.accumulate_gradient(samples, members, check if is_first else None)
             if is_first:
                 agreement = check.conclude()
@@ -190,7 +201,7 @@ class Updater:
             total.add(sums)
             if step == 0:
                 first_clip = sums.means()["clip_fraction"]
-        means = total.means() | mean_figures(others)
+        means = total.means() | mean_figures(others) | found
         means["loss"] /= len(minibatches)
         count = 0 if samples is None else len(samples)
         return UpdateReport(means, first_clip, float(np.mean(norms)), agreement, count)
@@ -238,36 +249,41 @@ class Updater:
         self.optimizer.step()
         return norm
 
-    def _reconcile(self, samples: Samples, check: ServedCheck, update_id: int) -> Samples:
+    def reconcile(self, samples: Samples, check: ServedCheck, update_id: int) -> Reconciled:
         """Check a seeded chunk of each trajectory; correct all of them if that is not enough.
 
         The first minibatch is checked whole, when it is computed.
         """
-        rng = keyed_rng(self.settings.seed, "verify", update_id)
-        rows = np.array(
-            [
-                rng.choice(np.flatnonzero(samples.trajectory_B == index))
-                for index in np.unique(samples.trajectory_B)
-            ]
-        )
-        self._score(samples, rows, check)
+        self.score(samples, self.rows_to_check(samples, update_id), check)
         if not check.conclude().needs_correction:
-            return samples
-        return self._correct(samples, check)
+            return Reconciled(samples)
+        return Reconciled(self._correct(samples, check), is_corrected=True)
+
+    def rows_to_check(self, samples: Samples, update_id: int) -> np.ndarray:
+        """A seeded row of each trajectory."""
+        rng = keyed_rng(self.settings.seed, "verify", update_id)
+        rows = [
+            rng.choice(np.flatnonzero(samples.trajectory_B == index))
+            for index in np.unique(samples.trajectory_B)
+        ]
+        return np.array(rows)
 
     def _correct(self, samples: Samples, check: ServedCheck) -> Samples:
         """All samples against the policy as it is; before the first step."""
-        proximal_BKA = self._score(samples, np.arange(len(samples)), check)
+        proximal_BKA = self.score(samples, np.arange(len(samples)), check)
         return correct(samples, proximal_BKA, self.settings.served.weight_cap)
 
     @torch.no_grad()
-    def _score(self, samples: Samples, rows: np.ndarray, check: ServedCheck) -> np.ndarray:
+    def score(
+        self, samples: Samples, rows: np.ndarray, check: ServedCheck | None = None
+    ) -> np.ndarray:
         """Log-probabilities of these rows under the policy as it is, f32[rows, K, A]."""
         logprobs = np.zeros_like(samples.logprobs_BKA)
         for batch, _ in micro_batches(samples, rows, self.settings.micro_batch):
             if self.should_stop():
                 raise Stopped
             scores = self.policy.score(samples, batch)
-            check.observe(samples, batch, scores)
+            if check is not None:
+                check.observe(samples, batch, scores)
             logprobs[batch] = scores.logprobs_BKA.float().cpu().numpy()
         return logprobs[rows]

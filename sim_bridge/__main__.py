@@ -34,7 +34,13 @@ def _work(config: SimConfig, stop: StopFlag) -> None:
     dealer = DealerClient(config.endpoint, config.request_timeout_s, keys=keys)
     requests = RequestTable(dealer, config.request_timeout_s)
     worker = Worker(
-        suite, requests, log, config.client_id, config.envs, stop_at_success=config.stop_at_success
+        suite,
+        requests,
+        log,
+        config.client_id,
+        config.envs,
+        stop_at_success=config.stop_at_success,
+        pace_hz=config.pace_hz,
     )
 
     def status() -> str:

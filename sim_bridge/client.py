@@ -96,12 +96,15 @@ class RequestTable:
         """Where the server is asked."""
         return self._dealer.endpoint
 
-    def ask(self, key: Hashable, message: Any) -> None:
-        """Sends `message`; an open request of the same key is cancelled."""
+    def ask(self, key: Hashable, message: Any, delay_s: float = 0.0) -> None:
+        """Sends `message`, after `delay_s`; an open request of the same key is cancelled."""
         self.cancel(key)
-        now = self._clock()
-        request = Request(key, message, now, now + self._timeout_s)
-        self._transmit(request)  # what cannot be sent is not open, either
+        asked_at_s = self._clock() + max(0.0, delay_s)
+        if delay_s > 0:  # `receive` sends it
+            request = Request(key, message, asked_at_s, asked_at_s, sent=0)
+        else:
+            request = Request(key, message, asked_at_s, asked_at_s + self._timeout_s)
+            self._transmit(request)  # what cannot be sent is not open, either
         self._by_key[key] = request
 
     def cancel(self, key: Hashable) -> None:
@@ -121,7 +124,7 @@ class RequestTable:
         return max((request.sent - request.refused for request in open_requests), default=0)
 
     def receive(self, wait_s: float) -> list[Answer]:
-        """Sends again what is overdue, then returns the answers, waiting up to `wait_s`.
+        """Sends what is due, again or at last, then returns the answers, waiting up to `wait_s`.
 
         A transient Fault is an answer only when it came `MAX_REFUSALS` times; until then the
         request is sent again after a pause. Raises Superseded, and ConfigError when the server
@@ -130,9 +133,9 @@ class RequestTable:
         now = self._clock()
         for request in self._by_key.values():
             if now >= request.resend_at_s:
+                self.resent += request.sent > 0
                 request.sent += 1
                 request.resend_at_s = now + self._timeout_s
-                self.resent += 1
                 self._transmit(request)
         answers = []
         for request_id, reply in self._poll(self._bounded(wait_s, now)):
@@ -181,8 +184,15 @@ class RequestTable:
         self._by_id[request_id] = request
 
     def _bounded(self, wait_s: float, now: float) -> float:
-        """`wait_s`, but no longer than until the next request is overdue."""
+        """`wait_s`, but no longer than until the next request is due."""
         due_s = min(
             (request.resend_at_s for request in self._by_key.values()), default=now + wait_s
         )
         return max(0.0, min(wait_s, due_s - now))
+
+
+def describe_reply(reply: object) -> str:
+    """A reply that was not hoped for, for a person."""
+    if isinstance(reply, Fault | Unreadable):
+        return f"{type(reply).__name__} {reply.code}: {reply.message}"
+    return f"unexpected {type(reply).__name__}"

@@ -35,6 +35,7 @@ class SimConfig:
     protocol: str = "disjoint"  # of a LIBERO suite: openvla, vlacrl or disjoint
     renderer: str = "exact"  # of a LIBERO suite: exact or fast
     stop_at_success: bool = True  # false: on to the horizon; what holds at its end counts
+    pace_hz: float | None = None  # control steps a second, as a robot's; null: as fast as it goes
     gymnasium: GymnasiumConfig = field(default_factory=GymnasiumConfig)  # makes the suite
     client_id: str = "sim-0"  # unique among the agent's clients
     log_path: str = "client.jsonl"  # answered episode ends
@@ -50,6 +51,8 @@ class SimConfig:
         require_range("image_size", self.image_size, 8, 640)
         require_range("request_timeout_s", self.request_timeout_s, 0.05, 600)
         require_range("threads", self.threads, 1, 1024)
+        if self.pace_hz is not None:
+            require_range("pace_hz", self.pace_hz, 0.1, 1000)
         if self.idle_exit_s is not None:
             require_range("idle_exit_s", self.idle_exit_s, 0, 1e9)
 

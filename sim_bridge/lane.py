@@ -70,6 +70,7 @@ class Lane:
         self.player = player
         self.phase = Phase.IDLE
         self.free_at_s = 0.0  # [worker's clock] no new lease before
+        self.answered_at_s = 0.0  # [worker's clock] when its last answer came
         self._client_id, self._instance_id = client_id, instance_id
         self._episode: Episode | None = None
 

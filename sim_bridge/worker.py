@@ -24,7 +24,7 @@ from agent.wire.messages import (
     Telemetry,
     Welcome,
 )
-from sim_bridge.client import Answer, RequestTable, Unreadable
+from sim_bridge.client import Answer, RequestTable, describe_reply
 from sim_bridge.contract import require_fit
 from sim_bridge.lane import BadReply, Lane, Phase
 from sim_bridge.log import EndLog
@@ -56,7 +56,9 @@ class Worker:
         envs: int,
         clock: Callable[[], float] = time.monotonic,
         stop_at_success: bool = True,
+        pace_hz: float | None = None,
     ) -> None:
+        """pace_hz: rate of the bodies' control steps in real time; None: as fast as they can."""
         self.counts: Counter[str] = Counter()  # outcomes, and "dropped" episodes
         self.wait_s = 0.0  # time in which no body had work
         instance_id = uuid.uuid4().hex
@@ -68,6 +70,7 @@ class Worker:
         self._log = log
         self._client_id, self._instance_id = client_id, instance_id
         self._clock = clock
+        self._period_s = 1.0 / pace_hz if pace_hz else 0.0
         self._welcome: Welcome | None = None
         self._ready: deque[Lane] = deque()
         self._assign_at_s = self._hello_at_s = self._busy_at_s = clock()
@@ -160,13 +163,16 @@ class Worker:
 
     def _advance(self, lane: Lane) -> None:
         if lane.phase is Phase.READY:
-            self._ask_for(lane, lane.advance())
+            steps, message = lane.player.steps, lane.advance()
+            # A paced body is seen, or done, when the last of these steps would have been.
+            steps_s = (lane.player.steps - steps) * self._period_s
+            self._ask_for(lane, message, lane.answered_at_s + steps_s - self._clock())
 
-    def _ask_for(self, lane: Lane, message: object) -> None:
+    def _ask_for(self, lane: Lane, message: object, delay_s: float = 0.0) -> None:
         if isinstance(message, EpisodeEnd) and message.outcome == "aborted":
             _warn(f"episode {message.episode_id} aborted: {message.reason}")
             lane.free_at_s = self._clock() + PAUSE_S
-        self._requests.ask(lane, message)
+        self._requests.ask(lane, message, delay_s)
 
     def _idle_for(self, limit_s: float | None) -> bool:
         return limit_s is not None and self._clock() - self._busy_at_s > limit_s
@@ -190,7 +196,7 @@ class Worker:
 
     def _on_hello(self, reply: object) -> None:
         if not isinstance(reply, Welcome):
-            raise BridgeError(f"hello to {self._requests.endpoint}: {_describe(reply)}")
+            raise BridgeError(f"hello to {self._requests.endpoint}: {describe_reply(reply)}")
         require_fit(self._suite, reply)
         before, self._welcome = self._welcome, reply
         if before is None or before.server_id == reply.server_id:
@@ -205,7 +211,7 @@ class Worker:
     def _on_assign(self, reply: object) -> None:
         now = self._clock()
         if not isinstance(reply, Assignments):
-            _warn(f"assign: {_describe(reply)}")
+            _warn(f"assign: {describe_reply(reply)}")
             self._assign_at_s = now + PAUSE_S
             self._say_hello()
             return
@@ -226,6 +232,7 @@ class Worker:
         """Moves a lane on. Whatever is wrong with its answer ends this lane's episode only."""
         lane, reply = answer.key, answer.reply
         assert isinstance(lane, Lane)
+        lane.answered_at_s = self._clock()
         try:
             if isinstance(reply, Fault):
                 self._on_fault(lane, reply)
@@ -241,7 +248,7 @@ class Worker:
                 self.counts[line.outcome] += 1
                 lane.release()
             else:
-                raise BadReply(f"{lane.phase.name}: {_describe(reply)}")
+                raise BadReply(f"{lane.phase.name}: {describe_reply(reply)}")
         except BadReply as error:
             self._give_up(lane, str(error))
 
@@ -249,9 +256,9 @@ class Worker:
         if fault.code == "server_restarted":
             self._say_hello()
         if fault.code in GONE_CODES:
-            self._drop(lane, _describe(fault))
+            self._drop(lane, describe_reply(fault))
         else:
-            self._give_up(lane, _describe(fault))
+            self._give_up(lane, describe_reply(fault))
 
     def _give_up(self, lane: Lane, reason: str) -> None:
         """Aborts the lane's episode with the server, or drops it when that cannot be asked."""
@@ -287,12 +294,6 @@ class Worker:
         for lane in self.lanes:
             lane.player.close()
         self._log.close()
-
-
-def _describe(reply: object) -> str:
-    if isinstance(reply, Fault | Unreadable):
-        return f"{type(reply).__name__} {reply.code}: {reply.message}"
-    return f"unexpected {type(reply).__name__}"
 
 
 def _warn(text: str) -> None:

@@ -94,7 +94,10 @@ def test_every_algorithm_can_be_chosen_for_a_run(algorithm: str, model_dir: Path
 
 @pytest.mark.parametrize("method", options("continual"))
 def test_every_continual_method_can_be_chosen_for_a_run(method: str, model_dir: Path) -> None:
-    run = compose_run([f"continual={method}", f"model.model_dir={model_dir}"])
+    algorithm = "ppo-nano" if method.startswith("crl-vla") else "grpo-nano"
+    run = compose_run(
+        [f"continual={method}", f"algorithm={algorithm}", f"model.model_dir={model_dir}"]
+    )
     values = run.processes["learner"]
     merged = OmegaConf.merge(OmegaConf.structured(LearnerConfig), OmegaConf.create(values))
     learner = OmegaConf.to_object(merged)
@@ -140,6 +143,12 @@ def test_a_method_chooses_what_is_not_chosen_by_hand(
     learner = compose_run([f"model.model_dir={model_dir}", *overrides]).processes["learner"]
     assert learner["algorithm"]["method"] == algorithm
     assert learner["continual"]["method"] == continual
+
+
+def test_no_budget_sets_the_learning_rate_of_whole_weights(model_dir: Path) -> None:
+    chosen = ["budget=bench", "method=full", f"model.model_dir={model_dir}"]
+    algorithm = compose_run(chosen).processes["learner"]["algorithm"]
+    assert (algorithm["full_rank"], algorithm["learning_rate"]) == (True, 3e-5)
 
 
 def test_a_method_may_turn_the_order_of_the_tasks_round(model_dir: Path) -> None:

@@ -99,6 +99,11 @@ class CnnPolicy(PolicyNetwork):
         """The layer that computes the logits of the action bins."""
         return self.decoder.head
 
+    @property
+    def word_embedding(self) -> nn.Embedding:
+        """What turns the tokens of an instruction into vectors."""
+        return self.words
+
     def forward(
         self,
         input_ids_BL: Tensor,

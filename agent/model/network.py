@@ -66,6 +66,11 @@ class PolicyNetwork(nn.Module, ABC):
     def output_layer(self) -> nn.Module:
         """The layer that computes the logits of the action bins."""
 
+    @property
+    @abstractmethod
+    def word_embedding(self) -> nn.Embedding:
+        """What turns the tokens of an instruction into vectors; no adapter reaches it."""
+
     def check_inputs(self, input_ids: Tensor, pixels: Tensor, proprio: Tensor | None) -> None:
         """Raises ValueError for a shape that does not fit the config."""
         config = self.config

@@ -58,6 +58,12 @@ class OpenVLA(PolicyNetwork):
         """The layer that computes the logits of the action bins."""
         return self.language_model.lm_head
 
+    @property
+    def word_embedding(self) -> nn.Embedding:
+        """What turns the tokens of an instruction into vectors."""
+        embedding: nn.Embedding = self.language_model.model.embed_tokens
+        return embedding
+
     def forward(
         self,
         input_ids_BL: Tensor,

@@ -21,7 +21,7 @@ from deploy.local.settings import RunConfig, compose_run
 
 BEGINNINGS = "beginnings"
 # Continual methods that do something while the first task is learned, or learn it with others.
-ACT_IN_FIRST_TASK = ("multitask", "retain", "slca")
+ACT_IN_FIRST_TASK = ("multitask", "retain", "slca", "crl-vla")
 # What the base's evaluation does not depend on: how to learn, and the room for adapters.
 OF_TRAINING = ("learner.algorithm", "learner.continual", "learner.sft", "agent.policy.adapter_rank")
 CHOICES_OF_TRAINING = ("method", "algorithm", "continual")

@@ -5,7 +5,7 @@ Axes as in learner/batch.py; X is whatever shape one answer has.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -79,6 +79,17 @@ class Memory:
             held = self.rows
             columns = {n: np.concatenate([getattr(held, n), new]) for n, new in columns.items()}
         self.rows = Remembered(**columns)
+
+    def retarget(self, targets_BX: np.ndarray) -> None:
+        """Hold the policy's answers to others from now on; one for each chunk, in their order.
+
+        Raises:
+            ValueError: they are not as many.
+        """
+        count = 0 if self.rows is None else len(self.rows)
+        if self.rows is None or len(targets_BX) != count:
+            raise ValueError(f"expected targets of {count} chunks, got {len(targets_BX)}")
+        self.rows = replace(self.rows, targets_BX=targets_BX)
 
     def figures(self) -> dict[str, float]:
         """Its size, in chunks and in megabytes (10^6 bytes)."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from agent.config import require, require_choice, require_range
 
 TEACHERS = ("previous", "base")
+CRITICS = ("v", "q")
 # method -> its section of the settings, "" for one that has none.
 SECTION_OF = {
     "sequential": "",
@@ -14,6 +15,7 @@ SECTION_OF = {
     "der": "der",
     "retain": "retain",
     "slca": "slca",
+    "crl-vla": "crl_vla",
     "dwe": "",
 }
 METHODS = tuple(SECTION_OF)
@@ -92,6 +94,25 @@ class DerConfig(ReplayConfig):
 
 
 @dataclass
+class CrlVlaConfig:
+    """CRL-VLA. The weights are the paper's: 1e-5 is its ablation's best, .01 of its main table."""
+
+    critic: str = "v"  # or q: it reads the chosen actions, too
+    draws: int = 4  # q: actions drawn at an observation, whose mean value is the baseline
+    kl_weight: float = 1.0e-5  # alpha
+    value_weight: float = 0.01  # beta_V
+    batch_size: int = 32  # chunks drawn from the memory for each optimiser step
+    chunks_per_task: int = 256  # most that are kept of a task
+
+    def __post_init__(self) -> None:
+        require_choice("continual.crl_vla.critic", self.critic, CRITICS)
+        for name in ("kl_weight", "value_weight"):
+            require_range(f"continual.crl_vla.{name}", getattr(self, name), 0, 1_000_000)
+        for name in ("draws", "batch_size", "chunks_per_task"):
+            require_range(f"continual.crl_vla.{name}", getattr(self, name), 1, 1_000_000)
+
+
+@dataclass
 class ContinualConfig:
     """What is done against forgetting; one section is used, that of `method`."""
 
@@ -101,6 +122,7 @@ class ContinualConfig:
     slca: SlcaConfig | None = None
     er: ErConfig | None = None
     der: DerConfig | None = None
+    crl_vla: CrlVlaConfig | None = None
 
     def __post_init__(self) -> None:
         require_choice("continual.method", self.method, METHODS)

@@ -64,6 +64,7 @@ class Run:
         for name in ("state", "agent", "model"):
             (folder / name).mkdir(exist_ok=True)
         self.folder, self.config = folder, config
+        config.adapters_dir = str(folder / "adapters")
         self.policy = micro_policy(folder / "model")
         self.serving = renewed_policy(folder / "model")  # one run plays at a time
         self.base, self.served = self.policy.adapter_tensors(), ""

@@ -7,15 +7,21 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from agent.wire.errors import ConfigError
-from learner.algorithm_config import AlgorithmConfig, DpoConfig, PpoConfig
+from learner.algorithm_config import AlgorithmConfig, AsyncConfig, DpoConfig, PpoConfig
 from learner.config import LearnerConfig
-from learner.continual.settings import SECTION_OF, ContinualConfig, DerConfig, ErConfig
+from learner.continual.settings import (
+    SECTION_OF,
+    ContinualConfig,
+    CrlVlaConfig,
+    DerConfig,
+    ErConfig,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["grpo-nano", "grpo-7b", "full-nano", "ppo-nano", "dpo-nano", "sft-nano"]
+    "algorithm", sorted(p.stem for p in (CONFIGS / "algorithm").glob("*.yaml"))
 )
 def test_shipped_settings_fit_the_schema_key_by_key(algorithm):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -56,6 +62,37 @@ def test_the_replay_files_have_the_defaults_but_for_the_teacher():
     assert compose_continual("er")[1].er == ErConfig()
     assert compose_continual("der")[1].der == DerConfig(teacher="previous")
     assert compose_continual("der-base")[1].der == DerConfig(teacher="base")
+
+
+def test_the_asynchronous_file_lists_every_setting_of_its_section():
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        shipped = compose("learner", ["algorithm=grpo-async-nano"])
+    assert set(shipped.algorithm.asynchronous) == set(AsyncConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resample_degenerate": 2}, "resample_degenerate=0"),
+        ({"method": "sft"}, "only grpo corrects"),
+        ({"method": "ppo", "ppo": PpoConfig()}, "only grpo corrects"),
+    ],
+)
+def test_what_cannot_be_asynchronous_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        AlgorithmConfig(asynchronous=AsyncConfig(), **change)
+    AlgorithmConfig(asynchronous=AsyncConfig(staleness=0), **change)
+
+
+@pytest.mark.parametrize("change", [{"staleness": -1}, {"weight_cap": 1.0}, {"dual_clip": 0.5}])
+def test_impossible_asynchronous_settings_are_refused_by_name(change):
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        AsyncConfig(**change)
+
+
+def test_the_files_of_crl_vla_have_the_defaults_but_for_the_critic():
+    assert compose_continual("crl-vla")[1].crl_vla == CrlVlaConfig(critic="v")
+    assert compose_continual("crl-vla-q")[1].crl_vla == CrlVlaConfig(critic="q")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,7 +9,7 @@ from learner.loss import Clip, LossSums, grpo_loss, value_loss
 CLIP = Clip(0.2, 0.28)
 
 
-def loss_of(ratio, advantage, weight=1.0):
+def loss_of(ratio, advantage, weight=1.0, clip=CLIP):
     logprobs = torch.full((1, 1, 1), math.log(ratio), dtype=torch.float64, requires_grad=True)
     zeros = torch.zeros(1, 1, 1, dtype=torch.float64)
     loss, sums = grpo_loss(
@@ -18,7 +19,7 @@ def loss_of(ratio, advantage, weight=1.0):
         torch.tensor([advantage]),
         torch.ones(1, 1),
         torch.tensor([weight]),
-        CLIP,
+        clip,
     )
     loss.backward()
     return loss.item(), logprobs.grad.item(), sums.means()
@@ -45,6 +46,42 @@ def test_clipping_by_hand(ratio, advantage, loss, gradient, clipped):
     assert means["approx_kl"] == pytest.approx(ratio - 1 - math.log(ratio))
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient", "clipped"),
+    [
+        (2.9, -1.0, 2.9, 2.9, 0.0),
+        (5.0, -1.0, 3.0, 0.0, 1.0),  # a bad action that became far likelier pulls no harder
+        (5.0, -2.0, 6.0, 0.0, 1.0),
+        (0.5, -1.0, 0.8, 0.0, 1.0),  # as without
+        (5.0, 2.0, -2.56, 0.0, 1.0),  # a good one: as without
+        (5.0, 0.0, 0.0, 0.0, 0.0),
+    ],
+)
+def test_dual_clipping_by_hand(ratio, advantage, loss, gradient, clipped):
+    got_loss, got_gradient, means = loss_of(ratio, advantage, clip=Clip(0.2, 0.28, dual=3.0))
+    assert (got_loss, got_gradient) == pytest.approx((loss, gradient))
+    assert means["clip_fraction"] == clipped
+
+
+def test_the_decoupled_objective_by_hand():
+    """Two tokens: w = min(pi_prox / pi_acted, 2), r = pi / pi_prox, w * the dually clipped loss."""
+    acted, proximal, now = (
+        torch.log(torch.tensor([[values]], dtype=torch.float64))
+        for values in ([0.1, 0.4], [0.15, 0.1], [0.3, 0.08])
+    )
+    importance = (proximal - acted).exp().clamp(max=2.0)  # 1.5 and 0.25
+    entropy, one = torch.zeros_like(now), torch.ones(1, 1, dtype=torch.float64)
+    for advantage, expected in (
+        (1.0, -(1.5 * 1.28 + 0.25 * 0.8)),  # ratios 2 and .8
+        (-1.0, 1.5 * 1.7 + 0.25 * 0.8),  # 2 is beyond the dual clip of 1.7
+    ):
+        loss, _ = grpo_loss(
+            now, proximal, entropy, torch.tensor([advantage], dtype=torch.float64), one, one[0],
+            Clip(0.2, 0.28, dual=1.7), importance,
+        )  # fmt: skip
+        assert loss.item() == pytest.approx(expected)
+
+
 def random_batch(rows, seed=0):
     g = torch.Generator().manual_seed(seed)
 
@@ -56,17 +93,19 @@ def random_batch(rows, seed=0):
     return new, old, old.abs(), normal(rows), mask, torch.rand(rows, generator=g).double()
 
 
-def test_gradient_equals_a_finite_difference():
+@pytest.mark.parametrize("clip", [CLIP, Clip(0.2, 0.28, dual=1.4)])
+def test_gradient_equals_a_finite_difference(clip):
     new, *rest = random_batch(3)
+    rest += [clip, torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(2)) * 2]
     new.requires_grad_()
-    loss, _ = grpo_loss(new, *rest, CLIP)
+    loss, _ = grpo_loss(new, *rest)
     loss.backward()
     step = 1e-6
-    for index in [(0, 0, 0), (1, 3, 6), (2, 4, 2), (0, 2, 5)]:
+    for index in np.ndindex(new.shape):
         up, down = new.detach().clone(), new.detach().clone()
         up[index] += step
         down[index] -= step
-        difference = grpo_loss(up, *rest, CLIP)[0] - grpo_loss(down, *rest, CLIP)[0]
+        difference = grpo_loss(up, *rest)[0] - grpo_loss(down, *rest)[0]
         assert new.grad[index].item() == pytest.approx(difference.item() / (2 * step), abs=1e-7)
 
 

@@ -119,3 +119,14 @@ def test_thinning_out_leaves_executed_chunks_alone_and_in_order(episodes):
     assert len(places) == 3
     again = thin_out(chunks, 3, keyed_rng(0, "test", 0))
     assert (again.images_BNHWC == part.images_BNHWC).all()
+
+
+def test_targets_are_renewed_for_all_chunks_or_for_none(memory):
+    chunks, targets = memory.rows.choices_BKA, np.ones((len(memory.rows), 4), np.float32)
+    memory.retarget(targets)
+    assert memory.rows.targets_BX is targets
+    assert memory.rows.choices_BKA is chunks
+    with pytest.raises(ValueError, match=f"targets of {len(targets)} chunks, got 1"):
+        memory.retarget(targets[:1])
+    with pytest.raises(ValueError, match="of 0 chunks"):
+        Memory().retarget(targets)

@@ -122,7 +122,7 @@ def test_chunks_without_an_action_of_the_policys_own_are_not_trained_on(policy, 
 def test_gradient_equals_a_finite_difference_through_policy_and_critic(policy, critic):
     samples, outcomes = collect(policy, MIXED)
     updater = updater_for(policy, critic, ppo=replace(PPO, value_coef=0.5))
-    judged = judge(samples, updater.evaluate(samples)[1], outcomes, PPO)
+    judged = judge(samples, updater.evaluate(samples).values_B, outcomes, PPO)
     rows = judged.trained_rows
     updater.accumulate_gradient(judged, rows)
     direction = [torch.sign(p.grad) for p in parameters(policy, critic)]
@@ -147,7 +147,7 @@ def test_gradient_equals_a_finite_difference_through_policy_and_critic(policy, c
 
 def test_the_critics_gradient_reaches_the_adapter(policy, critic):
     samples, _ = collect(policy, MIXED)
-    _, values_B, _ = updater_for(policy, critic).evaluate(samples)
+    values_B = updater_for(policy, critic).evaluate(samples).values_B
     returns_only = with_advantages(samples, values_B, np.zeros(len(samples)))
     returns_only = replace(returns_only, returns_B=values_B + 1.0)
     updater_for(policy, critic).accumulate_gradient(returns_only, np.arange(len(samples)))
@@ -159,7 +159,7 @@ def test_the_critics_gradient_reaches_the_adapter(policy, critic):
 
 def test_gradient_does_not_depend_on_the_micro_batch_size(policy, critic):
     samples, outcomes = collect(policy, MIXED)
-    judged = judge(samples, updater_for(policy, critic).evaluate(samples)[1], outcomes, PPO)
+    judged = judge(samples, updater_for(policy, critic).evaluate(samples).values_B, outcomes, PPO)
     found = []
     for size in (4, 7):
         updater = updater_for(policy, critic, replace(SETTINGS, micro_batch=size))
@@ -200,7 +200,7 @@ def test_an_update_with_a_coarser_ratio_makes_better_chunks_likelier(policy, cri
     samples, outcomes = collect(policy, MIXED)
     ppo = replace(PPO, ratio=level)
     updater = updater_for(policy, critic, replace(SETTINGS, epochs=4), ppo=ppo)
-    judged = judge(samples, updater.evaluate(samples)[1], outcomes, ppo)
+    judged = judge(samples, updater.evaluate(samples).values_B, outcomes, ppo)
     report = updater.run(samples, outcomes, update_id=1)
     assert report.first_clip_fraction == 0.0
     assert 0 <= report.means["clip_fraction"] <= 1
@@ -230,7 +230,7 @@ def test_an_update_makes_better_chunks_likelier_and_the_critic_better(policy, cr
     samples, outcomes = collect(policy, MIXED)
     ppo = replace(PPO, value_lr=3e-2)
     updater = updater_for(policy, critic, replace(SETTINGS, epochs=8), ppo=ppo)
-    _, values_B, _ = updater.evaluate(samples)
+    values_B = updater.evaluate(samples).values_B
     judged = judge(samples, values_B, outcomes, ppo)
     report = updater.run(samples, outcomes, update_id=1)
     assert report.first_clip_fraction == 0.0
@@ -240,7 +240,7 @@ def test_an_update_makes_better_chunks_likelier_and_the_critic_better(policy, cr
         after = policy.score(samples, np.arange(len(samples))).logprobs_BKA.numpy()
     change_B = ((after - samples.logprobs_BKA).sum(axis=2) * samples.mask_BK).sum(axis=1)
     assert (change_B * judged.samples.advantages_B).sum() > 0
-    _, values_after, _ = updater_for(policy, critic, ANYTHING).evaluate(samples)
+    values_after = updater_for(policy, critic, ANYTHING).evaluate(samples).values_B
     before, now = (np.square(v - judged.returns_B).mean() for v in (values_B, values_after))
     assert now < 0.7 * before
     figures = report.means
@@ -254,10 +254,10 @@ def test_all_failures_still_train_the_critic_down(policy, critic):
     with torch.no_grad():
         critic.layers[-1].weight.fill_(1.0)
     updater = updater_for(policy, critic, replace(SETTINGS, epochs=10))
-    _, before, _ = updater.evaluate(samples)
+    before = updater.evaluate(samples).values_B
     report = updater.run(samples, outcomes, update_id=1)
     assert report.means["explained_variance"] <= 1
-    _, after, _ = updater_for(policy, critic, ANYTHING).evaluate(samples)
+    after = updater_for(policy, critic, ANYTHING).evaluate(samples).values_B
     assert np.abs(after).mean() < np.abs(before).mean()
 
 

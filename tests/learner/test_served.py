@@ -8,7 +8,8 @@ import torch
 from micro_fixtures import CAMERAS, micro_policy, renewed_policy
 from test_update import group_of
 
-from agent.model.openvla import ActionOutput
+from agent.model.distributions import TokenDistribution
+from agent.model.network import ActionOutput
 from learner.batch import build_samples
 from learner.loss import Clip
 from learner.policy import Scores
@@ -48,12 +49,9 @@ def updater_for(policy, limits=ROUNDED, steps=2):
 def observe(samples, recomputed, limits=ROUNDED):
     check = ServedCheck(limits)
     zeros = torch.zeros(len(samples), 1)
-    rows = np.arange(len(samples))
-    check.observe(
-        samples,
-        rows,
-        Scores(torch.from_numpy(recomputed), zeros, zeros, ActionOutput(None, None, zeros)),
-    )
+    output, distribution = ActionOutput(zeros, None, zeros), TokenDistribution(zeros, 1.0)
+    scores = Scores(torch.from_numpy(recomputed), zeros, zeros, output, distribution)
+    check.observe(samples, np.arange(len(samples)), scores)
     return check.conclude()
 
 

@@ -36,6 +36,23 @@ def test_a_critic_survives_the_death_of_its_learner(tmp_path: Path, model_dir: P
     assert adapter_hashes(runs[1]) == expected
 
 
+def test_acting_ahead_survives_the_death_of_learner_and_agent(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    settings = [
+        "algorithm=grpo-async-nano", "task_order=[0]", "learner.algorithm.iterations_per_task=4",
+        "learner.evaluation.greedy=false",
+    ]  # fmt: skip
+    kills = [Kill("learner", training_ends=12), Kill("agent", training_ends=20)]
+    runs = [
+        finish_run(tmp_path / name, model_dir, chosen, settings)
+        for name, chosen in (("undisturbed", []), ("killed", kills))
+    ]
+    expected = adapter_hashes(runs[0])
+    assert len(set(expected.values())) == 4
+    assert adapter_hashes(runs[1]) == expected
+
+
 def test_kills_change_no_measured_rate(undisturbed: ToyRun, killed: ToyRun) -> None:
     for matrix in ("matrix", "greedy"):
         assert killed.records.results[matrix] == undisturbed.records.results[matrix]

@@ -100,3 +100,32 @@ def test_an_unreadable_reply_answers_its_own_request_only() -> None:
     dealer.inbox = [(1, Ok())]
     assert [answer.key for answer in table.receive(0.0)] == ["a"]
     assert table.unreadable_replies == 2
+
+
+def test_a_delayed_request_goes_out_when_it_is_due_and_is_no_resending() -> None:
+    dealer, table = make(timeout_s=1.0)
+    table.ask("a", Status(), delay_s=2.0)
+    table.ask("b", Rollback(), delay_s=-1.0)  # was due before
+    assert dealer.sent == [Rollback()]
+    assert table.is_open("a")
+    table.cancel("b")
+    dealer.now_s = 1.5
+    table.receive(10.0)
+    assert dealer.waits_s == [0.5]  # sleeps until then, and no longer
+    assert (dealer.sent, table.unanswered()) == ([Rollback()], 0)
+    dealer.now_s = 2.0
+    table.receive(0.0)
+    assert (dealer.sent, table.resent) == ([Rollback(), Status()], 0)
+    dealer.now_s, dealer.inbox = 2.25, [(2, Ok())]
+    (answer,) = table.receive(0.0)
+    assert (answer.sent, answer.elapsed_s) == (1, 0.25)
+
+
+def test_a_delayed_request_that_is_lost_is_sent_again_and_one_cancelled_never_goes_out() -> None:
+    dealer, table = make(timeout_s=1.0)
+    table.ask("a", Status(), delay_s=2.0)
+    table.ask("b", Rollback(), delay_s=2.0)
+    table.cancel("b")
+    for dealer.now_s in (2.0, 3.0):
+        table.receive(0.0)
+    assert (dealer.sent, table.resent) == ([Status(), Status()], 1)
