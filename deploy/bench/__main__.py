@@ -62,31 +62,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(grid: Grid, console: Console, *, is_estimate: bool) -> int:
-    from deploy.bench.cells import compose, plan_cell
-    from deploy.bench.estimate import describe, estimate
     from deploy.bench.report import write_report
-    from deploy.bench.results import read_results, refuse_other_settings
-    from deploy.bench.runner import Runner, hold, steps_left
+    from deploy.bench.runner import run_missing
 
-    with console.status("Reading the settings of every cell"):
-        plans = [plan_cell(cell) for cell in grid.cells]
-    cells = {cell.name: cell for cell in grid.cells}
-    results, missing = read_results(grid.results, list(cells))
-    for name, result in results.items():
-        path = grid.results / f"{name}.json"
-        refuse_other_settings(result, compose(cells[name].overrides), path)
-    wanted = [step for step in plans if step.folder in missing]
-    found = estimate(plans, results, steps_left(grid.runs, wanted))
-    for line in describe(found, len(cells)):
-        console.print(line, highlight=False)
-    if is_estimate:
-        return 0
-    failed: list[str] = []
-    if wanted:
-        with hold(grid.runs):
-            runner = Runner(grid.runs, grid.results, found, console)
-            failed = runner.run(cells, wanted, lambda: write_report(grid))
-    _report(grid, console)
+    failed = run_missing(
+        grid.cells,
+        grid.runs,
+        grid.results,
+        console,
+        lambda: write_report(grid),
+        is_estimate=is_estimate,
+    )
+    if not is_estimate:
+        _report(grid, console)
     return FAILED if failed else 0
 
 

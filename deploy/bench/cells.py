@@ -13,17 +13,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from deploy.local.overrides import find_value, parse_overrides
+from deploy.local.placement import BadSetting
 from deploy.local.runfolder import recorded_settings
-from deploy.local.settings import RunConfig, compose_run
+from deploy.local.settings import RunConfig, compose_run, find_model
 
 BEGINNINGS = "beginnings"
-# Continual methods that differ from sequential fine-tuning before the end of row 1: they act while
-# the first task is learned, learn it with others or with other parts, or (dwe) evaluate the other
-# tasks with the base.
-ACT_IN_FIRST_TASK = ("crl-vla", "dwe", "multitask", "retain", "slca")
+# Continual methods that do the same as sequential fine-tuning until the end of row 1. Others act
+# while the first task is learned, learn it with others or with other parts, or (dwe) evaluate the
+# other tasks with the base.
+IDLE_IN_FIRST_TASK = ("der", "er", "ewc", "sequential")
 # What the base's evaluation does not depend on: how to learn, and the room for adapters.
 OF_TRAINING = ("learner.algorithm", "learner.continual", "learner.sft", "agent.policy.adapter_rank")
 CHOICES_OF_TRAINING = ("method", "algorithm", "continual")
@@ -67,15 +69,30 @@ def plan_cell(cell: Cell) -> Step:
         return Step(cell.name, cell.overrides)
     parent = _base(cell)
     is_longer = len(learner["suite"]["train_tasks"]) > 1
-    if is_longer and learner["continual"]["method"] not in ACT_IN_FIRST_TASK:
+    if is_longer and learner["continual"]["method"] in IDLE_IN_FIRST_TASK:
         parent = _first_task(cell, parent) or parent
     return Step(cell.name, cell.overrides, parent)
 
 
 @cache
 def compose(overrides: tuple[str, ...]) -> RunConfig:
-    """The run they ask for; nobody changes it. Raises BadSetting."""
-    return compose_run(overrides)
+    """The run they ask for; nobody changes it. Raises BadSetting.
+
+    The model need not be there: finished cells are reported on without it.
+    """
+    return compose_run(overrides, find=_place_of_model)
+
+
+def require_model(step: Step) -> None:
+    """Raises BadSetting if the model that the step begins with is not there."""
+    find_model(compose(step.overrides).tree["model"]["model_dir"])
+
+
+def _place_of_model(model_dir: str) -> Path:
+    try:
+        return find_model(model_dir)
+    except BadSetting:
+        return Path(model_dir).expanduser().resolve()
 
 
 def _base(cell: Cell) -> Step:

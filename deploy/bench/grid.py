@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.bench.cells import Cell, compose
+from deploy.bench.cells import Cell, compose, settings_of
 from deploy.local.composition import CONFIGS
 from deploy.local.placement import BadSetting
 
@@ -21,6 +22,7 @@ OF_A_RUN = {
     "report": "the comparison writes its own",
     "parent_pid": "runs end with the comparison",
     "learner.last_row": "the comparison chooses where runs part",
+    "continual": "a method chooses it; configs/method has them all",
 }
 
 
@@ -58,6 +60,7 @@ def parse_grid(words: Sequence[str]) -> Grid:
         for method, count in methods.items()
         if seed < count
     ]
+    _refuse_alike([cell for cell in cells if cell.seed == 0])
     suite = compose(cells[0].overrides).processes["learner"]["suite"]["name"]
     out = Path(own.get("out", f"runs/bench-{suite}")).expanduser().resolve()
     runs = Path(own["runs"]).expanduser().resolve() if "runs" in own else out / "runs"
@@ -74,11 +77,24 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             if not separator or not value or name in own:
                 raise BadSetting(f"{word}: expected {name}=VALUE, once")
             own[name] = value
-        elif name.lstrip("+~") in OF_A_RUN:
-            raise BadSetting(f"{word}: drop it; {OF_A_RUN[name.lstrip('+~')]}")
+        elif (bare := name.lstrip("+~").partition("@")[0]) in OF_A_RUN:
+            raise BadSetting(f"{word}: drop it; {OF_A_RUN[bare]}")
         else:
             shared.append(word)
     return own, shared
+
+
+def _refuse_alike(cells: Sequence[Cell]) -> None:
+    """What is given by hand wins over a method's file, and could make one method of two."""
+    known: dict[str, str] = {}
+    for cell in cells:
+        settings = json.dumps(settings_of(cell.overrides), sort_keys=True)
+        other = known.setdefault(settings, cell.method)
+        if other != cell.method:
+            raise BadSetting(
+                f"method: {cell.method} would be the same run as {other} with these settings; "
+                "drop one of them, or the setting that both have"
+            )
 
 
 def _methods(text: str, seeds: int) -> dict[str, int]:

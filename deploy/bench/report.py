@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.bench.grid import Grid
-from deploy.bench.results import read_results
+from deploy.bench.results import read_cells
 from deploy.bench.tables import Rows, cost_table, figures_table, matrix_table
 from deploy.local.table import conditions_of
 
@@ -28,8 +28,11 @@ how often the processes were started, a shared beginning's included.
 
 
 def write_report(grid: Grid) -> list[Path]:
-    """Returns the files written. Raises ResultError for a file that is no result, OSError."""
-    results, missing = read_results(grid.results, [cell.name for cell in grid.cells])
+    """Returns the files written.
+
+    Raises ResultError for a file that is no result of its cell, BadSetting, OSError.
+    """
+    results, missing = read_cells(grid.results, grid.cells)
     rows = {
         method: [
             results[cell.name]

@@ -12,6 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from deploy.bench.cells import Cell, compose
 from deploy.bench.fork import inherited_sessions
 from deploy.local.records import Records
 from deploy.local.runfolder import changed_settings, recorded_settings
@@ -172,6 +173,19 @@ def read_result(path: Path) -> Result:
     if result.name != path.stem:
         raise ResultError(f"{path} holds the result of {result.name}; rename or remove it")
     return result
+
+
+def read_cells(folder: Path, cells: Sequence[Cell]) -> tuple[dict[str, Result], list[str]]:
+    """The results that the cells have, by name, and the names of those without.
+
+    Raises ResultError for one that was made with other settings than its cell has, BadSetting.
+    """
+    results, missing = read_results(folder, [cell.name for cell in cells])
+    for cell in cells:
+        if cell.name in results:
+            path = folder / f"{cell.name}.json"
+            refuse_other_settings(results[cell.name], compose(cell.overrides), path)
+    return results, missing
 
 
 def read_results(folder: Path, names: Sequence[str]) -> tuple[dict[str, Result], list[str]]:

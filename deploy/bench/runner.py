@@ -13,11 +13,18 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from deploy.bench.cells import Cell, Step, compose
-from deploy.bench.estimate import Estimate, clock, own_effort
+from deploy.bench.cells import Cell, Step, compose, plan_cell, require_model
+from deploy.bench.estimate import Estimate, clock, describe, estimate, own_effort
 from deploy.bench.fork import fork_run
 from deploy.bench.programs import RunProgress, run_program
-from deploy.bench.results import Result, collect_result, refuse_other_settings, write_result
+from deploy.bench.results import (
+    Result,
+    ResultError,
+    collect_result,
+    read_cells,
+    refuse_other_settings,
+    write_result,
+)
 from deploy.local.checker import recount
 from deploy.local.placement import BadSetting
 from deploy.local.processes import ProcessFailed
@@ -29,6 +36,36 @@ from deploy.local.summary import build_summary
 LOCK_WAIT_S = 60.0  # a run whose comparison was killed stops its own processes meanwhile
 LOCK_POLL_S = 0.2
 KNOWN_AFTER = 64  # episodes, from which on this session's own pace says how long the rest takes
+
+
+def run_missing(
+    cells: Sequence[Cell],
+    runs: Path,
+    results: Path,
+    console: Console,
+    on_result: Callable[[], object],
+    *,
+    is_estimate: bool,
+) -> list[str]:
+    """Says what it costs, then runs every cell without a result; returns those that failed.
+
+    on_result: called after each cell that was finished. is_estimate: runs nothing. Raises
+    ResultError for a result of other settings, BadSetting.
+    """
+    with console.status("Reading the settings of every cell"):
+        found, missing = read_cells(results, cells)
+        plans = [plan_cell(cell) for cell in cells]
+    wanted = [step for step in plans if step.folder in missing]
+    cost = estimate(plans, found, steps_left(runs, wanted))
+    for line in describe(cost, len(cells)):
+        console.print(line, highlight=False)
+    if is_estimate or not wanted:
+        return []
+    for step in wanted:
+        require_model(step)
+    with hold(runs):
+        runner = Runner(runs, results, cost, console)
+        return runner.run({cell.name: cell for cell in cells}, wanted, on_result)
 
 
 class Runner:
@@ -51,7 +88,7 @@ class Runner:
                 for each in steps_left(self._runs, [step]):
                     self._finish(each)
                 result = self._collect(cells[step.folder])
-            except (ProcessFailed, RecordError, BadSetting, OSError) as error:
+            except (ProcessFailed, RecordError, ResultError, BadSetting, OSError) as error:
                 self._failed[step.folder] = str(error)
                 self._console.print(f"[red]failed[/red]    {step.folder}: {error}", highlight=False)
                 continue
@@ -73,6 +110,7 @@ class Runner:
         config = compose(step.overrides)
         try:
             if step.parent is not None:
+                _wait_until_free(self._runs / step.parent.folder)  # its run may still be ending
                 fork_run(self._runs / step.parent.folder, run_dir, config)
             self._run_processes(step, run_dir)
         except (ProcessFailed, OSError) as error:

@@ -37,23 +37,26 @@ def figures_table(rows: Rows) -> list[str]:
         cells.append(over([zero_shot_change(result.rollout) for result in results], "+"))
         lines.append([f"{method}{mark}", str(len(results)), *cells])
     head = ["method", "seeds", *RATES.values(), *DIFFERENCES.values(), "held out, change"]
-    text = table(head, [*base_row(rows), *lines])
+    text = table(head, [*base_rows(rows), *lines])
     if any(len(results) < most for results in rows.values() if results):
         text += [f"{FEWER} fewer seeds than other rows.", ""]
     return text
 
 
-def base_row(rows: Rows) -> list[list[str]]:
-    """The base policy's success, by seed of the evaluation: methods share it."""
-    by_seed = {
-        result.summary["seed"]: result.rollout.average(0, result.rollout.train_tasks)
-        for results in rows.values()
-        for result in results
-    }
-    if not by_seed:
-        return []
+def base_rows(rows: Rows) -> list[list[str]]:
+    """The success of each model that runs began with, by seed of the evaluation."""
+    by_model: dict[str, dict[int, Figure]] = {}
+    for results in rows.values():
+        for result in results:
+            summary = result.summary
+            by_seed = by_model.setdefault(summary["settings"]["model"], {})
+            by_seed[summary["seed"]] = result.rollout.average(0, result.rollout.train_tasks)
     nothing = [UNKNOWN] * (len(DIFFERENCES) + 1)
-    return [["base", str(len(by_seed)), over(list(by_seed.values())), *nothing]]
+    return [
+        ["base" if len(by_model) == 1 else f"base, {model}", str(len(by_seed)),
+         over(list(by_seed.values())), *nothing]
+        for model, by_seed in by_model.items()
+    ]  # fmt: skip
 
 
 def zero_shot_change(matrix: Matrix) -> Figure:

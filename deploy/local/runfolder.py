@@ -38,7 +38,13 @@ FREE_SECTIONS = (
     "ready_limit_s",
     "parent_pid",
 )
-BUNDLED_MODELS = ("agent/assets/nano", "agent/assets/nano-libero")
+# Models of ours: those that come along, and those that `make nano-baselines` trains.
+OWN_MODELS = (
+    "agent/assets/nano",
+    "agent/assets/nano-libero",
+    "runs/nano-scratch/model",
+    "runs/nano-cnn/model",
+)
 OPEN_TABLES = ("agent.tasks.",)  # may get entries at any time: robots' own tasks
 
 log = logging.getLogger(__name__)
@@ -174,6 +180,8 @@ def changed_settings(
     The run's own settings come before those of processes, which follow from them.
     """
     recorded = _plain(recorded)
+    if recorded == present:
+        return []  # composing the defaults takes longer than all else
     # What the shipped configuration gives where nobody sets what the record does not have.
     kept = [o.text for o in parse_overrides(overrides) if not _sets_new(o, recorded)]
     defaults = json.loads(json.dumps(compose_tree(kept)))
@@ -185,7 +193,7 @@ def changed_settings(
 def _portable(settings: dict[str, Any]) -> dict[str, Any]:
     """`settings` as they read wherever the package lies: its own models by their place in it."""
     model = settings["model"]
-    for name in BUNDLED_MODELS:
+    for name in OWN_MODELS:
         if Path(model["model_dir"]).match(f"*/{name}"):
             return {**settings, "model": {**model, "model_dir": name}}
     return settings

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from deploy.bench.cells import ACT_IN_FIRST_TASK, Step, compose, plan_cell
+from deploy.bench.cells import IDLE_IN_FIRST_TASK, Step, compose, plan_cell
 from deploy.bench.estimate import Effort, clock, describe, estimate, own_effort
 from deploy.bench.grid import Grid, parse_grid
 from deploy.local.composition import CONFIGS
@@ -48,6 +48,9 @@ def test_cells_come_seed_by_seed_and_a_method_may_have_fewer() -> None:
         (["method=ewc", "seed=1"], "seed=1: drop it; give seeds=N"),
         (["method=ewc", "+learner.last_row=1"], "drop it; the comparison chooses"),
         (["method=ewc", "sede=1"], "did you mean 'seed'"),
+        (["method=ewc", "continual=er"], "continual=er: drop it; a method chooses it"),
+        (["method=ewc", "continual@learner.continual=er"], "drop it; a method chooses it"),
+        (["method=ppo,sequential", "algorithm=grpo-nano"], "sequential would be the same run as"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -70,6 +73,12 @@ def test_methods_share_what_they_do_alike() -> None:
         assert found[name][1] not in (first, name)
 
 
+def test_methods_that_act_from_the_start_learn_the_first_task_themselves() -> None:
+    assert set(IDLE_IN_FIRST_TASK) <= set(METHODS)
+    found = chains("method=retain,slca,dwe,crl-vla", "seeds=1")
+    assert all(len(steps) == 2 for steps in found.values())  # the base, and the cell itself
+
+
 def test_a_beginning_is_another_where_a_setting_counts_before_its_end() -> None:
     base, first, _ = chains("method=ewc", "seeds=1")["ewc-seed0"]
     slower = chains("method=ewc", "seeds=1", "learner.algorithm.learning_rate=0.001")["ewc-seed0"]
@@ -81,11 +90,6 @@ def test_a_beginning_is_another_where_a_setting_counts_before_its_end() -> None:
     assert chains("method=ewc", "seeds=1", "suite.eval_init_states=5")["ewc-seed0"][0] != base
     assert chains("method=ewc", "seeds=2")["ewc-seed1"][0] != base
     assert chains("method=ewc", "seeds=1", "workers=2")["ewc-seed0"][:2] == [base, first]
-
-
-def test_every_continual_method_is_known_to_share_the_first_task_or_not() -> None:
-    """Whoever adds one decides: these do nothing, and learn with nothing, before task 2."""
-    assert set(METHODS) - set(ACT_IN_FIRST_TASK) == {"sequential", "ewc", "er", "der"}
 
 
 def test_every_step_of_every_method_is_a_run_that_the_learner_takes() -> None:

@@ -1,14 +1,16 @@
 """The report of a comparison, from fabricated results."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deploy.bench.cells import settings_of
 from deploy.bench.grid import Grid, parse_grid
 from deploy.bench.report import write_report
-from deploy.bench.results import Result, write_result
-from deploy.bench.tables import over
+from deploy.bench.results import Result, ResultError, write_result
+from deploy.bench.tables import base_rows, over
 
 TASKS, TRAINED = ["push", "pick", "stack"], ["push", "pick"]
 
@@ -43,7 +45,9 @@ def write_all(grid: Grid, skip: tuple[str, ...] = ()) -> None:
         if cell.name not in skip:
             rows = (0, 2) if cell.method == "multitask" else (0, 1, 2)
             final = 50 if cell.method == "sequential" else 60
-            write_result(grid.results, make_result(cell.name, cell.seed, final, rows))
+            made = make_result(cell.name, cell.seed, final, rows)
+            settings = settings_of(cell.overrides)
+            write_result(grid.results, dataclasses.replace(made, settings=settings))
 
 
 def row_of(text: str, name: str) -> list[str]:
@@ -78,6 +82,25 @@ def test_a_report_names_what_is_missing_and_marks_what_is_fewer(grid: Grid) -> N
     assert "**Incomplete.** Not measured: `multitask-seed0`, `ewc-seed2`." in text
     assert row_of(text, "ewc †")[1] == "2"
     assert "### multitask" not in text
+
+
+def test_a_report_takes_no_results_of_other_settings(grid: Grid) -> None:
+    write_all(grid)
+    words = ["suite=toy", "method=sequential,ewc,multitask:1", "seeds=3", f"out={grid.out}"]
+    other = parse_grid([*words, "learner.algorithm.learning_rate=1"])
+    with pytest.raises(ResultError, match=r"learning_rate=0\.0003, not 1"):
+        write_report(other)
+
+
+def test_runs_that_began_with_another_model_have_a_base_of_their_own() -> None:
+    own = make_result("cnn-seed0", 0, 60)
+    own.summary["settings"]["model"] = "cnn"
+    own.summary["matrix"]["successes"][0] = [10, 20, 50]
+    rows = {"sequential": [make_result(f"sequential-seed{s}", s, 60) for s in (0, 1)], "cnn": [own]}
+    assert [row[:3] for row in base_rows(rows)] == [
+        ["base, micro", "2", "40.0 ± 0.0 [40.0, 40.0]"],
+        ["base, cnn", "1", "15.0 (± 2.5)"],
+    ]
 
 
 def test_a_report_of_nothing_is_a_list_of_what_is_missing(grid: Grid) -> None:

@@ -1,6 +1,7 @@
 """Running a comparison's cells: what is kept, what fails, what goes on from what."""
 
 import dataclasses
+import io
 import json
 import shutil
 import sqlite3
@@ -23,7 +24,7 @@ from deploy.bench.results import (
     refuse_other_settings,
     write_result,
 )
-from deploy.bench.runner import Pace, Runner, hold, steps_left
+from deploy.bench.runner import Pace, Runner, hold, run_missing, steps_left
 from deploy.local.checker import recount
 from deploy.local.placement import BadSetting
 from deploy.local.processes import ProcessFailed
@@ -178,6 +179,33 @@ def test_what_fails_is_named_and_the_rest_goes_on(
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["three.json"]
     assert reports == [1]
     assert steps_left(tmp_path / "runs", plans) == [bad, plans[0], plans[1]]
+
+
+def test_a_run_of_other_settings_fails_alone(finished: Path, tmp_path: Path) -> None:
+    """Its folder was there before; the cells after it are still run."""
+    runs = tmp_path / "runs"
+    for name in ("stale", "good"):
+        shutil.copytree(finished, runs / name)
+    slower = (*OVERRIDES, "learner.algorithm.learning_rate=1")
+    known = cells("good") | {"stale": Cell("stale", "ewc", 0, slower)}
+    plans = [Step("stale", slower), Step("good", OVERRIDES)]
+    console = Console(record=True, file=io.StringIO(), width=200)
+    made = Runner(runs, tmp_path / "results", Estimate(2, tuple(plans), 0.1, 0), console)
+    assert made.run(known, plans, lambda: None) == ["stale"]
+    assert "was made with learner.algorithm.learning_rate=" in console.export_text()
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["good.json"]
+
+
+def test_a_model_must_be_there_to_run_and_need_not_be_to_report(tmp_path: Path) -> None:
+    overrides = (*OVERRIDES, f"model.model_dir={tmp_path}/none")
+    assert compose(overrides).tree["model"]["model_dir"] == f"{tmp_path}/none"
+    cell = Cell("cell", "ewc", 0, overrides)
+    console = Console(quiet=True)
+    folders = (tmp_path / "runs", tmp_path / "results")
+    assert run_missing([cell], *folders, console, lambda: None, is_estimate=True) == []
+    with pytest.raises(BadSetting, match=r"no config\.json in"):
+        run_missing([cell], *folders, console, lambda: None, is_estimate=False)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_that_has_begun_needs_its_beginning_no_more(finished: Path, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from deploy.local.placement import BadSetting, socket_folder
-from deploy.local.runfolder import BUNDLED_MODELS, STATE_NAME, RunFolder
+from deploy.local.processes import PACKAGE_ROOT
+from deploy.local.runfolder import OWN_MODELS, STATE_NAME, RunFolder
 from deploy.local.settings import compose_run
 
 
@@ -146,9 +147,9 @@ def test_robots_own_tasks_may_come_at_any_time(folder, compose):
         folder.prepare(compose("+agent.tasks.pour.suite=leg"), {})
 
 
-@pytest.mark.parametrize("name", BUNDLED_MODELS)
+@pytest.mark.parametrize("name", OWN_MODELS)
 def test_a_run_with_a_bundled_model_goes_on_where_the_package_lies_elsewhere(folder, name):
-    config = compose_run([f"model.model_dir={name}"])
+    config = compose_run([f"model.model_dir={name}"], find=lambda name: PACKAGE_ROOT / name)
 
     def move(settings):
         assert settings["model"]["model_dir"] == name, "recorded by its place in the package"
