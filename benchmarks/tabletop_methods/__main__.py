@@ -60,25 +60,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_part(part: str, console: Console, *, is_estimate: bool) -> Sequence[str]:
     """Runs what has no result yet; returns the names of the cells that failed."""
-    from deploy.bench.cells import compose, plan_cell
-    from deploy.bench.estimate import describe, estimate
-    from deploy.bench.results import read_results, refuse_other_settings
-    from deploy.bench.runner import Runner, hold, steps_left
+    from deploy.bench.runner import run_missing
 
-    cells = {cell.name: cell for cell in declare(part)}
-    results, missing = read_results(RESULTS, list(cells))
-    for name, result in results.items():
-        refuse_other_settings(result, compose(cells[name].overrides), RESULTS / f"{name}.json")
-    plans = [plan_cell(cell) for cell in cells.values()]
-    wanted = [step for step in plans if step.folder in missing]
-    found = estimate(plans, results, steps_left(RUNS, wanted))
     console.print(f"[bold]{part}[/bold]")
-    for line in describe(found, len(cells)):
-        console.print(line, highlight=False)
-    if is_estimate or not wanted:
-        return []
-    with hold(RUNS):
-        return Runner(RUNS, RESULTS, found, console).run(cells, wanted, lambda: None)
+    return run_missing(declare(part), RUNS, RESULTS, console, lambda: None, is_estimate=is_estimate)
 
 
 if __name__ == "__main__":

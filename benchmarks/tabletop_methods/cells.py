@@ -20,7 +20,7 @@ SHARED = ("suite=tabletop", "budget=bench")
 
 RATE = "learner.algorithm.learning_rate"
 # Of each method the setting that is tuned, and the values tried. Methods that are not named have
-# GRPO's learning rate and nothing of their own to choose.
+# the learning rate of the optimiser that they stand on, and nothing of their own to choose.
 TRIED: dict[str, tuple[str, tuple[str, ...]]] = {
     "sequential": (RATE, ("3e-4", "1e-3", "3e-3")),
     "ppo": (RATE, ("3e-4", "1e-3", "3e-3")),
@@ -41,7 +41,8 @@ CHOSEN: dict[str, str] = {
 }
 # A method that is a variant of another takes over what was chosen for that.
 VARIANTS = {"der-base": "der", "crl-vla-q": "crl-vla"}
-OWN_RATE = ("ppo", "sft", "multitask", "full", "crl-vla", "crl-vla-q")  # not GRPO's
+# Of a method whose learning rate is not tuned: whose it has. Of all others: GRPO's.
+RATE_OF = {"crl-vla": "ppo", "crl-vla-q": "ppo"}
 
 TUNING = (
     "suite=tabletop",
@@ -64,6 +65,8 @@ AXES = (
     "position", "reposition", "distractor",
 )  # fmt: skip
 MOVABLE = "suite.held_out_tasks=[pick_green_plate]"  # no axis moves a drawer
+# Theirs whose last adapters are measured; stated, so that a report needs no folder of an adapter.
+RANK = "agent.policy.adapter_rank=8"
 MEASURED_ON_AXES = ("base", "sft", "sequential", "ppo")
 PACE_SEEDS = (0, 1)
 PACES = {"unpaced": (), "20hz": ("sim.pace_hz=20",)}
@@ -88,7 +91,7 @@ def tuning() -> list[Cell]:
     """Each value of each method on the tasks outside the suite."""
     return [
         Cell(tuning_name(method, value), method, 0,
-             (*TUNING, f"method={method}", *_grpo_rate(method), f"{key}={value}"))
+             (*TUNING, f"method={method}", *_given_rate(method), f"{key}={value}"))
         for method, (key, values) in TRIED.items()
         for value in values
     ]  # fmt: skip
@@ -103,7 +106,7 @@ def chosen(method: str) -> tuple[str, ...]:
     """The overrides that a method was chosen to have."""
     origin = VARIANTS.get(method, method)
     own = (f"{TRIED[origin][0]}={CHOSEN[origin]}",) if origin in CHOSEN else ()
-    return (*_grpo_rate(method), *own)
+    return (*_given_rate(method), *own)
 
 
 def policies() -> list[Cell]:
@@ -174,6 +177,7 @@ def _evaluation(method: str) -> tuple[str, ...]:
     shared = (
         "suite=tabletop", "budget=eval", "learner.evaluation.greedy=false",
         "learner.evaluation.slots_per_state=1", "probe_rate_hz=0", "seed=0",
+        RANK,
     )  # fmt: skip
     if method == "base":
         return shared
@@ -185,6 +189,9 @@ def _cell(method: str, seed: int) -> Cell:
     return Cell(f"{method}-seed{seed}", method, seed, overrides)
 
 
-def _grpo_rate(method: str) -> tuple[str, ...]:
-    """The learning rate of the methods that are GRPO with something beside it."""
-    return () if method in ("sequential", *OWN_RATE) else (f"{RATE}={CHOSEN['sequential']}",)
+def _given_rate(method: str) -> tuple[str, ...]:
+    """The learning rate of a method for which none is tuned; PPO's is GRPO's until it is chosen."""
+    if TRIED.get(method, ("",))[0] == RATE:
+        return ()
+    origin = RATE_OF.get(method, "sequential")
+    return (f"{RATE}={CHOSEN.get(origin, CHOSEN['sequential'])}",)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from benchmarks.tabletop_methods.cells import CHOSEN, RESULTS, TRIED, declare, tuning_name
-from deploy.bench.results import Result, read_results
+from deploy.bench.results import Result, read_cells
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,11 @@ def final(result: Result | None) -> float | None:
 
 
 def show_choice(console: Console) -> bool:
-    """Prints the table; returns whether every choice is the best of its values."""
-    results, _ = read_results(RESULTS, [cell.name for cell in declare("tuning")])
+    """Prints the table; returns whether every choice is the best of its values.
+
+    Raises ResultError for results made with other settings.
+    """
+    results, _ = read_cells(RESULTS, declare("tuning"))
     found = choices(results)
     for choice in found:
         told = ", ".join(

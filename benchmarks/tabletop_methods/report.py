@@ -15,8 +15,8 @@ from benchmarks.tabletop_methods.cells import (
     SINGLE,
     declare,
 )
-from deploy.bench.cells import Cell, compose
-from deploy.bench.results import Result, read_results, refuse_other_settings
+from deploy.bench.cells import Cell
+from deploy.bench.results import Result, read_cells
 from deploy.bench.tables import cost_table, figures_table, matrix_table
 from deploy.local.table import conditions_of
 
@@ -25,8 +25,8 @@ Every method learns the same three tabletop tasks from the same nano policy with
 (`configs/budget/bench.yaml`): six iterations a task, 64 to 96 episodes each. Success on evaluation
 init states that training never sees, n = 100 a cell and seed, in percent; differences in points.
 Mean over three seeds ± standard error, Student's 95% interval in brackets; a method marked † has
-one seed, in brackets the standard error of its trials. `docs/figures.md` defines the figures,
-`docs/methods.md` the methods and says what this comparison shows.
+fewer seeds, and of one seed the brackets hold the standard error of its trials. `docs/figures.md`
+defines the figures, `docs/methods.md` the methods.
 
 `python -m benchmarks.tabletop_methods run` runs what has no result, `report` writes this page.
 """
@@ -39,10 +39,7 @@ other work besides.
 def write_report() -> list[Path]:
     """Returns the files written. Raises ResultError for results made with other settings."""
     parts = {part: declare(part) for part in PARTS}
-    cells = {cell.name: cell for part in parts.values() for cell in part}
-    results, _ = read_results(RESULTS, list(cells))
-    for name, result in results.items():
-        refuse_other_settings(result, compose(cells[name].overrides), RESULTS / f"{name}.json")
+    results, _ = read_cells(RESULTS, [cell for part in parts.values() for cell in part])
     rows = {m: sections.of(results, m) for m in (*CORE, *SINGLE, *POLICIES)}
     lines = [
         "# Continual-learning methods on the tabletop",
@@ -96,7 +93,7 @@ def _what_was_run(result: Result) -> list[str]:
         f"- Trained in this order: {', '.join(summary['train_tasks'])}; held out: "
         f"{', '.join(summary['held_out_tasks'])}; model `{settings['model']}` unless a row says "
         "otherwise.",
-        f"- Rates: {conditions_of(summary['matrix'])}.",
+        f"- Rates: {conditions_of(summary)}.",
         f"- Versions: {versions}; {result.machine['cores']} cores, {result.machine['processor']}.",
         "",
     ]

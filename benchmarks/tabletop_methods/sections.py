@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from benchmarks.tabletop_methods.cells import (
     AXES,
@@ -23,20 +24,23 @@ from deploy.local.statistics import Figure
 
 Results = Mapping[str, Result]
 
-# AVG and NBT of arXiv 2603.11653, Table 1, spatial suite, in percent and points; SFT from its
-# Table 3. None: not in the sources that we have.
+# AVG and NBT of arXiv 2603.11653, spatial suite, in percent and points: Table 1, and its ablations
+# (SFT, full fine-tuning, CNN) from Table 3. Its DER is by its code what is der-base here. None: not
+# in the sources that we have.
 PAPER: dict[str, tuple[float | None, float | None]] = {
     "multitask": (85.8, None),
     "sequential": (81.2, 0.3),
-    "der": (73.4, 4.7),
+    "der-base": (73.4, 4.7),
     "slca": (69.9, -0.6),
     "ewc": (66.1, 0.7),
     "retain": (66.0, None),
     "sft": (29.9, 78.7),
     "full": (7.3, 40.9),
     "cnn": (13.1, 11.4),
+    "dwe": (None, 0.0),
 }
 SHARE_TARGET, NBT_TARGET, PACE_TARGET = 0.80, 0.03, 0.70
+ROUNDING = 1e-9  # at the target counts as met
 
 
 def of(results: Results, method: str) -> list[Result]:
@@ -46,50 +50,66 @@ def of(results: Results, method: str) -> list[Result]:
 
 
 def targets(results: Results) -> list[str]:
-    """What was aimed at, and what was found."""
-    lines = ["## Targets", ""]
-    gains = {m: [r.rollout.figures()["gain"] for r in of(results, m)] for m in CORE}
-    shares = [
-        mine[0] / theirs[0]
-        for mine, theirs in zip(gains["sequential"], gains["multitask"], strict=False)
-        if mine is not None and theirs is not None and theirs[0] > 0
+    """What was aimed at, and what was found; judged once all planned seeds are there."""
+    losses = [loss for seed in SEEDS if (loss := _forgetting(results, seed)) is not None]
+    rows = [
+        ["sequential fine-tuning's share of the oracle's gain", "≥ 80%", *_share(results)],
+        ["its forgetting, NBT (final)", "interval reaches ≤ 3 points", *_loss(losses)],
+        *(_pace_row(results, pace) for pace in PACES),
     ]
-    rows = [["sequential fine-tuning's share of the oracle's gain", "≥ 80%", *_share(shares)]]
-    losses = [r.rollout.figures()["nbt_final"] for r in of(results, "sequential")]
-    values = [loss[0] for loss in losses if loss is not None]
-    rows.append(["its forgetting, NBT (final)", "interval reaches ≤ 3 points", *_loss(values)])
-    rows += [_pace_row(results, pace) for pace in PACES]
-    return [*lines, *table(["figure", "target", "found", "verdict"], rows)]
+    return ["## Targets", "", *table(["figure", "target", "found", "verdict"], rows)]
 
 
-def _share(shares: Sequence[float]) -> list[str]:
+def _gain(results: Results, method: str, seed: int) -> float | None:
+    result = results.get(f"{method}-seed{seed}")
+    gain = result.rollout.figures()["gain"] if result else None
+    return gain[0] if gain else None
+
+
+def _forgetting(results: Results, seed: int) -> float | None:
+    result = results.get(f"sequential-seed{seed}")
+    loss = result.rollout.figures()["nbt_final"] if result else None
+    return loss[0] if loss else None
+
+
+def _share(results: Results) -> list[str]:
+    """Mean over the seeds that both have of gain over the oracle's gain."""
+    pairs = [(_gain(results, "sequential", s), _gain(results, "multitask", s)) for s in SEEDS]
+    both = [(mine, theirs) for mine, theirs in pairs if mine is not None and theirs is not None]
+    if any(theirs <= 0 for _, theirs in both):
+        return [UNKNOWN, "in a seed the oracle gained nothing"]
+    shares = [mine / theirs for mine, theirs in both]
     if len(shares) < 2:
         return [UNKNOWN, "not measured yet"]
     mean, _, low, high = mean_interval(shares)
-    text = f"{100 * mean:.0f}% [{100 * low:.0f}, {100 * high:.0f}], {len(shares)} seeds"
-    return [text, _verdict(mean >= SHARE_TARGET)]
+    text = f"{100 * mean:.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
+    return [text, _verdict(mean >= SHARE_TARGET - ROUNDING, len(shares), SEEDS)]
 
 
 def _loss(values: Sequence[float]) -> list[str]:
     if len(values) < 2:
         return [UNKNOWN, "not measured yet"]
     mean, _, low, high = mean_interval(values)
-    text = f"{100 * mean:+.1f} [{100 * low:.1f}, {100 * high:.1f}], {len(values)} seeds"
-    return [text, _verdict(low <= NBT_TARGET)]
+    text = f"{100 * mean:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return [text, _verdict(low <= NBT_TARGET + ROUNDING, len(values), SEEDS)]
 
 
 def _pace_row(results: Results, pace: str) -> list[str]:
     ratios = pace_ratios(results, pace)
-    target = "≤ 0.7" if pace == "20hz" else "none"
+    is_judged = pace == "20hz"
+    target = f"≤ {PACE_TARGET}" if is_judged else "none"
     head = f"wall time of learning, asynchronous / synchronous, {pace}"
     if not ratios:
         return [head, target, UNKNOWN, "not measured yet"]
-    mean = sum(ratios) / len(ratios)
+    mean = fmean(ratios)
     told = f"{mean:.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
-    return [head, target, told, _verdict(mean <= PACE_TARGET) if pace == "20hz" else "reported"]
+    verdict = _verdict(mean <= PACE_TARGET + ROUNDING, len(ratios), PACE_SEEDS)
+    return [head, target, told, verdict if is_judged else "reported"]
 
 
-def _verdict(is_met: bool) -> str:
+def _verdict(is_met: bool, count: int, planned: Sequence[int]) -> str:
+    if count < len(planned):
+        return f"{count} of {len(planned)} seeds so far"
     return "**met**" if is_met else "**missed**"
 
 
@@ -130,7 +150,7 @@ def asynchronous(results: Results) -> list[str]:
 
 
 def ordering(results: Results) -> list[str]:
-    """The paper's results beside ours, from the best to the worst of the paper's."""
+    """The paper's results beside ours."""
     rows = []
     for method, (average, loss) in PAPER.items():
         found = of(results, method)
@@ -149,7 +169,8 @@ def ordering(results: Results) -> list[str]:
         "## Beside the paper",
         "",
         "arXiv 2603.11653, OpenVLA-OFT 7B, LIBERO-spatial, five tasks, from 56.9%: other tasks and "
-        "another policy, so the order and the signs compare, not the numbers.",
+        "another policy, so the order and the signs compare, not the numbers. SFT, full "
+        "fine-tuning and the CNN are its ablations.",
         "",
         *table(head, rows),
     ]
