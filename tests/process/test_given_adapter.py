@@ -10,6 +10,7 @@ SHORT = ["task_order=[0,1]", "learner.evaluation.greedy=false"]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_merged_adapter_is_measured_again_at_full_and_at_no_scale(tmp_path: Path) -> None:
     model = tmp_path / "model"
     write_micro_model(model)
