@@ -51,10 +51,13 @@ def run_process(
     parent = os.getppid()
     parser = argparse.ArgumentParser(prog=program, description=purpose)
     parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings to start from")
+    parser.add_argument("--check", action="store_true", help="check the settings, start nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     arguments = parser.parse_args(argv)
     try:
         config = load_config(schema(), arguments.config, arguments.overrides)
+        if arguments.check:
+            return 0
         set_thread_count(config.threads)
         if config.die_with_parent:
             die_with(parent)

@@ -81,6 +81,7 @@ class AlgorithmConfig:
     clip_norm: float = 1.0
     lora_rank: int = 8
     lora_alpha: float = 8.0
+    full_rank: bool = False  # or train every adapted weight whole; lora_rank then follows from it
     fresh_optimizer_per_task: bool = True
     learn_action_scale: bool = False  # oft-l1: train the spread of actions, too
     advantage_control: str = "none"  # or permute_within_group: outcomes shuffled, a control
@@ -111,6 +112,11 @@ class AlgorithmConfig:
             not (self.method == "sft" and self.learn_action_scale),
             "algorithm.learn_action_scale: an L1 loss does not train the spread; use grpo or ppo, "
             "or set learn_action_scale=false",
+        )
+        require(
+            not self.full_rank or self.lora_alpha == self.lora_rank,
+            f"algorithm.full_rank needs lora_alpha = lora_rank, so that an update counts once; got "
+            f"{self.lora_alpha:g} and {self.lora_rank}",
         )
         self._check_ppo()
         self._check_dpo()

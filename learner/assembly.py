@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from learner.config import LearnerConfig
 from learner.continual.crl_vla import CrlVla
+from learner.continual.dwe import Dwe
 from learner.continual.ewc import Ewc
 from learner.continual.method import ContinualMethod
 from learner.continual.past import Past
@@ -72,6 +73,8 @@ def _continual(
     if settings.crl_vla is not None:
         assert isinstance(critic, DualCritic), "as _critic makes it"
         return CrlVla(config, settings.crl_vla, policy, critic, past)
+    if settings.method == "dwe":
+        return Dwe(policy)
     return ContinualMethod()
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from learner.config import LearnerConfig
 
 # With new weights each task, an adapter or a critic's head, of which no optimiser knows.
-START_AFRESH = ("retain", "crl-vla")
+START_AFRESH = ("retain", "dwe", "crl-vla")
 # Of each task learned; er does, too, without demonstrations.
 NEED_LAST_EPISODES = ("ewc", "der", "crl-vla")
 
@@ -42,6 +42,22 @@ def refuse_combinations(config: LearnerConfig) -> None:
         f"continual.method={continual.method} trains fresh weights each task, to which the "
         "optimiser's moments of the last ones mean nothing; set "
         "algorithm.fresh_optimizer_per_task=true",
+    )
+    require(
+        not config.start_adapter or algorithm.iterations_per_task == 0,
+        "start_adapter is only measured, and training begins at the base: set "
+        "algorithm.iterations_per_task=0, or train on a base that `perennial model merge` has "
+        "merged the adapter into",
+    )
+    require(
+        not (continual.method == "retain" and algorithm.full_rank),
+        "continual.method=retain publishes an adapter whose rank grows by lora_rank a task, and "
+        "algorithm.full_rank has the largest there is; choose one of the two",
+    )
+    require(
+        not (continual.method == "retain" and algorithm.asynchronous is not None),
+        "continual.method=retain publishes adapters of several ranks, and an asynchronous update "
+        "puts earlier versions back into the one it trains; set algorithm.asynchronous=null",
     )
     require(
         not (continual.method == "multitask" and algorithm.grouping == "task"),

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from agent.config import DTYPES, require, require_choice
+from agent.config import DTYPES, require, require_choice, require_range
 from learner.algorithm_config import AlgorithmConfig
 from learner.combinations import refuse_combinations
 from learner.continual.settings import ContinualConfig
@@ -78,6 +78,8 @@ class LearnerConfig:
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     continual: ContinualConfig = field(default_factory=ContinualConfig)
     sft: SftConfig = field(default_factory=SftConfig)
+    start_adapter: str = ""  # folder of an adapter that row 0 measures; "": the base
+    start_adapter_scale: float = 1.0  # multiplies its update; 0: the base
     temperature: float = 1.0  # of rollouts and of the rollout evaluation
     seed: int = 0
     model_dir: str = ""  # an OpenVLA-OFT folder; "": the nano model that comes along
@@ -113,6 +115,7 @@ class LearnerConfig:
         )
         require_choice("dtype", self.dtype, DTYPES)
         require(self.temperature > 0, "temperature must be > 0: greedy rollouts teach nothing")
+        require_range("start_adapter_scale", self.start_adapter_scale, 0, 1000)
         require(self.micro_batch >= 1, "micro_batch must be at least 1")
         require(self.threads >= 1, "threads must be at least 1")
         require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
@@ -129,9 +132,9 @@ class LearnerConfig:
 
     def resume_settings(self) -> dict[str, Any]:
         """The values that must be the same when a run is resumed."""
-        keys = ("suite", "algorithm", "continual", "evaluation", "sft", "temperature", "seed",
-                "unnorm_key", "architecture", "cameras", "dtype", "micro_batch",
-                "rounding")  # fmt: skip
+        keys = ("suite", "algorithm", "continual", "evaluation", "sft", "start_adapter",
+                "start_adapter_scale", "temperature", "seed", "unnorm_key", "architecture",
+                "cameras", "dtype", "micro_batch", "rounding")  # fmt: skip
         return {key: value for key, value in asdict(self).items() if key in keys}
 
 

@@ -55,7 +55,11 @@ class Teacher(Protocol):
         """A fresh optimiser of everything that the method trains."""
 
     def collect(self, place: Place, version: str) -> list[Group]:
-        """The groups of one iteration from `version`, complete; none for a supervised method."""
+        """The groups of one iteration, complete; none for a supervised method.
+
+        They are from `version`, which the policy equals, or, in an asynchronous run, from one that
+        is a bounded number of updates older; then what comes next is ordered as well.
+        """
 
     def learn(
         self, optimizer: torch.optim.Optimizer, groups: list[Group], place: Place
@@ -84,7 +88,10 @@ class Loop:
         inbox: Inbox,
         watchers: Watchers,
         should_stop: Callable[[], bool],
+        base_version: str = BASE_VERSION,
     ) -> None:
+        """base_version: what row 0 measures."""
+        self.base_version = base_version
         self.config, self.teacher, self.publication = config, teacher, publication
         self.continual = continual
         self.inbox, self.watchers, self.should_stop = inbox, watchers, should_stop
@@ -186,15 +193,21 @@ class Loop:
         self.watchers.exports.note_progress()
 
     def measure(self, cells: list[Cell]) -> dict[str, EpisodeRow]:
-        """Order the trials of all cells at once; returns their episodes by slot id."""
-        orders = [order for cell in cells for order in cell.orders]
-        self.link.post_orders(orders)
-        return self.inbox.wait_for(orders, self.should_stop)
+        """Order the trials of all cells of a version at once; returns the episodes by slot id.
+
+        One version after another: the server has room for a few at a time.
+        """
+        episodes: dict[str, EpisodeRow] = {}
+        for version in dict.fromkeys(cell.version for cell in cells):
+            orders = [order for cell in cells if cell.version == version for order in cell.orders]
+            self.link.post_orders(orders)
+            episodes |= self.inbox.wait_for(orders, self.should_stop)
+        return episodes
 
     def _versions(self, row: int) -> Callable[[str], str]:
         """The version that each task is evaluated with in row `row`."""
         if row == 0:
-            return lambda task: BASE_VERSION
+            return lambda task: self.base_version
         trained: dict[str, str] = {}
         for stage in stages(self.config):
             version = self.inbox.store.version_after(stage.task_index)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from agent.model import action_scale
 from agent.model.distributions import ActionDistribution, action_distribution
+from agent.model.full_rank import train_whole_weights, whole_rank
 from agent.model.lora import (
     AdapterError,
     attach_lora,
@@ -56,6 +57,10 @@ class LoraPolicy:
             the config's.
         recompute: keep the inputs of the transformer blocks alone and compute the rest again in
             the backward pass.
+        full_rank: train the adapted weights whole, see `agent.model.full_rank`.
+
+    Raises:
+        AdapterError: `rank` is not the one that `full_rank` needs.
     """
 
     def __init__(
@@ -66,14 +71,22 @@ class LoraPolicy:
         seed: int,
         learn_scale: bool = False,
         recompute: bool = False,
+        full_rank: bool = False,
     ) -> None:
         self.model, self.network, self.device = model, model.network, model.device
         self._dtype = next(model.network.parameters()).dtype
         self._is_bfloat16 = self._dtype == torch.bfloat16
         self._past: dict[str, Tensor] = {}
+        if full_rank and rank != (needed := whole_rank(model.network)):
+            raise AdapterError(
+                f"algorithm.full_rank of this model needs algorithm.lora_rank={needed} and "
+                f"lora_alpha={needed}, got {rank} and {alpha:g}"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._peft = attach_lora(model.network, rank, alpha)
+        if full_rank:
+            train_whole_weights(self._peft)
         if recompute:
             recompute_blocks(model.network)
         self._log_scale_A: Tensor | None = None
@@ -176,8 +189,13 @@ class LoraPolicy:
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
         """Within it the policy is the base model, and nothing can be trained."""
-        with self._peft.disable_adapter():
-            yield
+        trained = set(self.parameters)
+        try:
+            with self._peft.disable_adapter():
+                yield
+        finally:
+            for name, tensor in self._peft.named_parameters():  # PEFT thaws what was frozen, too
+                tensor.requires_grad_(name in trained)
 
     def adapter_tensors(self) -> dict[str, Tensor]:
         """Copies of the adapter's tensors under PEFT's names, and of the learned spread."""

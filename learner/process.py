@@ -19,6 +19,7 @@ from agent.measuring import add_ready_source
 from agent.metrics import LearnerMetrics
 from agent.model.devices import check_device
 from agent.model.errors import ModelFolderError
+from agent.model.lora import AdapterError
 from agent.model.policy_model import load_policy_model
 from agent.wire.errors import ConfigError
 from agent.wire.keys import find_client_keys
@@ -28,6 +29,7 @@ from learner.assembly import Parts, assemble
 from learner.checkpoint import CheckpointFolder
 from learner.config import LearnerConfig
 from learner.evaluation import GREEDY, ROLLOUT, conditions
+from learner.given import publish_given
 from learner.health import Vitals
 from learner.link import AgentLink, Session
 from learner.loop import Loop, Watchers
@@ -112,10 +114,19 @@ def _learn_locked(
     link = new_link()
     parts = assemble(config, policy, inbox, link, stop.is_set)
     publication = _new_publication(config, policy, parts, store, link)
+    base_version = publish_given(
+        config.start_adapter,
+        config.start_adapter_scale,
+        publication.adapters,
+        policy.model.base_sha256,
+    )
     watchers = Watchers(
         exports, ProgressLog(state_dir / "progress.jsonl"), state_dir / "filmstrips"
     )
-    loop = Loop(config, parts.teacher, parts.continual, publication, inbox, watchers, stop.is_set)
+    loop = Loop(
+        config, parts.teacher, parts.continual, publication, inbox, watchers, stop.is_set,
+        base_version,
+    )  # fmt: skip
     receiver = Receiver(new_link(), inbox, stop)
     receiver.start()
     exports.watch_agent(lambda: session.has_agent)
@@ -189,14 +200,18 @@ def _load_policy(config: LearnerConfig) -> LoraPolicy:
             "has an action scale"
         )
     config.cameras = list(model.cameras)
-    return LoraPolicy(
-        model,
-        algorithm.lora_rank,
-        algorithm.lora_alpha,
-        config.seed,
-        algorithm.learn_action_scale,
-        config.recompute_activations,
-    )
+    try:
+        return LoraPolicy(
+            model,
+            algorithm.lora_rank,
+            algorithm.lora_alpha,
+            config.seed,
+            algorithm.learn_action_scale,
+            config.recompute_activations,
+            algorithm.full_rank,
+        )
+    except AdapterError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _new_publication(

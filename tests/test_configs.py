@@ -1,6 +1,7 @@
 """Every shipped configuration composes, fits its process's schema, and refuses typos."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def load_suite(name: str) -> dict[str, Any]:
         ),
         *([f"model={model}"] for model in options("model")),
         *([f"method={method}"] for method in options("method")),
+        *([f"preset={preset}"] for preset in options("preset")),
     ],
     ids=" ".join,
 )
@@ -75,6 +77,66 @@ def test_every_choice_fits_the_schemas(choices: list[str], model_dir: Path) -> N
         schema = SCHEMAS[name.partition("-")[0]]
         merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(values))
         assert isinstance(OmegaConf.to_object(merged), schema)
+
+
+@pytest.mark.parametrize(
+    ("preset", "suite", "trained", "held_out"),
+    [
+        ("vlacrl-spatial", "libero_spatial", range(5), range(5, 10)),
+        ("vlacrl-object", "libero_object", range(5, 10), range(5)),
+        ("vlacrl-long", "libero_10", range(3, 8), (0, 1, 2, 8, 9)),
+        ("rl4vla-ppo", "libero_spatial", range(5), range(5, 10)),
+        ("crl-vla", "libero_spatial", range(3), ()),
+    ],
+)
+def test_a_preset_trains_the_papers_tasks(
+    preset: str, suite: str, trained: Sequence[int], held_out: Sequence[int], model_dir: Path
+) -> None:
+    run = compose_run([f"preset={preset}", f"model.model_dir={model_dir}"])
+    learner = run.processes["learner"]
+    slugs = [task["slug"] for task in load_suite(suite)["tasks"]]
+    assert learner["suite"]["name"] == suite
+    assert learner["suite"]["train_tasks"] == [slugs[index] for index in trained]
+    assert learner["suite"]["held_out_tasks"] == [slugs[index] for index in held_out]
+    is_vlacrl = preset.startswith("vlacrl")
+    assert learner["suite"]["protocol"] == ("vlacrl" if is_vlacrl else "disjoint")
+    assert learner["temperature"] == (1.6 if is_vlacrl else 1.0)
+    assert {task["horizon_steps"] for task in learner["suite"]["tasks"]} == (
+        {512} if is_vlacrl else {220}
+    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "iterations", "learning_rate", "clip_high"),
+    [
+        ("vlacrl-spatial", 10, 2e-5, 0.28),
+        ("vlacrl-object", 10, 2e-5, 0.28),
+        ("vlacrl-long", 5, 2e-5, 0.28),
+        ("rl4vla-ppo", 28, 1e-4, 0.2),
+        ("crl-vla", 140, 1e-4, 0.2),
+    ],
+)
+def test_a_preset_learns_as_the_paper_does(
+    preset: str, iterations: int, learning_rate: float, clip_high: float, model_dir: Path
+) -> None:
+    run = compose_run([f"preset={preset}", f"model.model_dir={model_dir}"])
+    algorithm = run.processes["learner"]["algorithm"]
+    assert algorithm["iterations_per_task"] == iterations
+    assert algorithm["learning_rate"] == learning_rate
+    assert algorithm["clip_high"] == clip_high
+    assert algorithm["lora_rank"] == 32
+
+
+def test_what_is_given_by_hand_wins_over_a_preset(model_dir: Path) -> None:
+    run = compose_run(
+        ["preset=vlacrl-long", "budget=eval", "model=openvla-oft-discrete-7b", "continual=ewc",
+         f"model.model_dir={model_dir}", "run_dir=elsewhere"]
+    )  # fmt: skip
+    learner = run.processes["learner"]
+    assert learner["algorithm"]["iterations_per_task"] == 0
+    assert learner["architecture"]["keep_stop_token"] is True
+    assert learner["continual"]["method"] == "ewc"
+    assert run.settings.run_dir.name == "elsewhere"
 
 
 @pytest.mark.parametrize("algorithm", options("algorithm"))
@@ -87,7 +149,9 @@ def test_every_algorithm_can_be_chosen_for_a_run(algorithm: str, model_dir: Path
     )
     learner = OmegaConf.to_object(merged)
     assert isinstance(learner, LearnerConfig)
-    assert learner.algorithm.method == algorithm.partition("-")[0]
+    name = algorithm.partition("-")[0]
+    assert learner.algorithm.method == ("grpo" if name == "full" else name)
+    assert learner.algorithm.full_rank == (name == "full")
 
 
 @pytest.mark.parametrize("method", options("continual"))
@@ -116,6 +180,15 @@ def test_the_server_has_room_for_the_adapter_of_every_merged_task(model_dir: Pat
         assert compose_run(given + chosen).processes["agent"]["policy"]["adapter_rank"] == rank
 
 
+def test_the_server_has_room_for_a_given_adapter(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"r": 40}')
+    given = [f"model.model_dir={model_dir}", "budget=eval", f"learner.start_adapter={tmp_path}"]
+    assert compose_run(given).processes["agent"]["policy"]["adapter_rank"] == 40
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(BadSetting, match="start_adapter: no rank in"):
+        compose_run(given)
+
+
 @pytest.mark.parametrize(
     ("overrides", "algorithm", "continual"),
     [
@@ -132,6 +205,12 @@ def test_a_method_chooses_what_is_not_chosen_by_hand(
     learner = compose_run([f"model.model_dir={model_dir}", *overrides]).processes["learner"]
     assert learner["algorithm"]["method"] == algorithm
     assert learner["continual"]["method"] == continual
+
+
+def test_no_budget_sets_the_learning_rate_of_whole_weights(model_dir: Path) -> None:
+    chosen = ["budget=bench", "method=full", f"model.model_dir={model_dir}"]
+    algorithm = compose_run(chosen).processes["learner"]["algorithm"]
+    assert (algorithm["full_rank"], algorithm["learning_rate"]) == (True, 3e-5)
 
 
 def test_a_method_may_turn_the_order_of_the_tasks_round(model_dir: Path) -> None:
@@ -169,7 +248,7 @@ def test_the_toy_file_says_what_the_suite_is() -> None:
         ("sede=3", "did you mean 'seed'"),
         ("suite=tabeltop", "did you mean 'tabletop'"),
         ("budget=dem", "did you mean 'demo'"),
-        ("algorithm=ppo", "did you mean 'ppo-nano'"),
+        ("algorithm=ppo", "did you mean 'ppo-7b'"),
         ("learner.algorithm.learning_rat=1", "did you mean 'learner.algorithm.learning_rate'"),
         ("task_order=[0,9]", "there is no task 9"),
         ("task_order=[1,1]", "a task is trained once"),

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agent.model.cost import Forward
+from agent.wire.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,15 @@ GPUS = (
     Gpu("L40S", 362e12, 0.864e12, 48e9),
     Gpu("RTX 4090", 165.2e12, 1.008e12, 24e9),
 )
+
+
+def gpu_by_name(name: str) -> Gpu:
+    """The one whose name has these letters, whatever their case. Raises ConfigError."""
+    found = [gpu for gpu in GPUS if name.casefold() in gpu.name.casefold()]
+    if len(found) != 1:
+        known = ", ".join(gpu.name for gpu in GPUS)
+        raise ConfigError(f"gpu: {name!r} names {len(found)} of those known: {known}")
+    return found[0]
 
 
 def compute_floor_s(forwards: Iterable[Forward], gpu: Gpu) -> float:

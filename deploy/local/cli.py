@@ -34,6 +34,9 @@ COMMANDS = {
     "sim": Command("sim_bridge", "a simulator worker, for a running server"),
     "robot": Command("sim_bridge.robots", "one robot in real time, for a running server"),
     "eval": Command("deploy.local.run", "measure the base policy, train nothing", ("budget=eval",)),
+    "dry-run": Command(
+        "deploy.local.dryrun", "memory, episodes and GPU-hours of a run, without a GPU"
+    ),
     "bench": Command("deploy.bench", "several methods on the same tasks, and one report on all"),
     "plan": Command("learner.plan", "expected usable groups, episodes and hours of a training"),
     "setup": Command("deploy.setup", "settings and keys for services: compose or systemd"),

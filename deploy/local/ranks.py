@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 GROWING = ("retain",)  # continual methods whose published adapter gains a rank with every task
 
 
-def served_rank(rank: int, method: str, train_tasks: Sequence[str], task_order: Any) -> int:
+def served_rank(
+    rank: int, method: str, train_tasks: Sequence[str], task_order: Any, start_adapter: str
+) -> int:
     """The largest rank that the run publishes; `rank` is that of the adapter it trains.
 
-    task_order: indices into `train_tasks`, or anything else for all of them.
+    task_order: indices into `train_tasks`, or anything else for all of them. start_adapter: the
+    folder of one that is measured only, or "".
+
+    Raises ValueError if that is none.
     """
+    if start_adapter:
+        return max(rank, _rank_in(Path(start_adapter)))
     if method not in GROWING:
         return rank
     is_list = isinstance(task_order, Sequence) and not isinstance(task_order, str)
     return rank * len(task_order if is_list else train_tasks)
+
+
+def _rank_in(folder: Path) -> int:
+    path = folder / "adapter_config.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["r"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"start_adapter: no rank in {path}; name an adapter folder") from error

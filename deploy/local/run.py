@@ -28,6 +28,7 @@ settings (Hydra overrides; configs/run.yaml has all of them):
   budget=demo|smoke|eval     how long to train and how much to evaluate
   method=sequential|ewc|...  how to learn and not to forget; configs/method has all of them
   algorithm=grpo-nano|ppo-nano   how to learn; there are more in configs/algorithm
+  preset=vlacrl-spatial      a paper's whole configuration; first: perennial dry-run preset=NAME
   model=nano-tabletop        the policy to start from; model.model_dir=FOLDER for your own
   learner.algorithm.learning_rate=0.001   any setting of a process, by section
 """

@@ -56,10 +56,29 @@ class RunConfig:
     overrides: tuple[str, ...] = ()
 
 
+def find_model(model_dir: str) -> Path:
+    """The model folder, from the working directory or from the package.
+
+    Raises BadSetting if it is in neither place.
+    """
+    candidates = [Path(model_dir).expanduser().resolve(), PACKAGE_ROOT / model_dir]
+    for folder in candidates:
+        if (folder / "config.json").is_file():
+            return folder
+    raise BadSetting(
+        f"model.model_dir: no config.json in {candidates[0]}; "
+        "name an OpenVLA-OFT checkpoint folder, or leave the setting out for the nano model"
+    )
+
+
 def compose_run(
-    overrides: Sequence[str], place: Callable[[Path, int], Placement] = local_placement
+    overrides: Sequence[str],
+    place: Callable[[Path, int], Placement] = local_placement,
+    find: Callable[[str], Path] = find_model,
 ) -> RunConfig:
     """The run that `overrides` (Hydra's syntax) ask for; `place(run_dir, workers)` says where.
+
+    find: of model.model_dir, the model's folder.
 
     Raises BadSetting for an unknown key, option or task, with the nearest that exists, and for an
     override of what the place chooses.
@@ -69,7 +88,7 @@ def compose_run(
     _check_settings(tree)
     suite = tree["suite"]
     suite["train_tasks"] = _choose_tasks(suite["train_tasks"], tree["task_order"])
-    tree["model"]["model_dir"] = str(find_model(tree["model"]["model_dir"]))
+    tree["model"]["model_dir"] = str(find(tree["model"]["model_dir"]))
     workers = _count_workers(tree)
     placement = place(_run_dir(tree), workers)
     placed = tree | placement.run
@@ -129,21 +148,6 @@ def _choose_tasks(train_tasks: list[str], order: Any) -> list[str]:
     if len(set(order)) != len(order):
         raise BadSetting(f"task_order: a task is trained once, got {order}")
     return [train_tasks[index] for index in order]
-
-
-def find_model(model_dir: str) -> Path:
-    """The model folder, from the working directory or from the package.
-
-    Raises BadSetting if it is in neither place.
-    """
-    candidates = [Path(model_dir).expanduser().resolve(), PACKAGE_ROOT / model_dir]
-    for folder in candidates:
-        if (folder / "config.json").is_file():
-            return folder
-    raise BadSetting(
-        f"model.model_dir: no config.json in {candidates[0]}; "
-        "name an OpenVLA-OFT checkpoint folder, or leave the setting out for the nano model"
-    )
 
 
 def _check_settings(tree: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ def build_summary(records: Records, recounted: Recount) -> dict[str, Any]:
         "suite": results["suite"],
         "seed": results["seed"],
         "settings": {name: config["learner"][name] for name in SETTING_SECTIONS}
+        | _given_adapter(config["learner"])
         | {"model": config["model"]["name"], "versions": records.state["versions"]},
         "tasks": results["tasks"],
         "train_tasks": results["train_tasks"],
@@ -54,6 +55,12 @@ def build_summary(records: Records, recounted: Recount) -> dict[str, Any]:
         "restarts": _sum_restarts(records),
         "wall_s": round(_wall_s(records), 1),
     }
+
+
+def _given_adapter(learner: dict[str, Any]) -> dict[str, Any]:
+    """What was measured in place of the base, if anything was."""
+    names = ("start_adapter", "start_adapter_scale") if learner.get("start_adapter") else ()
+    return {name: learner[name] for name in names}
 
 
 def _wall_s(records: Records) -> float:

@@ -16,6 +16,7 @@ SECTION_OF = {
     "retain": "retain",
     "slca": "slca",
     "crl-vla": "crl_vla",
+    "dwe": "",
 }
 METHODS = tuple(SECTION_OF)
 SECTIONS = tuple(section for section in SECTION_OF.values() if section)

@@ -14,7 +14,8 @@ HOLD_S = 0.001  # of every activation
 
 
 class FakeAgent:
-    """Stands where an AgentLink does. Outcomes follow from the slot, so a replay repeats them.
+    """Stands where an AgentLink does. Outcomes follow from the slot, so a replay repeats them; of
+    evaluations from version and noise, so that the same trial has the same end in every row.
 
     `played` holds episodes by (version, draw, instruction), on which alone they depend: agents
     of the same base model may share it.
@@ -38,14 +39,16 @@ class FakeAgent:
 
     def run_slot(self, order, k):
         slot_id = f"{order.order_id}#{k}"
-        draw = int.from_bytes(hashlib.sha256(slot_id.encode()).digest()[:4], "big")
+        trial = f"{order.version} {order.noise_key}#{k}" if order.phase == "eval" else slot_id
+        draw = int.from_bytes(hashlib.sha256(trial.encode()).digest()[:4], "big")
         policy, key = self.policy_of(order.version), (order.version, draw, order.instruction)
         if key not in self.played:
             changes = {"version": order.version, "instruction": order.instruction}
             self.played[key] = play(policy, draw, 2, success=draw % 2 == 0, **changes)
         episode = self.played[key]
         meta = dataclasses.replace(
-            episode.meta, order_id=order.order_id, slot_id=slot_id, task=order.task,
+            episode.meta, episode_id=hashlib.sha256(slot_id.encode()).hexdigest()[:32],
+            order_id=order.order_id, slot_id=slot_id, task=order.task,
             phase=str(order.phase), temperature=order.temperature, split=order.split,
         )  # fmt: skip
         path = self.folder / f"{meta.episode_id}.mcap"

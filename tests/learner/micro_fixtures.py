@@ -63,6 +63,7 @@ def micro_policy(
     learn_scale=False,
     dtype=torch.float32,
     recompute=False,
+    full_rank=False,
 ) -> LoraPolicy:
     """A policy with a non-zero adapter."""
     config = micro_config(write_micro_tokenizer(folder), variant)
@@ -71,7 +72,7 @@ def micro_policy(
     with torch.no_grad():
         network.output_layer.weight.mul_(10)
     model = wrap_network(network, folder, CAMERAS, "micro", base_sha256="0" * 64)
-    policy = LoraPolicy(model, rank, rank, seed, learn_scale, recompute)
+    policy = LoraPolicy(model, rank, rank, seed, learn_scale, recompute, full_rank)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in policy.parameters.items():

@@ -21,6 +21,7 @@ METHODS = {
     "der-base": ContinualConfig("der", der=DerConfig(1.0, batch_size=6, teacher="base")),
     "retain": ContinualConfig("retain", retain=RetainConfig(0.5)),
     "slca": ContinualConfig("slca", slca=SlcaConfig(0.1)),
+    "dwe": ContinualConfig("dwe"),
 }
 AT_ONCE = ("retain", "slca")  # what these make of the first task already is not what was trained
 MOMENTS = ("before_commit", "before_publish")  # at which the second task's update is killed

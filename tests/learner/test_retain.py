@@ -12,6 +12,7 @@ from safetensors.torch import load
 from agent.model.lora import WEIGHTS_NAME, rank_of, read_adapter
 from agent.model.slots import SlotBank
 from agent.wire.errors import ConfigError
+from learner.algorithm_config import AsyncConfig
 from learner.batch import Trajectory, build_samples
 from learner.continual.retain import Retain
 from learner.continual.settings import ContinualConfig, RetainConfig
@@ -111,6 +112,9 @@ def test_at_its_end_a_task_is_merged_and_the_next_begins_exactly_there(learned):
 def test_only_the_new_adapter_is_trained_and_the_past_stays(learned):
     policy, _, _ = learned
     before, names = policy.past, set(policy.parameters)
+    with policy.without_adapter():
+        assert not policy.parameters
+    assert set(policy.parameters) == names
     assert not [name for name in names if "frozen" in name]
     sample = build_samples([Trajectory(0, play(policy, 0), 0.0)], CAMERAS)
     policy.score(sample, np.arange(3)).logprobs_BKA.sum().backward()
@@ -151,6 +155,12 @@ def test_a_run_of_another_method_is_not_taken_over(tmp_path):
     assert method.before_task(0, "base") == "base"
     with pytest.raises(ConfigError, match="another method"):
         method.before_task(1, "v00001-aaaaaaaaaaaa")
+
+
+def test_versions_of_several_ranks_are_refused_to_an_asynchronous_update():
+    retain = ContinualConfig("retain", retain=RetainConfig())
+    with pytest.raises(ConfigError, match="asynchronous=null"):
+        make_config(retain, asynchronous=AsyncConfig(), resample_degenerate=0)
 
 
 def test_an_optimiser_that_outlives_the_adapter_is_refused():

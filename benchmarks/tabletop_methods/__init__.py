@@ -1,0 +1,1 @@
+"""Every method on the tabletop suite, with one budget, in one report."""

@@ -1,0 +1,85 @@
+"""`python -m benchmarks.tabletop_methods run|report|choice`: every method on the tabletop suite."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from benchmarks.tabletop_methods.cells import PARTS, RESULTS, RUNS, declare
+from deploy.local.processes import PACKAGE_ROOT
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 1 a cell failed, 2 bad input, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="tabletop_methods", description=__doc__)
+    parser.add_argument("what", choices=("run", "report", "choice"))
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all of them")
+    parser.add_argument("--estimate", action="store_true", help="say what it costs, run nothing")
+    arguments = parser.parse_args(argv)
+    if unknown := sorted(set(arguments.parts) - set(PARTS)):
+        parser.error(f"unknown part '{unknown[0]}'; there are: {', '.join(PARTS)}")
+
+    from rich.console import Console
+
+    from deploy.bench.results import ResultError
+    from deploy.local.placement import BadSetting
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.chdir(PACKAGE_ROOT)  # demonstrations and models are named from there
+    console = Console()
+    try:
+        if arguments.what == "run":
+            parts = arguments.parts or PARTS
+            failed = [run_part(part, console, is_estimate=arguments.estimate) for part in parts]
+            return FAILED if any(failed) else 0
+        if arguments.what == "choice":
+            from benchmarks.tabletop_methods.choice import show_choice
+
+            return 0 if show_choice(console) else FAILED
+        from benchmarks.tabletop_methods.report import write_report
+
+        for path in write_report():
+            console.print(f"Report   {path}", highlight=False)
+        return 0
+    except (BadSetting, ResultError, OSError) as error:
+        print(f"tabletop_methods: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run_part(part: str, console: Console, *, is_estimate: bool) -> Sequence[str]:
+    """Runs what has no result yet; returns the names of the cells that failed."""
+    from deploy.bench.cells import compose, plan_cell
+    from deploy.bench.estimate import describe, estimate
+    from deploy.bench.results import read_results, refuse_other_settings
+    from deploy.bench.runner import Runner, hold, steps_left
+
+    cells = {cell.name: cell for cell in declare(part)}
+    results, missing = read_results(RESULTS, list(cells))
+    for name, result in results.items():
+        refuse_other_settings(result, compose(cells[name].overrides), RESULTS / f"{name}.json")
+    plans = [plan_cell(cell) for cell in cells.values()]
+    wanted = [step for step in plans if step.folder in missing]
+    found = estimate(plans, results, steps_left(RUNS, wanted))
+    console.print(f"[bold]{part}[/bold]")
+    for line in describe(found, len(cells)):
+        console.print(line, highlight=False)
+    if is_estimate or not wanted:
+        return []
+    with hold(RUNS):
+        return Runner(RUNS, RESULTS, found, console).run(cells, wanted, lambda: None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""The report's sections beside the tables that every comparison has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from benchmarks.tabletop_methods.cells import (
+    AXES,
+    CORE,
+    MEASURED_ON_AXES,
+    PACE_SEEDS,
+    PACES,
+    SCALES,
+    SEEDS,
+    chosen,
+    declare,
+)
+from benchmarks.tabletop_methods.choice import choices
+from deploy.bench.results import Result
+from deploy.bench.tables import UNKNOWN, over, table
+from deploy.local.seeds import mean_interval
+from deploy.local.statistics import Figure
+
+Results = Mapping[str, Result]
+
+# AVG and NBT of arXiv 2603.11653, Table 1, spatial suite, in percent and points; SFT from its
+# Table 3. None: not in the sources that we have.
+PAPER: dict[str, tuple[float | None, float | None]] = {
+    "multitask": (85.8, None),
+    "sequential": (81.2, 0.3),
+    "der": (73.4, 4.7),
+    "slca": (69.9, -0.6),
+    "ewc": (66.1, 0.7),
+    "retain": (66.0, None),
+    "sft": (29.9, 78.7),
+    "full": (7.3, 40.9),
+    "cnn": (13.1, 11.4),
+}
+SHARE_TARGET, NBT_TARGET, PACE_TARGET = 0.80, 0.03, 0.70
+
+
+def of(results: Results, method: str) -> list[Result]:
+    """The finished seeds of a method."""
+    names = [f"{method}-seed{seed}" for seed in SEEDS]
+    return [results[name] for name in names if name in results]
+
+
+def targets(results: Results) -> list[str]:
+    """What was aimed at, and what was found."""
+    lines = ["## Targets", ""]
+    gains = {m: [r.rollout.figures()["gain"] for r in of(results, m)] for m in CORE}
+    shares = [
+        mine[0] / theirs[0]
+        for mine, theirs in zip(gains["sequential"], gains["multitask"], strict=False)
+        if mine is not None and theirs is not None and theirs[0] > 0
+    ]
+    rows = [["sequential fine-tuning's share of the oracle's gain", "≥ 80%", *_share(shares)]]
+    losses = [r.rollout.figures()["nbt_final"] for r in of(results, "sequential")]
+    values = [loss[0] for loss in losses if loss is not None]
+    rows.append(["its forgetting, NBT (final)", "interval reaches ≤ 3 points", *_loss(values)])
+    rows += [_pace_row(results, pace) for pace in PACES]
+    return [*lines, *table(["figure", "target", "found", "verdict"], rows)]
+
+
+def _share(shares: Sequence[float]) -> list[str]:
+    if len(shares) < 2:
+        return [UNKNOWN, "not measured yet"]
+    mean, _, low, high = mean_interval(shares)
+    text = f"{100 * mean:.0f}% [{100 * low:.0f}, {100 * high:.0f}], {len(shares)} seeds"
+    return [text, _verdict(mean >= SHARE_TARGET)]
+
+
+def _loss(values: Sequence[float]) -> list[str]:
+    if len(values) < 2:
+        return [UNKNOWN, "not measured yet"]
+    mean, _, low, high = mean_interval(values)
+    text = f"{100 * mean:+.1f} [{100 * low:.1f}, {100 * high:.1f}], {len(values)} seeds"
+    return [text, _verdict(low <= NBT_TARGET)]
+
+
+def _pace_row(results: Results, pace: str) -> list[str]:
+    ratios = pace_ratios(results, pace)
+    target = "≤ 0.7" if pace == "20hz" else "none"
+    head = f"wall time of learning, asynchronous / synchronous, {pace}"
+    if not ratios:
+        return [head, target, UNKNOWN, "not measured yet"]
+    mean = sum(ratios) / len(ratios)
+    told = f"{mean:.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
+    return [head, target, told, _verdict(mean <= PACE_TARGET) if pace == "20hz" else "reported"]
+
+
+def _verdict(is_met: bool) -> str:
+    return "**met**" if is_met else "**missed**"
+
+
+def pace_ratios(results: Results, pace: str) -> list[float]:
+    """By seed: learning time of the asynchronous run over that of the synchronous one."""
+    found = []
+    for seed in PACE_SEEDS:
+        pair = [results.get(f"pace-{pace}-{m}-seed{seed}") for m in ("sequential", "async")]
+        if all(pair):
+            times = [sum(result.time_s.values()) for result in pair if result is not None]
+            found.append(times[1] / times[0])
+    return found
+
+
+def asynchronous(results: Results) -> list[str]:
+    """Acting while learning beside acting and learning in turns."""
+    rows = []
+    for cell in declare("pace"):
+        if cell.name in results:
+            result = results[cell.name]
+            figures = result.rollout.figures()
+            rows.append(
+                [
+                    f"`{cell.name}`",
+                    str(
+                        result.summary["episodes"]["trained"]
+                        + result.summary["episodes"]["filtered"]
+                    ),
+                    over([figures["base_avg"]]),
+                    over([figures["final_avg"]]),
+                    *(f"{result.time_s[part]:.0f}" for part in ("wait", "learn", "publish")),
+                    f"{sum(result.time_s.values()) / 60:.1f}",
+                ]
+            )
+    head = ["run", "training episodes", "before", "after", "waited, s", "learned, s",
+            "published, s", "learning in all, min"]  # fmt: skip
+    return ["## Asynchronous and synchronous", "", *(table(head, rows) if rows else _none())]
+
+
+def ordering(results: Results) -> list[str]:
+    """The paper's results beside ours, from the best to the worst of the paper's."""
+    rows = []
+    for method, (average, loss) in PAPER.items():
+        found = of(results, method)
+        figures = [result.rollout.figures() for result in found]
+        rows.append(
+            [
+                method,
+                UNKNOWN if average is None else f"{average:.1f}",
+                over([each["final_avg"] for each in figures]) if found else UNKNOWN,
+                UNKNOWN if loss is None else f"{loss:+.1f}",
+                over([each["nbt_final"] for each in figures], "+") if found else UNKNOWN,
+            ]
+        )
+    head = ["method", "paper: final", "here: final", "paper: NBT", "here: NBT (final)"]
+    return [
+        "## Beside the paper",
+        "",
+        "arXiv 2603.11653, OpenVLA-OFT 7B, LIBERO-spatial, five tasks, from 56.9%: other tasks and "
+        "another policy, so the order and the signs compare, not the numbers.",
+        "",
+        *table(head, rows),
+    ]
+
+
+def trade_off(results: Results) -> list[str]:
+    """Gain beside forgetting over learning rates."""
+    rows = []
+    for name, result in trade_off_runs(results):
+        figures = result.rollout.figures()
+        rows.append([f"`{name}`", over([learned(result)], "+"), over([figures["nbt_final"]], "+")])
+    head = ["run", "learned: S(j, j) - S(0, j)", "forgotten: NBT (final)"]
+    return [
+        "## Forgetting at matched success",
+        "",
+        "A method that learns little has little to forget: what counts is how much is forgotten "
+        "for what was learned, over learning rates.",
+        "",
+        *(table(head, rows) if rows else _none()),
+    ]
+
+
+def trade_off_runs(results: Results) -> list[tuple[str, Result]]:
+    """Seed 0 of the core methods, and the runs at other learning rates."""
+    names = [f"{m}-seed0" for m in CORE if m != "multitask"]
+    names += [cell.name for cell in declare("rates")]
+    return [(name, results[name]) for name in names if name in results]
+
+
+def learned(result: Result) -> Figure:
+    """Mean over the trained tasks of S(j, j) - S(0, j): what each gained when it was learned."""
+    matrix = result.rollout
+    own = [matrix.rate(row, task) for row, task in enumerate(matrix.train_tasks, start=1)]
+    base = [matrix.rate(0, task) for task in matrix.train_tasks]
+    if any(rate.trials == 0 for rate in (*own, *base)):
+        return None
+    value = sum(a.value - b.value for a, b in zip(own, base, strict=True)) / len(own)
+    return value, sum(rate.variance for rate in (*own, *base)) ** 0.5 / len(own)
+
+
+def axes(results: Results) -> list[str]:
+    """Success of the last adapters of seed 0 where something else is changed."""
+    rows = []
+    for axis in AXES:
+        found = [results.get(f"axis-{axis}-{method}") for method in MEASURED_ON_AXES]
+        if any(found):
+            rows.append([axis, *(_trained(result) for result in found)])
+    head = ["axis", *MEASURED_ON_AXES]
+    return [
+        "## Generalisation",
+        "",
+        "Mean success over the trained tasks, seed 0's last adapter, n = 50 a task, with one thing "
+        "changed at its standard strength (`docs/perturbations.md`). The same episodes for all.",
+        "",
+        *(table(head, rows) if rows else _none()),
+    ]
+
+
+def _trained(result: Result | None) -> str:
+    if result is None:
+        return UNKNOWN
+    return over([result.rollout.average(0, result.rollout.train_tasks)])
+
+
+def scales(results: Results) -> list[str]:
+    """The last adapter of sequential fine-tuning at part of its strength."""
+    rows = [
+        [scale, _trained(results[f"scale-{scale}"])]
+        for scale in SCALES
+        if f"scale-{scale}" in results
+    ]
+    return [
+        "## The adapter at part of its strength",
+        "",
+        "Sequential fine-tuning, seed 0, every update multiplied; 0 is the base, 1 the run's end.",
+        "",
+        *(table(["scale", "trained tasks"], rows) if rows else _none()),
+    ]
+
+
+def hyperparameters(results: Results) -> list[str]:
+    """What was tried on other tasks, and what was chosen."""
+    rows = [
+        [
+            choice.method,
+            choice.setting,
+            ", ".join(
+                f"{value}: {UNKNOWN if rate is None else f'{100 * rate:.1f}'}"
+                for value, rate in choice.finals.items()
+            ),
+            " ".join(chosen(choice.method)) or "as shipped",
+        ]
+        for choice in choices(dict(results))
+    ]
+    return [
+        "## How hyperparameters were chosen",
+        "",
+        "On two tasks outside the suite (`pick_blue_tray`, `stack_red_blue`), four iterations "
+        "each, one seed, n = 200 a task: the value with the highest final success over both. "
+        "Three values a method; the rest is GRPO's.",
+        "",
+        *table(["method", "setting", "final success, %", "used"], rows),
+    ]
+
+
+def _none() -> list[str]:
+    return ["Not measured yet.", ""]
