@@ -51,7 +51,13 @@ _WAYS_OUT = {
     "report": "perennial report FOLDER makes one at any time",
 }
 # What starts and supervises the processes of `perennial run`; services have another to do it.
-SUPERVISION = ("restart_limit", "restart_backoff_s", "stop_limit_s", "ready_limit_s")
+SUPERVISION = (
+    "restart_limit",
+    "restart_backoff_s",
+    "stop_limit_s",
+    "ready_limit_s",
+    "parent_pid",
+)
 _SERVICE_SETTINGS = (
     "robots_endpoint", "operator_endpoint", "endpoint", "http_host", "http_port", "http_open",
     "exit_when_done", "client_id", "heartbeat_path",

@@ -207,6 +207,12 @@ def test_a_method_chooses_what_is_not_chosen_by_hand(
     assert learner["continual"]["method"] == continual
 
 
+def test_no_budget_sets_the_learning_rate_of_whole_weights(model_dir: Path) -> None:
+    chosen = ["budget=bench", "method=full", f"model.model_dir={model_dir}"]
+    algorithm = compose_run(chosen).processes["learner"]["algorithm"]
+    assert (algorithm["full_rank"], algorithm["learning_rate"]) == (True, 3e-5)
+
+
 def test_a_method_may_turn_the_order_of_the_tasks_round(model_dir: Path) -> None:
     run = compose_run([f"model.model_dir={model_dir}", "method=reversed"])
     assert tuple(run.processes["learner"]["suite"]["train_tasks"]) == tabletop.TRAIN_TASKS[::-1]

@@ -7,7 +7,7 @@ import signal
 import sys
 
 from benchmarks.tabletop_grpo.cells import REPORTS, RESULTS, RUNS, declare_cells, tabletop_tasks
-from benchmarks.tabletop_grpo.results import ResultError
+from deploy.bench.results import ResultError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from rich.console import Console
 
-    from benchmarks.tabletop_grpo.runner import CellFailed, run_cells
+    from benchmarks.tabletop_grpo.runner import run_cells
+    from deploy.local.processes import ProcessFailed
     from deploy.local.records import RecordError
     from deploy.local.settings import BadSetting
 
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ResultError, BadSetting, RecordError) as error:
         print(f"tabletop_grpo: {error}", file=sys.stderr)
         return BAD_INPUT
-    except CellFailed as error:
+    except ProcessFailed as error:
         print(f"tabletop_grpo: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from benchmarks.tabletop_grpo.cells import CONTROLS, SFT_RATES
 from benchmarks.tabletop_grpo.figures import Point
 from benchmarks.tabletop_grpo.markdown import trials
-from benchmarks.tabletop_grpo.results import Result
+from deploy.bench.results import Result
 from deploy.local.plots import COLOURS, GREY, plt
 
 DPI = 90  # small files: they are committed

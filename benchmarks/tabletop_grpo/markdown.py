@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from benchmarks.tabletop_grpo.figures import Verdict
-from benchmarks.tabletop_grpo.results import Result
+from deploy.bench.results import Result
 from deploy.local.seeds import SeedMean
 from deploy.local.statistics import Figure, Matrix, Rate
 

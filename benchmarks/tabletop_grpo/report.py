@@ -9,7 +9,6 @@ from typing import Any
 from benchmarks.tabletop_grpo import markdown
 from benchmarks.tabletop_grpo.cells import CONTROLS, SFT_RATES, Cell, declare_cells
 from benchmarks.tabletop_grpo.drawing import draw_curves, draw_trade_off
-from benchmarks.tabletop_grpo.results import PHASES, Result, read_results
 from benchmarks.tabletop_grpo.sections import (
     controls,
     matrices,
@@ -24,6 +23,7 @@ from benchmarks.tabletop_grpo.supervised import (
     sft_curve,
     supervised,
 )
+from deploy.bench.results import PHASES, Result, read_results
 
 NAME = "tabletop-grpo"
 REMARKS = "remarks.md"  # written by hand, beside the results: causes of what was missed

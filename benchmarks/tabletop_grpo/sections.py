@@ -23,7 +23,7 @@ from benchmarks.tabletop_grpo.figures import (
     judge_wall,
     judge_zero_shot,
 )
-from benchmarks.tabletop_grpo.results import Result
+from deploy.bench.results import Result
 from deploy.local.seeds import over_seeds
 from deploy.local.statistics import Figure
 

@@ -21,8 +21,8 @@ from benchmarks.tabletop_grpo.figures import (
     combine,
     judge_sft_drop,
 )
-from benchmarks.tabletop_grpo.results import Result
 from benchmarks.tabletop_grpo.sections import Results, seeds_of
+from deploy.bench.results import Result
 from deploy.local.seeds import over_seeds
 
 

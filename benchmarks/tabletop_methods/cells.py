@@ -7,6 +7,7 @@ hyperparameter a method; the report's own tasks are never looked at for it.
 from __future__ import annotations
 
 from deploy.bench.cells import Cell
+from deploy.bench.results import read_result
 from deploy.local.processes import PACKAGE_ROOT
 
 NAME = "tabletop-methods"
@@ -163,10 +164,10 @@ def pace() -> list[Cell]:
 
 
 def last_adapter(method: str) -> str:
-    """Where seed 0's last adapter is, relative to the repository; its core run must be finished."""
-    folder = RUNS / f"{method}-seed0" / "adapters"
-    versions = sorted(path.name for path in folder.glob("v*"))
-    return str((folder / versions[-1] if versions else folder).relative_to(PACKAGE_ROOT))
+    """Where seed 0's last adapter is, from the repository; its core cell must be finished."""
+    path = RESULTS / f"{method}-seed0.json"
+    version = read_result(path).adapters[-1] if path.is_file() else "not-there-yet"
+    return f"{RUNS.relative_to(PACKAGE_ROOT)}/{method}-seed0/adapters/{version}"
 
 
 def _evaluation(method: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from benchmarks.tabletop_methods.cells import (
     SINGLE,
     declare,
 )
-from deploy.bench.cells import compose
+from deploy.bench.cells import Cell, compose
 from deploy.bench.results import Result, read_results, refuse_other_settings
 from deploy.bench.tables import cost_table, figures_table, matrix_table
 from deploy.local.table import conditions_of
@@ -38,12 +38,18 @@ other work besides.
 
 def write_report() -> list[Path]:
     """Returns the files written. Raises ResultError for results made with other settings."""
-    cells = {cell.name: cell for part in PARTS for cell in declare(part)}
-    results, missing = read_results(RESULTS, list(cells))
+    parts = {part: declare(part) for part in PARTS}
+    cells = {cell.name: cell for part in parts.values() for cell in part}
+    results, _ = read_results(RESULTS, list(cells))
     for name, result in results.items():
         refuse_other_settings(result, compose(cells[name].overrides), RESULTS / f"{name}.json")
     rows = {m: sections.of(results, m) for m in (*CORE, *SINGLE, *POLICIES)}
-    lines = ["# Continual-learning methods on the tabletop", "", INTRODUCTION, *_missing(missing)]
+    lines = [
+        "# Continual-learning methods on the tabletop",
+        "",
+        INTRODUCTION,
+        *_missing(parts, results),
+    ]
     if any(rows.values()):
         lines += _what_was_run(next(found[0] for found in rows.values() if found))
     lines += sections.targets(results)
@@ -67,11 +73,19 @@ def write_report() -> list[Path]:
     return [path, *pictures.values()]
 
 
-def _missing(names: list[str]) -> list[str]:
-    if not names:
-        return []
-    listed = ", ".join(f"`{name}`" for name in names)
-    return [f"**Incomplete.** {len(names)} cells are not measured yet: {listed}.", ""]
+def _missing(parts: dict[str, list[Cell]], results: sections.Results) -> list[str]:
+    left = {
+        part: [cell.name for cell in cells if cell.name not in results]
+        for part, cells in parts.items()
+    }
+    told = [
+        f"{len(names)} of {len(parts[part])} of part `{part}`"
+        for part, names in left.items()
+        if names
+    ]
+    return (
+        [f"**Incomplete.** Cells that are not measured yet: {'; '.join(told)}.", ""] if told else []
+    )
 
 
 def _what_was_run(result: Result) -> list[str]:

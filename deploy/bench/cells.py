@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -20,8 +20,10 @@ from deploy.local.runfolder import recorded_settings
 from deploy.local.settings import RunConfig, compose_run
 
 BEGINNINGS = "beginnings"
-# Continual methods that do something before the second task, or measure other tasks otherwise.
-ACT_IN_FIRST_TASK = ("multitask", "retain", "slca", "crl-vla", "dwe")
+# Continual methods that differ from sequential fine-tuning before the end of row 1: they act while
+# the first task is learned, learn it with others or with other parts, or (dwe) evaluate the other
+# tasks with the base.
+ACT_IN_FIRST_TASK = ("crl-vla", "dwe", "multitask", "retain", "slca")
 # What the base's evaluation does not depend on: how to learn, and the room for adapters.
 OF_TRAINING = ("learner.algorithm", "learner.continual", "learner.sft", "agent.policy.adapter_rank")
 CHOICES_OF_TRAINING = ("method", "algorithm", "continual")
@@ -78,19 +80,21 @@ def compose(overrides: tuple[str, ...]) -> RunConfig:
 
 def _base(cell: Cell) -> Step:
     """The base's evaluation, for all cells that differ in nothing but how they learn."""
-    own = settings_of(cell.overrides)
-    kept = tuple(_without(cell.overrides, CHOICES_OF_TRAINING, OF_TRAINING))
-    is_shared = _before_training(settings_of(kept)) == _before_training(own)
+    kept = _without_training(cell)
+    is_shared = _before_training(settings_of(kept)) == _before_training(settings_of(cell.overrides))
     return _beginning("base", 0, kept if is_shared else cell.overrides, None)
 
 
 def _first_task(cell: Cell, base: Step) -> Step | None:
     """The first task learned without a continual method; None if the cell would learn it else."""
+    wanted = settings_of(cell.overrides)
+    wanted["learner"]["continual"] = settings_of(_without_training(cell))["learner"]["continual"]
     kept = _without(cell.overrides, ("continual",), ("learner.continual",))
-    overrides = (*kept, "continual=sequential")
-    own, other = settings_of(cell.overrides), settings_of(overrides)
-    own["learner"]["continual"] = other["learner"]["continual"]
-    return _beginning("first-task", 1, overrides, base) if own == other else None
+    plain = (*_without(kept, ("method",)), "method=sequential")
+    for overrides in (plain, (*kept, "continual=sequential")):
+        if settings_of(overrides) == wanted:
+            return _beginning("first-task", 1, overrides, base)
+    return None
 
 
 def _beginning(name: str, row: int, overrides: tuple[str, ...], parent: Step | None) -> Step:
@@ -116,11 +120,18 @@ def _before_training(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def _without_training(cell: Cell) -> tuple[str, ...]:
+    """The cell's overrides that do not say how to learn."""
+    return _without(cell.overrides, CHOICES_OF_TRAINING, OF_TRAINING)
+
+
 def _without(
-    overrides: Sequence[str], groups: Sequence[str], sections: Sequence[str]
-) -> Iterator[str]:
+    overrides: Sequence[str], groups: Sequence[str], sections: Sequence[str] = ()
+) -> tuple[str, ...]:
     """The overrides that neither choose from `groups` nor set anything within `sections`."""
+    kept = []
     for override in parse_overrides(overrides):
         group = override.text.partition("=")[0].lstrip("+~").partition("@")[0]
         if group not in groups and not any(override.touches(name) for name in sections):
-            yield override.text
+            kept.append(override.text)
+    return tuple(kept)

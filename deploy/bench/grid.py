@@ -19,7 +19,7 @@ OF_A_RUN = {
     "seed": "give seeds=N",
     "run_dir": "give out=FOLDER, and runs=FOLDER for the runs alone",
     "report": "the comparison writes its own",
-    "die_with_parent": "runs end with the comparison",
+    "parent_pid": "runs end with the comparison",
     "learner.last_row": "the comparison chooses where runs part",
 }
 

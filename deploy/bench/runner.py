@@ -40,7 +40,7 @@ class Runner:
         self._failed: dict[str, str] = {}  # step's folder -> why
 
     def run(
-        self, cells: Mapping[str, Cell], plans: Sequence[Step], on_result: Callable[[], None]
+        self, cells: Mapping[str, Cell], plans: Sequence[Step], on_result: Callable[[], object]
     ) -> list[str]:
         """Finishes the cells of `plans`; returns the names of those that failed.
 
@@ -83,7 +83,7 @@ class Runner:
     def _run_processes(self, step: Step, run_dir: Path) -> None:
         learner = compose(step.overrides).processes["learner"]
         quoted = str(run_dir).replace("'", "\\'")
-        own = [f"run_dir='{quoted}'", "report=false", "die_with_parent=true"]
+        own = [f"run_dir='{quoted}'", "report=false", f"parent_pid={os.getpid()}"]
         progress = RunProgress(run_dir, learner)
         planned = Plan.from_learner(learner)
         episodes = planned.train_episodes + planned.eval_episodes

@@ -52,7 +52,7 @@ def die_with(parent: int) -> None:
     """Asks the kernel for SIGTERM when `parent` ends; ends at once if it already has (Linux)."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "die_with_parent: prctl")
+        raise OSError(ctypes.get_errno(), "parent_pid: prctl")
     if os.getppid() != parent:
         signal.raise_signal(signal.SIGTERM)
 

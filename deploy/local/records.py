@@ -107,8 +107,8 @@ def _read_rows(path: Path, column: str) -> dict[str, EpisodeRow]:
         f"{column} FROM episodes WHERE slot_id <> ''",
     )
     found = {}
-    for episode_id, *values, counted, steps, value in rows:
-        row = EpisodeRow(episode_id, *values, bool(counted), steps)
+    for episode_id, slot_id, task, phase, version, outcome, counted, steps, value in rows:
+        row = EpisodeRow(episode_id, slot_id, task, phase, version, outcome, bool(counted), steps)
         found[episode_id] = replace(row, **{column: value})
     return found
 

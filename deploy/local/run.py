@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +36,6 @@ settings (Hydra overrides; configs/run.yaml has all of them):
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 finished, 2 bad input, 1 failed, 130 interrupted."""
-    parent = os.getppid()
     parser = argparse.ArgumentParser(
         prog="perennial run",
         description=__doc__,
@@ -51,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     from deploy.local.supervisor import Interrupted
 
     try:
-        return _run(arguments.overrides, parent)
+        return _run(arguments.overrides)
     except BadSetting as error:
         print(f"perennial run: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -66,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _run(overrides: list[str], parent: int) -> int:
+def _run(overrides: list[str]) -> int:
     from rich.console import Console
 
     from deploy.local.conditions import Conditions
@@ -79,8 +77,8 @@ def _run(overrides: list[str], parent: int) -> int:
 
     stop = StopSignal()
     config = compose_run(overrides)
-    if config.settings.die_with_parent:
-        die_with(parent)
+    if config.settings.parent_pid is not None:
+        die_with(config.settings.parent_pid)
     console = Console()
     folder = RunFolder(config.settings.run_dir)
     with folder.lock(), folder.sockets():

@@ -36,7 +36,7 @@ FREE_SECTIONS = (
     "restart_backoff_s",
     "stop_limit_s",
     "ready_limit_s",
-    "die_with_parent",
+    "parent_pid",
 )
 BUNDLED_MODELS = ("agent/assets/nano", "agent/assets/nano-libero")
 OPEN_TABLES = ("agent.tasks.",)  # may get entries at any time: robots' own tasks

@@ -39,7 +39,7 @@ class RunSettings:
     restart_backoff_s: float
     stop_limit_s: float
     ready_limit_s: float
-    die_with_parent: bool
+    parent_pid: int | None
     threads: Threads = field(default_factory=Threads)
 
 

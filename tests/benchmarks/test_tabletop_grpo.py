@@ -27,14 +27,14 @@ from benchmarks.tabletop_grpo.figures import (
     judge_gain,
 )
 from benchmarks.tabletop_grpo.report import write_report
-from benchmarks.tabletop_grpo.results import (
+from benchmarks.tabletop_grpo.runner import run_cells
+from deploy.bench.results import (
     Result,
     ResultError,
     read_result,
     read_results,
     write_result,
 )
-from benchmarks.tabletop_grpo.runner import run_cells
 from deploy.local.seeds import over_seeds
 from deploy.local.settings import compose_run
 from deploy.local.statistics import Matrix, Rate

@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from deploy.bench.cells import Step, plan_cell
+from deploy.bench.cells import ACT_IN_FIRST_TASK, Step, compose, plan_cell
 from deploy.bench.estimate import Effort, clock, describe, estimate, own_effort
 from deploy.bench.grid import Grid, parse_grid
+from deploy.local.composition import CONFIGS
 from deploy.local.placement import BadSetting
+from learner.config import LearnerConfig
+from learner.continual.settings import METHODS
 
 TOY = ("suite=toy", "budget=smoke")
 
@@ -55,10 +59,11 @@ def test_what_cannot_be_meant_is_refused_in_one_line(words: list[str], expected:
 
 
 def test_methods_share_what_they_do_alike() -> None:
-    found = chains("method=sequential,ewc,multitask,ppo,reversed", "seeds=1")
+    found = chains("method=sequential,ewc,er,multitask,ppo,reversed", "seeds=1")
     base, first, own = found["sequential-seed0"]
     assert own == "sequential-seed0"
-    assert found["ewc-seed0"][:2] == [base, first]
+    for name in ("ewc-seed0", "er-seed0"):
+        assert found[name][:2] == [base, first]
     assert found["multitask-seed0"] == [base, "multitask-seed0"]  # learns all tasks at once
     for name in ("ppo-seed0", "reversed-seed0"):
         assert found[name][0] == base
@@ -76,6 +81,24 @@ def test_a_beginning_is_another_where_a_setting_counts_before_its_end() -> None:
     assert chains("method=ewc", "seeds=1", "suite.eval_init_states=5")["ewc-seed0"][0] != base
     assert chains("method=ewc", "seeds=2")["ewc-seed1"][0] != base
     assert chains("method=ewc", "seeds=1", "workers=2")["ewc-seed0"][:2] == [base, first]
+
+
+def test_every_continual_method_is_known_to_share_the_first_task_or_not() -> None:
+    """Whoever adds one decides: these do nothing, and learn with nothing, before task 2."""
+    assert set(METHODS) - set(ACT_IN_FIRST_TASK) == {"sequential", "ewc", "er", "der"}
+
+
+def test_every_step_of_every_method_is_a_run_that_the_learner_takes() -> None:
+    methods = ",".join(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+    steps = {
+        step
+        for cell in parse_grid([f"method={methods}", "seeds=1"]).cells
+        for step in plan_cell(cell).chain
+    }
+    for step in steps:
+        learner = compose(step.overrides).processes["learner"]
+        merged = OmegaConf.merge(OmegaConf.structured(LearnerConfig), OmegaConf.create(learner))
+        assert isinstance(OmegaConf.to_object(merged), LearnerConfig)
 
 
 def test_what_ends_with_its_beginning_has_none() -> None:

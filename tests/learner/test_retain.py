@@ -12,6 +12,7 @@ from safetensors.torch import load
 from agent.model.lora import WEIGHTS_NAME, rank_of, read_adapter
 from agent.model.slots import SlotBank
 from agent.wire.errors import ConfigError
+from learner.algorithm_config import AsyncConfig
 from learner.batch import Trajectory, build_samples
 from learner.continual.retain import Retain
 from learner.continual.settings import ContinualConfig, RetainConfig
@@ -154,6 +155,12 @@ def test_a_run_of_another_method_is_not_taken_over(tmp_path):
     assert method.before_task(0, "base") == "base"
     with pytest.raises(ConfigError, match="another method"):
         method.before_task(1, "v00001-aaaaaaaaaaaa")
+
+
+def test_versions_of_several_ranks_are_refused_to_an_asynchronous_update():
+    retain = ContinualConfig("retain", retain=RetainConfig())
+    with pytest.raises(ConfigError, match="asynchronous=null"):
+        make_config(retain, asynchronous=AsyncConfig(), resample_degenerate=0)
 
 
 def test_an_optimiser_that_outlives_the_adapter_is_refused():
