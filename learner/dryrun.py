@@ -72,7 +72,7 @@ def describe_run(agent: Path, learner: Path, published: bool, conditions: Condit
 
     from agent.model.gpus import gpu_by_name
     from agent.model.policy_model import NANO_FOLDER
-    from learner.estimate import estimate_hours, estimate_memory, samples_bytes
+    from learner.estimate import estimate_hours, estimate_memory, replay_bytes, samples_bytes
     from learner.workload import count_workload
 
     peak = gpu_by_name(conditions.gpu)
@@ -84,6 +84,7 @@ def describe_run(agent: Path, learner: Path, published: bool, conditions: Condit
         policy, config, network, prompt_tokens, work, sustained, conditions.bodies
     )
     pictures = samples_bytes(work, network, conditions.image_size)
+    replay = replay_bytes(config, network, conditions.image_size)
     folder = config.model_dir or str(NANO_FOLDER)
     source = "published 7B geometry, no checkpoint" if published else folder
     return "\n".join(
@@ -93,8 +94,8 @@ def describe_run(agent: Path, learner: Path, published: bool, conditions: Condit
             f"{peak.name}, {peak.memory_bytes / GB:.0f} GB: {_verdict(memory.gpus(peak))}",
             "",
             *_work_lines(work, conditions),
-            f"  pictures of an iteration in the learner's own memory: {pictures / GB:.1f} GB, "
-            "counted",
+            "",
+            *_host_lines({"pictures of an iteration": pictures, "replay memory": replay}),
             "",
             *_hours_lines(hours, memory.gpus(peak), conditions, sustained.name),
         ]
@@ -187,6 +188,11 @@ def _work_lines(work: Workload, conditions: Conditions) -> list[str]:
         f"  {'optimiser steps':<31} {work.optimizer_steps:>13,}   counted, of {work.updates} "
         "updates",
     ]
+
+
+def _host_lines(sizes: dict[str, int]) -> list[str]:
+    lines = [f"  {name:<31} {size / GB:13.2f}   counted" for name, size in sizes.items() if size]
+    return ["the learner's own memory [GB]", *lines]
 
 
 def _hours_lines(hours: Hours, gpus: int, conditions: Conditions, speed: str) -> list[str]:

@@ -101,6 +101,7 @@ def estimate_memory(
         prompt_tokens,
         rank=learner.algorithm.lora_rank,
         recompute=learner.recompute_activations,
+        full_rank=learner.algorithm.full_rank,
     )
     critic = _critic_parameters(learner, network)
     rows = [
@@ -111,11 +112,11 @@ def estimate_memory(
             served.adapter_bytes, 0, "counted",
         ),
         MemoryRow(
-            "adapter: float32 weights, gradients, Adam", 0, TRAINED_BYTES * trained.trained,
-            "counted",
+            "adapter: float32 weights, gradients, Adam", 0,
+            trained.adapter_bytes + (TRAINED_BYTES - FLOAT32_BYTES) * trained.trained, "counted",
         ),
         *([MemoryRow("critic: the same", 0, TRAINED_BYTES * critic, "counted")] if critic else []),
-        *_continual_rows(learner, trained),
+        *_continual_rows(learner, trained, critic),
         MemoryRow(
             f"forward of {policy.micro_batch} rows; forward and backward of {learner.micro_batch}",
             served.working_bytes, trained.working_bytes, "derived",
@@ -163,25 +164,55 @@ def samples_bytes(work: Workload, network: OpenVLAConfig, image_size: int) -> in
 
     In the machine's memory, not the GPU's.
     """
-    return 2 * work.largest_iteration.chunks * network.num_images * 3 * image_size**2
+    return 2 * work.largest_iteration.chunks * _picture_bytes(network, image_size)
+
+
+def replay_bytes(learner: LearnerConfig, network: OpenVLAConfig, image_size: int) -> int:
+    """A full replay memory: pictures, and answers where the method keeps them. As above."""
+    continual = learner.continual
+    replay = continual.er or continual.der or continual.crl_vla
+    if replay is None:
+        return 0
+    if continual.er is not None:
+        values = 0
+    elif network.is_regression:
+        values = 2 if continual.crl_vla is not None else 1  # mean and spread, or mean
+    else:
+        values = network.n_action_bins
+    answer = FLOAT32_BYTES * network.action_tokens * values
+    chunks = replay.chunks_per_task * (len(learner.suite.train_tasks) - 1)
+    return chunks * (_picture_bytes(network, image_size) + answer)
+
+
+def _picture_bytes(network: OpenVLAConfig, image_size: int) -> int:
+    return network.num_images * 3 * image_size**2
 
 
 def _critic_parameters(learner: LearnerConfig, network: OpenVLAConfig) -> int:
-    if learner.algorithm.ppo is None:
+    """Of the critic's trained head."""
+    ppo, crl_vla = learner.algorithm.ppo, learner.continual.crl_vla
+    if ppo is None:
         return 0
+    size = network.llama_config().hidden_size
+    if crl_vla is not None:  # it reads a goal as wide as a word, and as Q the actions, too
+        size = 2 * size + (network.action_tokens if crl_vla.critic == "q" else 0)
     with torch.device("meta"):
-        head = ValueHead(
-            network.llama_config().hidden_size, learner.algorithm.ppo.hidden_sizes, learner.seed
-        )
+        head = ValueHead(size, ppo.hidden_sizes, learner.seed)
     return sum(parameter.numel() for parameter in head.parameters())
 
 
-def _continual_rows(learner: LearnerConfig, trained: Footprint) -> list[MemoryRow]:
+def _continual_rows(learner: LearnerConfig, trained: Footprint, critic: int) -> list[MemoryRow]:
     """What the continual method remembers on the GPU."""
-    if learner.continual.ewc is None:
-        return []
-    size = 2 * FLOAT32_BYTES * trained.trained
-    return [MemoryRow("EWC: Fisher information and anchor", 0, size, "counted")]
+    continual, earlier = learner.continual, len(learner.suite.train_tasks) - 1
+    adapter = FLOAT32_BYTES * trained.trained
+    remembered = []
+    if continual.ewc is not None:
+        remembered.append(("EWC: Fisher information and anchor", 2 * adapter))
+    if continual.retain is not None:
+        remembered.append(("RETAIN: updates of earlier tasks", earlier * adapter))
+    if continual.crl_vla is not None:
+        remembered.append(("CRL-VLA: the frozen head", FLOAT32_BYTES * critic))
+    return [MemoryRow(name, 0, size, "counted") for name, size in remembered]
 
 
 def _simulation_hours(suite: str, work: Workload) -> float | None:

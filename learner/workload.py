@@ -70,10 +70,10 @@ def count_workload(
         updates += count
     resampled = updates * algorithm.resample_degenerate * algorithm.group_size
     trained = training.chunks * algorithm.epochs
-    steps = updates * algorithm.optimizer_steps_per_iteration * algorithm.epochs
+    steps_each = algorithm.optimizer_steps_per_iteration * algorithm.epochs
     if algorithm.method == "sft":
-        steps = updates * config.sft.steps_per_iteration
-        trained, resampled = steps * config.sft.batch_size, 0
+        steps_each = config.sft.steps_per_iteration
+        trained, resampled = updates * steps_each * config.sft.batch_size, 0
     # PPO values all chunks once an iteration, DPO weighs its pairs before each backward.
     critic_scores = training.chunks if algorithm.ppo is not None else 0
     return Workload(
@@ -82,8 +82,8 @@ def count_workload(
         largest_iteration=largest,
         resampled=0 if algorithm.grouping == "task" else resampled,
         updates=updates,
-        optimizer_steps=steps,
-        samples_trained=trained,
+        optimizer_steps=updates * steps_each,
+        samples_trained=trained + _replayed(config, steps_each),
         samples_scored=trained if algorithm.method == "dpo" else critic_scores,
     )
 
@@ -116,6 +116,15 @@ def _iteration(
         round(episodes * sum(values) / len(each)) for values in zip(*each, strict=True)
     )
     return Played(episodes, steps, chunks)
+
+
+def _replayed(config: LearnerConfig, steps_each: int) -> int:
+    """Remembered chunks that are learned beside new ones, from the second task on."""
+    replay = config.continual.er or config.continual.der or config.continual.crl_vla
+    if replay is None:
+        return 0
+    updates = sum(_iterations(config, stage) for stage in _stages(config)[1:])
+    return updates * steps_each * replay.batch_size
 
 
 def _evaluation(config: LearnerConfig, chunk_steps: int, mean_steps: int | None) -> Played:

@@ -24,6 +24,7 @@ from agent.model.action_scale import initial_scale
 from agent.model.config import OpenVLAConfig
 from agent.model.cost import kv_bytes
 from agent.model.distributions import action_distribution
+from agent.model.full_rank import train_whole_weights
 from agent.model.lora import attach_lora
 from agent.model.openvla import OpenVLA
 from agent.model.recompute import recompute_blocks
@@ -38,7 +39,7 @@ class Footprint:
         parameters: of the base, as stored.
         trained: of the adapter, where there is one to train.
         base_bytes: the base's weights and buffers.
-        adapter_bytes: what adapters take: the bank of a server, the trained tensors of a learner.
+        adapter_bytes: what adapters take: the bank of a server, a learner's tensors.
         working_bytes: the most that a forward (and backward) needs besides.
     """
 
@@ -125,12 +126,19 @@ def training_footprint(
     *,
     rank: int,
     recompute: bool,
+    full_rank: bool = False,
 ) -> Footprint:
-    """Of a learner whose forwards and backwards have `batch` rows; optimiser's state left out."""
+    """Of a learner whose forwards and backwards have `batch` rows.
+
+    Gradients and the optimiser's moments are left out; keywords as the learner's settings.
+    """
     network = _build(config, dtype)
     parameters = sum(p.numel() for p in network.parameters())
+    base_bytes = _held_bytes(network)
     with torch.device("meta"):
-        attach_lora(network, rank, alpha=rank)
+        adapter = attach_lora(network, rank, alpha=rank)
+        if full_rank:
+            train_whole_weights(adapter)
     if recompute:
         recompute_blocks(network)
     with _fake(network):
@@ -138,8 +146,7 @@ def training_footprint(
         for parameter in trained:  # filled from the first step on
             parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in trained if p.grad is not None]
-        adapter_bytes = sum(p.nbytes for p in trained)
-        base_bytes = _held_bytes(network) - adapter_bytes
+        adapter_bytes = _held_bytes(network) - base_bytes
         inputs = _inputs(config, dtype, batch, prompt_tokens)
         with LiveBytes([*network.parameters(), *network.buffers(), *gradients]) as memory:
             _learn(network, config, dtype, inputs)

@@ -91,7 +91,8 @@ def test_the_paper_is_described_with_its_figures_as_documented() -> None:
 def test_other_networks_and_critics_are_described(preset: str) -> None:
     done = run_dry(f"preset={preset}", "--gpu=4090", "--mean-steps=100")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"critic +2,163,456  counted, trained", done.stdout)
+    critics = {"rl4vla-ppo": "2,163,456", "crl-vla": "4,260,608"}  # H - 512 - 128 - 1; 2 H - ...
+    assert re.search(rf"critic +{critics[preset]}  counted, trained", done.stdout)
     assert "RTX 4090, 24 GB: fits one process each" in done.stdout
 
 

@@ -5,18 +5,38 @@ import re
 from dataclasses import asdict, replace
 
 import pytest
+from micro_fixtures import micro_policy
 
 from agent.config import AgentConfig, PolicyConfig
 from agent.model.cost import published_config
 from agent.model.gpus import Gpu, gpu_by_name
 from agent.wire.errors import ConfigError
 from learner import dryrun
+from learner.algorithm_config import AlgorithmConfig, PpoConfig
 from learner.config import LearnerConfig, SuiteConfig, TaskConfig
-from learner.estimate import Hours, Memory, MemoryRow, estimate_hours, samples_bytes
+from learner.continual.settings import (
+    ContinualConfig,
+    CrlVlaConfig,
+    DerConfig,
+    ErConfig,
+    EwcConfig,
+    RetainConfig,
+)
+from learner.dual_critic import DualCritic
+from learner.estimate import (
+    Hours,
+    Memory,
+    MemoryRow,
+    estimate_hours,
+    estimate_memory,
+    replay_bytes,
+    samples_bytes,
+)
 from learner.workload import Played, Workload
 
 INSTRUCTION = "put the red cube in the tray"
 SUITE = SuiteConfig("tabletop", [TaskConfig("a", INSTRUCTION, 40)], ["a"], [], 5, 4)
+THREE = SuiteConfig("toy", [TaskConfig(name, "move", 8) for name in "abc"], list("abc"), [], 5, 4)
 NONE = Workload(Played(), Played(), Played(), 0, 0, 0, 0, 0)
 GPU = Gpu("a GPU", 1e12, 1e15, 10e9)
 
@@ -91,3 +111,61 @@ def test_pictures_are_held_twice_while_they_are_joined():
     work = replace(NONE, largest_iteration=Played(1, 80, 10))
     network = published_config(variant="oft-discrete", num_images=2)
     assert samples_bytes(work, network, 256) == 2 * 10 * 2 * 256 * 256 * 3
+
+
+def rows_of(network, **settings):
+    """The learner's bytes by the row's name, for three tasks and a rank of 2."""
+    algorithm = settings.pop("algorithm", AlgorithmConfig(lora_rank=2))
+    config = LearnerConfig(suite=THREE, algorithm=algorithm, micro_batch=2, **settings)
+    memory = estimate_memory(PolicyConfig(adapter_rank=2), config, network, 9)
+    return {row.name: row.learner_bytes for row in memory.rows}, memory
+
+
+@pytest.mark.parametrize("kind", ["v", pytest.param("q", marks=pytest.mark.slow)])
+def test_the_critics_are_those_that_the_learner_makes(tmp_path, kind):
+    policy = micro_policy(tmp_path)
+    critic = DualCritic(policy, [8, 4], 0, kind == "q", 4)
+    ppo = AlgorithmConfig(method="ppo", ppo=PpoConfig(hidden_sizes=[8, 4]), lora_rank=2)
+    continual = ContinualConfig("crl-vla", crl_vla=CrlVlaConfig(critic=kind))
+    rows, memory = rows_of(policy.network.config, algorithm=ppo, continual=continual)
+    assert memory.critic_parameters == sum(p.numel() for p in critic.trained)
+    frozen = sum(p.nbytes for p in critic.parameters() if not p.requires_grad)
+    assert rows["CRL-VLA: the frozen head"] == frozen
+    assert rows["critic: the same"] == 4 * frozen
+
+
+@pytest.mark.slow
+def test_what_continual_methods_remember_is_counted(tmp_path):
+    policy = micro_policy(tmp_path)
+    adapter = sum(tensor.nbytes for tensor in policy.parameters.values())
+    network = policy.network.config
+    plain, _ = rows_of(network)
+    assert plain["adapter: float32 weights, gradients, Adam"] == 4 * adapter
+    ewc, _ = rows_of(network, continual=ContinualConfig("ewc", ewc=EwcConfig()))
+    assert ewc["EWC: Fisher information and anchor"] == 2 * adapter
+    retain, _ = rows_of(network, continual=ContinualConfig("retain", retain=RetainConfig()))
+    assert retain["RETAIN: updates of earlier tasks"] == 2 * adapter
+
+
+@pytest.mark.slow
+def test_whole_weights_have_a_frozen_factor_beside_the_trained_one(tmp_path):
+    policy = micro_policy(tmp_path, rank=32, full_rank=True)
+    whole = AlgorithmConfig(lora_rank=32, lora_alpha=32, full_rank=True)
+    rows, memory = rows_of(policy.network.config, algorithm=whole)
+    trained = sum(tensor.numel() for tensor in policy.parameters.values())
+    pairs = sum(p.nbytes for name, p in policy.network.named_parameters() if ".lora_" in name)
+    assert memory.adapter_parameters == trained
+    assert rows["adapter: float32 weights, gradients, Adam"] == pairs + 12 * trained
+
+
+def test_a_replay_memory_is_full_at_the_last_task():
+    network = published_config(variant="oft-discrete")
+    picture, answer = 256 * 256 * 3, 4 * 8 * 7 * 256
+
+    def size(method, **section):
+        config = LearnerConfig(suite=THREE, continual=ContinualConfig(method, **section))
+        return replay_bytes(config, network, 256)
+
+    assert size("er", er=ErConfig(chunks_per_task=10)) == 2 * 10 * picture
+    assert size("der", der=DerConfig(chunks_per_task=10)) == 2 * 10 * (picture + answer)
+    assert size("sequential") == 0

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from deploy.local.dryrun import compose_dry
 from learner.algorithm_config import AlgorithmConfig, PpoConfig
 from learner.config import EvalConfig, LearnerConfig, SftConfig, SuiteConfig, TaskConfig
-from learner.continual.settings import ContinualConfig
+from learner.continual.settings import ContinualConfig, DerConfig
 from learner.workload import Played, count_workload
 
 TASKS = [TaskConfig("a", "do a", 20), TaskConfig("b", "do b", 30), TaskConfig("c", "do c", 40)]
@@ -60,6 +60,9 @@ def test_what_stops_a_run_early_is_counted():
 def test_each_method_has_its_forwards():
     ppo = replace(ALGORITHM, method="ppo", ppo=PpoConfig())
     assert count_workload(replace(CONFIG, algorithm=ppo), 8).samples_scored == 168
+    der = ContinualConfig("der", der=DerConfig(batch_size=6))
+    # Two updates of the second task, ten optimiser steps each.
+    assert count_workload(replace(CONFIG, continual=der), 8).samples_trained == 2 * 168 + 120
     more = replace(ALGORITHM, resample_degenerate=3)
     assert count_workload(replace(CONFIG, algorithm=more), 8).resampled == 4 * 3 * 4
     sft = replace(CONFIG, algorithm=replace(ALGORITHM, method="sft"),
