@@ -108,3 +108,8 @@ def check_section(group: str, name: str, listed: set[str]) -> None:
 
 def test_what_the_page_names_is_there() -> None:
     assert not missing_names(PAGE) | missing_links(PAGE, ROOT / "docs")
+
+
+@pytest.mark.parametrize("name", ["adding-a-method", "figures", "presets"])
+def test_its_neighbours_lead_somewhere(name: str) -> None:
+    assert not missing_links((ROOT / "docs" / f"{name}.md").read_text(), ROOT / "docs")

@@ -28,7 +28,9 @@ Mean over three seeds ± standard error, Student's 95% interval in brackets; a m
 fewer seeds, and of one seed the brackets hold the standard error of its trials. `docs/figures.md`
 defines the figures, `docs/methods.md` the methods.
 
-`python -m benchmarks.tabletop_methods run` runs what has no result, `report` writes this page.
+`python -m benchmarks.tabletop_methods run` runs what has no result, `report` writes this page. The
+runs need two things beforehand: `make nano-baselines`, and `perennial demos collect
+--suite=tabletop --out=runs/demos/tabletop --frames=20000 --seed=7`.
 """
 COST = """\
 A mean over the seeds, each cell as if it had been run alone; wall times are of a machine that did
