@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.tabletop_grpo.figures import Verdict
 from deploy.bench.results import Result
+from deploy.bench.tables import table
 from deploy.local.seeds import SeedMean
 from deploy.local.statistics import Figure, Matrix, Rate
 
@@ -56,12 +57,6 @@ def trials_behind(result: Result) -> str:
     if any(cell.trials for row in greedy.cells for cell in row):
         parts.append(f"{trials(greedy, greedy.train_tasks)} greedy")
     return f"Trials a task: {', '.join(parts)}."
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The first column to the left, the others to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
 
 
 def verdicts(judged: Iterable[Verdict]) -> list[str]:

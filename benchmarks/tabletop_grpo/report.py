@@ -24,6 +24,7 @@ from benchmarks.tabletop_grpo.supervised import (
     supervised,
 )
 from deploy.bench.results import PHASES, Result, read_results
+from deploy.bench.tables import table
 
 NAME = "tabletop-grpo"
 REMARKS = "remarks.md"  # written by hand, beside the results: causes of what was missed
@@ -138,7 +139,7 @@ def cost(cells: list[Cell], results: Mapping[str, Result]) -> list[str]:
         "Iterations wait for episodes, learn from them and publish; the rest of the wall time is "
         "evaluation.",
         "",
-        *markdown.table(head, rows),
+        *table(head, rows),
     ]
 
 

@@ -24,6 +24,7 @@ from benchmarks.tabletop_grpo.figures import (
     judge_zero_shot,
 )
 from deploy.bench.results import Result
+from deploy.bench.tables import table
 from deploy.local.seeds import over_seeds
 from deploy.local.statistics import Figure
 
@@ -109,7 +110,7 @@ def success(results: Results) -> list[str]:
         f"Percent and points, ± binomial SE, at T = {seeds[0].temperature:g} unless greedy "
         f"(T = 0). {markdown.trials_behind(seeds[0])} The last column is the mean ± SE over seeds.",
         "",
-        *markdown.table(
+        *table(
             ["", *(f"seed {result.summary['seed']}" for result in seeds), "mean"], rows + counts
         ),
     ]
@@ -137,7 +138,7 @@ def matrices(results: Results) -> list[str]:
             rows.append([f"{names[row]}, greedy", *cells])
         heads = [f"{t} (held out)" if t in matrix.held_out_tasks else t for t in matrix.tasks]
         lines += [f"Seed {result.summary['seed']}, T = {result.temperature:g}; greedy: T = 0.", ""]
-        lines += markdown.table(["", *heads], rows)
+        lines += table(["", *heads], rows)
     return lines
 
 
@@ -161,7 +162,7 @@ def controls(results: Results) -> list[str]:
             f"in `{grpo_name(0)}`. T = {found[0].temperature:g} unless greedy. "
             f"{markdown.trials_behind(found[0])}",
             "",
-            *markdown.table(["cell", "base", "final", "gain", "gain, greedy"], rows),
+            *table(["cell", "base", "final", "gain", "gain, greedy"], rows),
         ]
     judged = [
         judge_control(name, gain)
@@ -204,7 +205,7 @@ def suite_check(results: Results, train_tasks: list[str], held_out_tasks: list[s
             f"For {train_tasks[0]} this is "
             f"the row after the first task of `{grpo_name(0)}`.",
             "",
-            *markdown.table(["trained alone", *tasks, "others"], rows),
+            *table(["trained alone", *tasks, "others"], rows),
             *markdown.verdicts(judged),
         ]
     return lines + (markdown.missing(absent) if absent else [])

@@ -23,6 +23,7 @@ from benchmarks.tabletop_grpo.figures import (
 )
 from benchmarks.tabletop_grpo.sections import Results, seeds_of
 from deploy.bench.results import Result
+from deploy.bench.tables import table
 from deploy.local.seeds import over_seeds
 
 
@@ -73,7 +74,7 @@ def supervised(results: Results, train_tasks: list[str]) -> list[str]:
         f"T = {found.temperature:g}. "
         f"{markdown.trials_behind(found)}",
         "",
-        *markdown.table(
+        *table(
             [
                 "learning rate",
                 "iterations",
@@ -123,7 +124,7 @@ def fine_tuning_check(results: Results, train_tasks: list[str]) -> list[str]:
             "change of every trained task, in points; the last column is the mean over the others. "
             f"T = {found.temperature:g}. {markdown.trials_behind(found)}",
             "",
-            *markdown.table(["taught alone", *train_tasks, "others"], rows),
+            *table(["taught alone", *train_tasks, "others"], rows),
             *markdown.verdicts(judged),
         ]
     return lines + (markdown.missing(absent) if absent else [])
@@ -154,5 +155,5 @@ def _equal_success(
         f"At equal success on {new_task}: where each learning rate first reaches what GRPO reached "
         f"after its first task (mean of {len(grpo)} seeds), interpolated between lengths.",
         "",
-        *markdown.table(["method", f"{new_task}, %", "change of the others", "beyond GRPO"], rows),
+        *table(["method", f"{new_task}, %", "change of the others", "beyond GRPO"], rows),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from deploy.local.placement import BadSetting
 from deploy.local.processes import ProcessFailed
 from deploy.local.progress import Plan
 from deploy.local.records import RecordError, read_records
-from deploy.local.runfolder import RunFolder, read_state
+from deploy.local.runfolder import RunFolder, hold_lock, read_state
 from deploy.local.summary import build_summary
 
 LOCK_WAIT_S = 60.0  # a run whose comparison was killed stops its own processes meanwhile
@@ -196,16 +195,9 @@ def hold(folder: Path) -> Iterator[None]:
     """Holds the folder of all runs for this process. Raises BadSetting if another one does."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadSetting(
-                f"{folder} is in use by another comparison; wait for it, or choose out=FOLDER"
-            ) from error
+    in_use = f"{folder} is in use by another comparison; wait for it, or choose out=FOLDER"
+    with hold_lock(descriptor, in_use):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _wait_until_free(run_dir: Path) -> None:

@@ -69,16 +69,9 @@ class RunFolder:
                 f"run_dir: cannot write to {self.path} ({error.strerror}); "
                 "choose another run_dir=FOLDER"
             ) from error
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BadSetting(
-                    f"{self.path} is in use by another run; stop that, or choose another run_dir"
-                ) from error
+        in_use = f"{self.path} is in use by another run; stop that, or choose another run_dir"
+        with hold_lock(descriptor, in_use):
             yield
-        finally:
-            os.close(descriptor)
 
     @contextmanager
     def sockets(self) -> Iterator[None]:
@@ -159,6 +152,19 @@ class RunFolder:
                 gone.key,
                 json.dumps(gone.recorded),
             )
+
+
+@contextmanager
+def hold_lock(descriptor: int, in_use: str) -> Iterator[None]:
+    """Holds the open file for this process and closes it. Raises BadSetting if another does."""
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadSetting(in_use) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def recorded_settings(config: RunConfig) -> dict[str, Any]:
