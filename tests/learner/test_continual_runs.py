@@ -1,5 +1,7 @@
 """Continual methods in whole runs: what they come to where they should do nothing, and resuming."""
 
+import json
+
 import pytest
 from learner_run import Crash, Run, make_config
 from test_ppo import same
@@ -78,3 +80,20 @@ def test_a_method_changes_the_second_task_and_resumes_as_if_never_killed(
         resumed = finish(folder, METHODS[name], agent=killed.agent)
         assert resumed.adapters.versions() == ours
         assert same(resumed.continual.state(), whole.continual.state())
+
+
+def test_a_run_gone_on_with_begins_without_what_another_method_remembers(tmp_path):
+    """Forked in the middle of the second task, where replay has a memory and its heir none."""
+    learn = {**LEARN, "iterations_per_task": 2}
+    first = Run(tmp_path, make_config(METHODS["er"], **learn), crash_at=(4, "before_commit"))
+    with pytest.raises(Crash):
+        first.go()
+    first.restore()
+    assert first.continual.state()
+    sha256 = first.store.last_update().checkpoint_sha256
+    (tmp_path / "state" / "fork.json").write_text(json.dumps({"checkpoint_sha256": sha256}))
+    first.store.close()
+    heir = Run(tmp_path, make_config(METHODS["der"], **learn), agent=first.agent)
+    heir.go()
+    assert heir.store.last_update().metrics["memory_chunks"] == 0
+    assert heir.continual.state() == {}
