@@ -74,7 +74,7 @@ def count_workload(
     if algorithm.method == "sft":
         steps = updates * config.sft.steps_per_iteration
         trained, resampled = steps * config.sft.batch_size, 0
-    # PPO values all chunks once an iteration, and stale ones are scored for the proximal policy; DPO
+    # PPO values all chunks once an iteration; stale ones are scored for the proximal policy. DPO
     # weighs its pairs before each backward.
     is_stale = algorithm.asynchronous is not None and algorithm.asynchronous.staleness > 0
     scored_once = training.chunks if algorithm.ppo is not None or is_stale else 0
