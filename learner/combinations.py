@@ -50,9 +50,22 @@ def refuse_combinations(config: LearnerConfig) -> None:
         "merged the adapter into",
     )
     require(
+        config.start_adapter or config.start_adapter_scale == 1,
+        f"start_adapter_scale={config.start_adapter_scale:g} scales nothing without an adapter: "
+        "name one with start_adapter, or leave it at 1",
+    )
+    require(
         not (continual.method == "retain" and algorithm.full_rank),
         "continual.method=retain publishes an adapter whose rank grows by lora_rank a task, and "
         "algorithm.full_rank has the largest there is; choose one of the two",
+    )
+    asynchronous = algorithm.asynchronous
+    is_stale = asynchronous is not None and asynchronous.staleness > 0
+    require(
+        not (continual.method == "retain" and is_stale),
+        "continual.method=retain publishes merged updates and the new one as one adapter, and "
+        "algorithm.asynchronous restores earlier versions to check their samples, which it could "
+        "not from that; set algorithm.asynchronous=null",
     )
     require(
         not (continual.method == "retain" and algorithm.asynchronous is not None),

@@ -84,11 +84,15 @@ class DualCritic(Critic):
     def baseline(
         self, predicted_B: Tensor, scores: Scores, samples: Samples, rows: np.ndarray
     ) -> Tensor:
-        """V as it is, or Q's mean over drawn chunks; draws are keyed by the batch's first chunk."""
+        """V as it is, or Q's mean over drawn chunks.
+
+        Draws are keyed by the batch's first chunk: by its version and its trajectory's place, for
+        the id of an episode is another one in every run.
+        """
         if not self._reads_actions:
             return predicted_B
         first = rows[0]
-        stream = f"critic_draws/{samples.episode_id_B[first]}"
+        stream = f"critic_draws/{samples.version_B[first]}/{samples.trajectory_B[first]}"
         rng = keyed_rng(self._seed, stream, int(samples.step_index_B[first]))
         total_B = torch.zeros_like(predicted_B)
         for _ in range(self._draws):

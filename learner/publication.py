@@ -92,7 +92,7 @@ class Publication:
         self.policy.load_adapter(checkpoint.adapter)
         if self.critic is not None:
             _load_critic(self.critic, checkpoint.critic, last.version)
-        self.continual.load_state(checkpoint.continual)
+        self.continual.load_state(self._own_state(checkpoint))
         load_optimizer_tensors(optimizer, self._parameters, checkpoint.optimizer)
         torch.set_rng_state(checkpoint.torch_rng)
         self._finish(last)
@@ -163,6 +163,12 @@ class Publication:
             self.store.mark_activated(update.update_id)
         self.version = update.version
         return hold_s
+
+    def _own_state(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+        """What the continual method remembers; nothing of what another one has left."""
+        left_by = checkpoint.settings.get("continual", {}).get("method")
+        is_own = left_by == self.identity.config.continual.method
+        return checkpoint.continual if is_own else {}
 
     def _fork(self) -> str | None:
         """SHA-256 of the checkpoint from which a copied run may go on with other settings."""

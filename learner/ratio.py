@@ -32,10 +32,11 @@ def pool_log_ratio(log_ratio_BKA: Tensor, mask_BK: Tensor, level: str) -> tuple[
     mask_BK1 = mask_BK[:, :, None]
     if level == "token":
         return log_ratio_BKA, mask_BK1
+    # A sum over tokens may be so large that its exponential is infinite, which no mask makes 0.
+    executed_BKA = log_ratio_BKA.masked_fill(mask_BK1 == 0, 0.0)
     if level == "action":
-        return log_ratio_BKA.sum(2, keepdim=True), mask_BK1
+        return executed_BKA.sum(2, keepdim=True), mask_BK1
     if level == "chunk":
-        executed_BKA = log_ratio_BKA.masked_fill(mask_BK1 == 0, 0.0)
         return executed_BKA.sum((1, 2), keepdim=True), mask_BK1.amax(1, keepdim=True)
     raise ValueError(f"ratio level: expected token, action or chunk, got {level!r}")
 

@@ -74,8 +74,10 @@ def count_workload(
     if algorithm.method == "sft":
         steps_each = config.sft.steps_per_iteration
         trained, resampled = updates * steps_each * config.sft.batch_size, 0
-    # PPO values all chunks once an iteration, DPO weighs its pairs before each backward.
-    critic_scores = training.chunks if algorithm.ppo is not None else 0
+    # PPO values all chunks once an iteration; stale ones are scored for the proximal policy. DPO
+    # weighs its pairs before each backward.
+    is_stale = algorithm.asynchronous is not None and algorithm.asynchronous.staleness > 0
+    scored_once = training.chunks if algorithm.ppo is not None or is_stale else 0
     return Workload(
         training=training,
         evaluation=_evaluation(config, chunk_steps, mean_steps),
@@ -84,7 +86,7 @@ def count_workload(
         updates=updates,
         optimizer_steps=updates * steps_each,
         samples_trained=trained + _replayed(config, steps_each),
-        samples_scored=trained if algorithm.method == "dpo" else critic_scores,
+        samples_scored=trained if algorithm.method == "dpo" else scored_once,
     )
 
 

@@ -16,10 +16,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from agent.model.lora import TRAINED, lora_targets
-from agent.model.openvla import OpenVLA
+from agent.model.network import PolicyNetwork
 
 
-def whole_rank(model: OpenVLA) -> int:
+def whole_rank(model: PolicyNetwork) -> int:
     """The rank at which an adapter can be any update of any of its targets."""
     return max(min(_sides(model.get_submodule(name).weight)) for name in lora_targets(model))
 

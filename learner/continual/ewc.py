@@ -78,8 +78,9 @@ class Ewc(ContinualMethod):
 
     def _estimate(self, samples: Samples, task_index: int) -> dict[str, Tensor]:
         rng = keyed_rng(self._seed, "ewc", task_index)
-        count = min(self._settings.samples, len(samples))
-        rows = np.sort(rng.choice(len(samples), size=count, replace=False))
+        executed = np.flatnonzero(samples.mask_BK.any(axis=1))  # the others have no gradient
+        count = min(self._settings.samples, len(executed))
+        rows = np.sort(rng.choice(executed, size=count, replace=False))
         return fisher_information(self._policy, samples, rows, rng)
 
 

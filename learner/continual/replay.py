@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from agent.episode import EpisodeMeta
-from agent.model.openvla import ActionOutput
+from agent.model.network import ActionOutput
 from learner.batch import Chunks, micro_batches
 from learner.config import LearnerConfig
 from learner.continual.memory import Memory, Remembered, thin_out

@@ -9,14 +9,14 @@ over all classes on draws from them. A head of action tokens trained by reinforc
 classes for all tasks and no labels, so there is nothing to align. The public code of the baseline
 never sets the switch that its learning rates depend on.
 
-The adapted head is `lm_head`. Action heads that regress carry no adapter: such a policy as a whole
-learns more slowly.
+The adapted head is `lm_head`, of the convolutional policy its decoder's last layer. Action heads
+that regress carry no adapter: such a policy as a whole learns more slowly.
 """
 
 from learner.continual.method import ContinualMethod
 from learner.continual.settings import SlcaConfig
 
-HEADS = (".lm_head.", ".action_head.")
+HEADS = (".lm_head.", ".decoder.head.")
 
 
 class Slca(ContinualMethod):

@@ -1,5 +1,7 @@
 """Continual methods in whole runs: what they come to where they should do nothing, and resuming."""
 
+import json
+
 import pytest
 from learner_run import Crash, Run, make_config
 from test_ppo import same
@@ -23,6 +25,7 @@ METHODS = {
     "slca": ContinualConfig("slca", slca=SlcaConfig(0.1)),
     "dwe": ContinualConfig("dwe"),
 }
+WITH_STATE = ("ewc", "er", "der", "retain")
 AT_ONCE = ("retain", "slca")  # what these make of the first task already is not what was trained
 MOMENTS = ("before_commit", "before_publish")  # at which the second task's update is killed
 # Settings with which a method must be sequential fine-tuning, to the last bit.
@@ -78,3 +81,42 @@ def test_a_method_changes_the_second_task_and_resumes_as_if_never_killed(
         resumed = finish(folder, METHODS[name], agent=killed.agent)
         assert resumed.adapters.versions() == ours
         assert same(resumed.continual.state(), whole.continual.state())
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_killed_in_the_middle_of_the_second_task_it_goes_on_with_what_it_remembers(name, tmp_path):
+    """What a method made when the task began is then in the checkpoint alone."""
+    learn, runs = {**LEARN, "iterations_per_task": 2}, {}
+    for part in ("whole", "killed"):
+        (tmp_path / part).mkdir()
+        crash_at = (4, "before_commit") if part == "killed" else None
+        runs[part] = Run(tmp_path / part, make_config(METHODS[name], **learn), crash_at=crash_at)
+    runs["whole"].go()
+    with pytest.raises(Crash):
+        runs["killed"].go()
+    runs["killed"].restore()
+    runs["killed"].store.close()
+    resumed = Run(
+        tmp_path / "killed", make_config(METHODS[name], **learn), agent=runs["killed"].agent
+    )
+    resumed.go()
+    assert resumed.adapters.versions() == runs["whole"].adapters.versions()
+    assert resumed.continual.state()
+    assert same(resumed.continual.state(), runs["whole"].continual.state())
+
+
+def test_a_run_gone_on_with_begins_without_what_another_method_remembers(tmp_path):
+    """Forked in the middle of the second task, where replay has a memory and its heir none."""
+    learn = {**LEARN, "iterations_per_task": 2}
+    first = Run(tmp_path, make_config(METHODS["er"], **learn), crash_at=(4, "before_commit"))
+    with pytest.raises(Crash):
+        first.go()
+    first.restore()
+    assert first.continual.state()
+    sha256 = first.store.last_update().checkpoint_sha256
+    (tmp_path / "state" / "fork.json").write_text(json.dumps({"checkpoint_sha256": sha256}))
+    first.store.close()
+    heir = Run(tmp_path, make_config(METHODS["der"], **learn), agent=first.agent)
+    heir.go()
+    assert heir.store.last_update().metrics["memory_chunks"] == 0
+    assert heir.continual.state() == {}

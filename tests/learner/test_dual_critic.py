@@ -95,13 +95,26 @@ def test_qs_baseline_is_its_mean_over_draws_from_the_policy(tmp_path, variant):
     scores = policy.score(samples, ROWS)
     predicted = critic.predict(scores, samples, ROWS)
     found = critic.baseline(predicted, scores, samples, ROWS)
-    rng = keyed_rng(SEED, f"critic_draws/{samples.episode_id_B[0]}", int(samples.step_index_B[0]))
+    stream = f"critic_draws/{samples.version_B[0]}/{samples.trajectory_B[0]}"
+    rng = keyed_rng(SEED, stream, int(samples.step_index_B[0]))
     drawn = [policy.draw(samples, ROWS, rng) for _ in range(DRAWS)]
     each = [critic.predict(scores, replace(samples, choices_BKA=d), ROWS) for d in drawn]
     torch.testing.assert_close(found, sum(each) / DRAWS)
     assert not torch.allclose(found, predicted)
     # What was recorded has no part in it, but for the state.
     assert torch.equal(critic.baseline(predicted + 1, scores, samples, ROWS), found)
+
+
+@torch.no_grad()
+def test_qs_draws_do_not_follow_the_ids_that_a_server_happened_to_mint(policy):
+    critic, samples = critic_for(policy, "q"), samples_of(policy)
+    other = replace(samples, episode_id_B=np.full(len(samples), "another run's"))
+    scores = policy.score(samples, ROWS)
+    predicted = critic.predict(scores, samples, ROWS)
+    found = critic.baseline(predicted, scores, samples, ROWS)
+    assert torch.equal(critic.baseline(predicted, scores, other, ROWS), found)
+    later = replace(samples, version_B=np.full(len(samples), "v00009-aaaaaaaaaaaa"))
+    assert not torch.equal(critic.baseline(predicted, scores, later, ROWS), found)
 
 
 @torch.no_grad()

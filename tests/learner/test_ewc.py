@@ -1,12 +1,15 @@
 """Elastic weight consolidation: Fisher information, penalty and its gradient."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from micro_fixtures import CAMERAS, micro_policy, play
 
 from learner.batch import Trajectory, build_samples
-from learner.continual.ewc import fisher_information, quadratic_penalty
+from learner.continual.ewc import Ewc, fisher_information, quadratic_penalty
+from learner.continual.settings import EwcConfig
 from learner.randomness import keyed_rng
 
 
@@ -66,3 +69,26 @@ def test_drawn_actions_follow_the_policy_and_the_key(policy, samples):
     spread = scores.logprobs_BKA.mean(0) + scores.entropy_BKA.mean(0)
     error = scores.logprobs_BKA.std(0) / len(rows) ** 0.5
     assert (spread.abs() < 5 * error).all()
+
+
+class OneExecuted:
+    """A past in which the actions of one chunk alone were executed."""
+
+    def __init__(self, samples, row):
+        mask_BK = np.zeros_like(samples.mask_BK)
+        mask_BK[row] = 1.0
+        self.samples = dataclasses.replace(samples, mask_BK=mask_BK)
+
+    def last_samples(self, task_index):
+        return self.samples
+
+
+@pytest.mark.parametrize("row", [1, 4])
+def test_chunks_of_which_nothing_was_executed_say_nothing_of_importance(policy, samples, row):
+    ewc = Ewc(EwcConfig(samples=3), policy, OneExecuted(samples, row), seed=0)
+    assert ewc.before_task(1, "v1") == "v1"
+    rng = keyed_rng(0, "ewc", 0)
+    rng.choice([row], size=1, replace=False)
+    expected = fisher_information(policy, ewc._past.samples, np.array([row]), rng)
+    assert all(torch.equal(found, expected[name]) for name, found in ewc.fisher.items())
+    assert any(found.any() for found in ewc.fisher.values())

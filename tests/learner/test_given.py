@@ -111,3 +111,10 @@ def test_training_from_it_is_refused_with_a_way_out():
     config.algorithm.iterations_per_task = 1
     with pytest.raises(ConfigError, match="model merge"):
         config.__post_init__()
+
+
+def test_a_scale_without_an_adapter_is_refused():
+    config = make_config(iterations_per_task=0)
+    config.start_adapter_scale = 0.5
+    with pytest.raises(ConfigError, match="name one with start_adapter"):
+        config.__post_init__()

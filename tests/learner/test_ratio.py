@@ -144,3 +144,11 @@ def test_a_units_importance_weight_scales_its_loss_once(level):
     weighed, _ = grpo_loss(*rest, ones, CLIP, importance, level)
     plain, _ = grpo_loss(*rest, weight_B, CLIP, level=level)
     assert weighed.item() == pytest.approx(plain.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("level", ["action", "chunk"])
+def test_what_was_not_executed_cannot_make_the_loss_infinite(level):
+    log_ratio_BKA = torch.zeros(1, 2, 3)
+    log_ratio_BKA[0, 1] = 100.0
+    pooled, mask = pool_log_ratio(log_ratio_BKA, torch.tensor([[1.0, 0.0]]), level)
+    assert torch.isfinite(pooled.exp() * mask).all()

@@ -167,3 +167,10 @@ def test_an_optimiser_that_outlives_the_adapter_is_refused():
     retain = ContinualConfig("retain", retain=RetainConfig())
     with pytest.raises(ConfigError, match="fresh_optimizer_per_task=true"):
         make_config(retain, fresh_optimizer_per_task=False)
+
+
+def test_acting_ahead_of_learning_is_refused_for_versions_that_could_not_be_restored():
+    retain = ContinualConfig("retain", retain=RetainConfig())
+    assert make_config(retain, resample_degenerate=0, asynchronous=AsyncConfig(0))
+    with pytest.raises(ConfigError, match="asynchronous=null"):
+        make_config(retain, resample_degenerate=0, asynchronous=AsyncConfig(1))

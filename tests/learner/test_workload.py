@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from deploy.local.dryrun import compose_dry
-from learner.algorithm_config import AlgorithmConfig, PpoConfig
+from learner.algorithm_config import AlgorithmConfig, AsyncConfig, PpoConfig
 from learner.config import EvalConfig, LearnerConfig, SftConfig, SuiteConfig, TaskConfig
 from learner.continual.settings import ContinualConfig, DerConfig
 from learner.workload import Played, count_workload
@@ -63,6 +63,10 @@ def test_each_method_has_its_forwards():
     der = ContinualConfig("der", der=DerConfig(batch_size=6))
     # Two updates of the second task, ten optimiser steps each.
     assert count_workload(replace(CONFIG, continual=der), 8).samples_trained == 2 * 168 + 120
+    for staleness, scored in ((0, 0), (1, 168)):
+        ahead = replace(ALGORITHM, asynchronous=AsyncConfig(staleness))
+        work = count_workload(replace(CONFIG, algorithm=ahead), 8)
+        assert (work.samples_trained, work.samples_scored) == (2 * 168, scored)
     more = replace(ALGORITHM, resample_degenerate=3)
     assert count_workload(replace(CONFIG, algorithm=more), 8).resampled == 4 * 3 * 4
     sft = replace(CONFIG, algorithm=replace(ALGORITHM, method="sft"),
