@@ -22,10 +22,10 @@ RATE = "learner.algorithm.learning_rate"
 # Of each method the setting that is tuned, and the values tried. Methods that are not named have
 # the learning rate of the optimiser that they stand on, and nothing of their own to choose.
 TRIED: dict[str, tuple[str, tuple[str, ...]]] = {
-    "sequential": (RATE, ("3e-4", "1e-3", "3e-3")),
-    "ppo": (RATE, ("3e-4", "1e-3", "3e-3")),
+    "sequential": (RATE, ("1e-4", "3e-4", "1e-3")),
+    "ppo": (RATE, ("1e-4", "3e-4", "1e-3")),
     "sft": (RATE, ("1e-4", "3e-4", "1e-3")),
-    "multitask": (RATE, ("3e-4", "1e-3", "3e-3")),
+    "multitask": (RATE, ("1e-4", "3e-4", "1e-3")),
     "ewc": ("learner.continual.ewc.weight", ("1e2", "1e4", "1e6")),
     "er": ("learner.continual.er.weight", ("0.03", "0.3", "3")),
     "der": ("learner.continual.der.weight", ("0.003", "0.03", "0.3")),
