@@ -1,8 +1,10 @@
 """An OpenVLA checkpoint as a served policy: several adapter versions, batches of fixed shape.
 
-Every forward has exactly `micro_batch` rows of one sequence length; a short batch repeats a row. So
-a row's result does not depend on who shares its batch, and sampling noise is a function of the
-request's key alone: the same request gives the same actions at any load.
+Every forward has exactly `micro_batch` rows of one sequence length; a short batch repeats a row.
+Rows of several versions meet only where every batch takes the same path through the adapters
+(compiled): the other paths round apart. So a row's result does not depend on who shares its batch,
+and sampling noise is a function of the request's key alone: the same request gives the same actions
+at any load.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ class VlaPolicy:
             model.network, adapter_slots + 1, adapter_rank, masked=compiled, merged=merge_hot
         )
         self._forward = torch.compile(model.network, fullgraph=True) if compiled else model.network
-        self._merge_hot = merge_hot
+        self._merge_hot, self._may_mix_versions = merge_hot, compiled
         self._alone = (0, 0)  # the slot that had the last forwards to itself, and how many
         self._slots = {BASE_VERSION: 0}
         self._scales = {BASE_VERSION: initial_scale(config) if config.is_regression else None}
@@ -155,12 +157,13 @@ class VlaPolicy:
         return set(self._slots)
 
     def _micro_batches(self, requests: list[ActRequest]) -> Iterator[list[int]]:
-        """Row numbers of each forward: one prompt length, versions together where possible."""
-        by_length: dict[int, list[int]] = {}
+        """Row numbers of each forward: one prompt length, and one version unless they may mix."""
+        alike: dict[tuple[int, str], list[int]] = {}
         for row in sorted(range(len(requests)), key=lambda row: requests[row].version):
             length = len(self._model.prompts.encode(requests[row].instruction))
-            by_length.setdefault(length, []).append(row)
-        for rows in by_length.values():
+            version = "" if self._may_mix_versions else requests[row].version
+            alike.setdefault((length, version), []).append(row)
+        for rows in alike.values():
             for start in range(0, len(rows), self._micro_batch):
                 yield rows[start : start + self._micro_batch]
 

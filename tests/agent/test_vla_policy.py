@@ -93,8 +93,7 @@ def test_versions_lengths_and_temperatures_mix_in_one_call(policy):
     ]
     together = policy.act(requests)
     for request, result in zip(requests, together, strict=True):
-        # Mixed versions take another kernel; 1e-4 nats is what the learner accepts.
-        assert_same(policy.act([request])[0], result, atol=1e-4)
+        assert_same(policy.act([request])[0], result)
 
 
 def test_versions_change_the_answer_and_the_base_stays(model_dir, policy):
