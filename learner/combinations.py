@@ -68,11 +68,6 @@ def refuse_combinations(config: LearnerConfig) -> None:
         "not from that; set algorithm.asynchronous=null",
     )
     require(
-        not (continual.method == "retain" and algorithm.asynchronous is not None),
-        "continual.method=retain publishes adapters of several ranks, and an asynchronous update "
-        "puts earlier versions back into the one it trains; set algorithm.asynchronous=null",
-    )
-    require(
         not (continual.method == "multitask" and algorithm.grouping == "task"),
         "continual.method=multitask has episodes of all tasks in one iteration, and "
         "algorithm.grouping=task compares them all with each other; set grouping=init_state",

@@ -157,12 +157,6 @@ def test_a_run_of_another_method_is_not_taken_over(tmp_path):
         method.before_task(1, "v00001-aaaaaaaaaaaa")
 
 
-def test_versions_of_several_ranks_are_refused_to_an_asynchronous_update():
-    retain = ContinualConfig("retain", retain=RetainConfig())
-    with pytest.raises(ConfigError, match="asynchronous=null"):
-        make_config(retain, asynchronous=AsyncConfig(), resample_degenerate=0)
-
-
 def test_an_optimiser_that_outlives_the_adapter_is_refused():
     retain = ContinualConfig("retain", retain=RetainConfig())
     with pytest.raises(ConfigError, match="fresh_optimizer_per_task=true"):

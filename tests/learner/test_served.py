@@ -90,10 +90,10 @@ def test_what_has_one_ratio_has_one_importance_weight(samples):
     served = moved(samples, 0.1)
     log_ratio = samples.logprobs_BKA.astype(np.float64) - served.logprobs_BKA
     by_action = correct(served, samples.logprobs_BKA, 1.2, "action").importance_BKA
-    expected = np.minimum(np.exp(log_ratio.sum(axis=2, keepdims=True)), 1.2)
+    executed = log_ratio * samples.mask_BK[..., None]
+    expected = np.minimum(np.exp(executed.sum(axis=2, keepdims=True)), 1.2)
     np.testing.assert_allclose(by_action, np.broadcast_to(expected, by_action.shape), rtol=1e-5)
     by_chunk = correct(served, samples.logprobs_BKA, 1.2, "chunk").importance_BKA
-    executed = log_ratio * samples.mask_BK[..., None]
     expected = np.minimum(np.exp(executed.sum(axis=(1, 2), keepdims=True)), 1.2)
     np.testing.assert_allclose(by_chunk, np.broadcast_to(expected, by_chunk.shape), rtol=1e-5)
     assert 1 < len(np.unique(by_chunk)) <= len(samples)
