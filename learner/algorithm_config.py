@@ -122,6 +122,11 @@ class AlgorithmConfig:
         self._check_dpo()
         self._check_asynchronous()
 
+    @property
+    def staleness(self) -> int:
+        """Most updates between the version that acted and the one improved; 0: acting waits."""
+        return 0 if self.asynchronous is None else self.asynchronous.staleness
+
     def _check_ppo(self) -> None:
         require(
             (self.method == "ppo") == (self.ppo is not None),
@@ -147,7 +152,7 @@ class AlgorithmConfig:
         )
 
     def _check_asynchronous(self) -> None:
-        if self.asynchronous is None or self.asynchronous.staleness == 0:
+        if self.staleness == 0:
             return
         require(
             self.method == "grpo",

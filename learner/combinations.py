@@ -59,10 +59,8 @@ def refuse_combinations(config: LearnerConfig) -> None:
         "continual.method=retain publishes an adapter whose rank grows by lora_rank a task, and "
         "algorithm.full_rank has the largest there is; choose one of the two",
     )
-    asynchronous = algorithm.asynchronous
-    is_stale = asynchronous is not None and asynchronous.staleness > 0
     require(
-        not (continual.method == "retain" and is_stale),
+        not (continual.method == "retain" and algorithm.staleness > 0),
         "continual.method=retain publishes merged updates and the new one as one adapter, and "
         "algorithm.asynchronous restores earlier versions to check their samples, which it could "
         "not from that; set algorithm.asynchronous=null",

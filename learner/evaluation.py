@@ -25,8 +25,12 @@ class Cell:
     row: int
     mode: str
     task: str
-    version: str
     orders: tuple[Order, ...]
+
+    @property
+    def version(self) -> str:
+        """The one that all of its orders are pinned to."""
+        return self.orders[0].version
 
 
 def plan_row(config: LearnerConfig, row: int, version_of: Callable[[str], str]) -> list[Cell]:
@@ -45,9 +49,8 @@ def plan_row(config: LearnerConfig, row: int, version_of: Callable[[str], str]) 
         only_measured = config.algorithm.iterations_per_task == 0
         wanted += [(GREEDY, task) for task in (tasks if only_measured else suite.train_tasks)]
     return [
-        Cell(row, mode, task, version, _orders(config, row, mode, task, version))
+        Cell(row, mode, task, _orders(config, row, mode, task, version_of(task)))
         for mode, task in wanted
-        for version in (version_of(task),)
     ]
 
 

@@ -16,7 +16,7 @@ from learner.link import AgentLink
 from learner.policy import LoraPolicy
 from learner.receiver import Inbox
 from learner.stale_update import EarlierVersions, StaleUpdater
-from learner.staleness import ages, collections_ahead, recent_versions, staleness_of
+from learner.staleness import ages, collections_ahead, recent_versions
 from learner.update import Updater, UpdateReport, UpdateSettings, build_optimizer
 
 
@@ -44,7 +44,7 @@ class GrpoTeacher:
         self._settings = UpdateSettings.of(config)
         self._versions: list[str] = []  # that the episodes last collected may be of
         self._earlier: EarlierVersions | None = None
-        if staleness_of(config):
+        if config.algorithm.staleness:
             self._earlier = EarlierVersions(policy, AdapterStore(Path(config.adapters_dir)))
 
     def new_optimizer(self) -> torch.optim.Optimizer:
@@ -62,7 +62,7 @@ class GrpoTeacher:
 
         In an asynchronous run, also order those that come next; they are waited for in their turn.
         """
-        staleness = staleness_of(self._config)
+        staleness = self._config.algorithm.staleness
         self._versions = recent_versions(self._inbox.store, place, version, staleness)
         collection, *later = collections_ahead(self._config, place, self._versions)
         ahead = [order for each in later for plan in each.first_plans() for order in plan.orders]

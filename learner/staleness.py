@@ -26,12 +26,6 @@ class StaleSamples(PerennialError):
     """Samples of a version that is too old for the update, or was never to make them."""
 
 
-def staleness_of(config: LearnerConfig) -> int:
-    """Most updates between the version that acted and the one that is improved; 0 if they wait."""
-    asynchronous = config.algorithm.asynchronous
-    return 0 if asynchronous is None else asynchronous.staleness
-
-
 def recent_versions(store: LearnerStore, place: Place, version: str, staleness: int) -> list[str]:
     """What an update at `place` may train on: `version`, which it improves, then ever older ones.
 
@@ -50,7 +44,7 @@ def collections_ahead(
     Args:
         versions: `recent_versions` there.
     """
-    staleness, stage = staleness_of(config), stage_at(config, place.task_index)
+    staleness, stage = config.algorithm.staleness, stage_at(config, place.task_index)
     collections = []
     for ahead in range(staleness + 1):
         there = place_ahead(config, place, ahead)

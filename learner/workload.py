@@ -76,8 +76,8 @@ def count_workload(
         trained, resampled = updates * steps_each * config.sft.batch_size, 0
     # PPO values all chunks once an iteration; stale ones are scored for the proximal policy. DPO
     # weighs its pairs before each backward.
-    is_stale = algorithm.asynchronous is not None and algorithm.asynchronous.staleness > 0
-    scored_once = training.chunks if algorithm.ppo is not None or is_stale else 0
+    is_scored = algorithm.ppo is not None or algorithm.staleness > 0
+    scored_once = training.chunks if is_scored else 0
     return Workload(
         training=training,
         evaluation=_evaluation(config, chunk_steps, mean_steps),
