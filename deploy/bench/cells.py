@@ -109,9 +109,17 @@ def _first_task(cell: Cell, base: Step) -> Step | None:
     kept = _without(cell.overrides, ("continual",), ("learner.continual",))
     plain = (*_without(kept, ("method",)), "method=sequential")
     for overrides in (plain, (*kept, "continual=sequential")):
-        if settings_of(overrides) == wanted:
+        if _settings_if_any(overrides) == wanted:
             return _beginning("first-task", 1, overrides, base)
     return None
+
+
+def _settings_if_any(overrides: tuple[str, ...]) -> dict[str, Any] | None:
+    """None if they make no run: settings of a method's own have no place beside another's."""
+    try:
+        return settings_of(overrides)
+    except BadSetting:
+        return None
 
 
 def _beginning(name: str, row: int, overrides: tuple[str, ...], parent: Step | None) -> Step:

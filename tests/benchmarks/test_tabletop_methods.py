@@ -25,7 +25,7 @@ from benchmarks.tabletop_methods.cells import (
     tuning_name,
 )
 from benchmarks.tabletop_methods.choice import choices
-from deploy.bench.cells import Cell, compose, settings_of
+from deploy.bench.cells import Cell, compose, plan_cell, settings_of
 from deploy.bench.results import Result, ResultError, read_results, write_result
 from deploy.local.composition import CONFIGS
 from learner.config import LearnerConfig
@@ -93,6 +93,11 @@ def test_every_kind_of_cell_is_a_run_that_the_learner_takes() -> None:
         values = compose(cell.overrides).processes["learner"]
         merged = OmegaConf.merge(OmegaConf.structured(LearnerConfig), OmegaConf.create(values))
         assert isinstance(OmegaConf.to_object(merged), LearnerConfig), cell.name
+
+
+def test_every_kind_of_cell_has_its_steps() -> None:
+    for cell in representatives():
+        assert plan_cell(cell).overrides == cell.overrides
 
 
 def test_cells_have_names_of_their_own_and_no_two_are_the_same_run() -> None:

@@ -21,6 +21,8 @@ import psutil
 import pytest
 from programs import find_program
 
+from deploy.local.tail import JsonTail
+
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 240.0
 HTTP_LIMIT_S = 10.0
@@ -71,9 +73,8 @@ def wait_until(condition: Callable[[], bool], what: str, child: subprocess.Popen
 
 def read_events(run_dir: Path, event: str) -> list[dict[str, Any]]:
     """The learner's events of one kind so far."""
-    path = run_dir / "learner" / "progress.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [line for line in map(json.loads, lines) if line["event"] == event]
+    lines = JsonTail(run_dir / "learner" / "progress.jsonl").read()
+    return [line for line in lines if line["event"] == event]
 
 
 @contextmanager

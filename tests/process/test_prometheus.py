@@ -1,6 +1,5 @@
 """A real Prometheus scrapes agent and learner during a run and answers a person's questions."""
 
-import json
 import signal
 from collections import Counter
 from pathlib import Path
@@ -16,6 +15,8 @@ from observed_run import (
     wait_until,
     watch,
 )
+
+from deploy.local.tail import JsonTail
 
 TASKS = 3  # of the toy suite: two trained, one held out
 
@@ -97,8 +98,8 @@ def base_row(run_dir: Path) -> dict[tuple[str, ...], float]:
 
 def train_success(run_dir: Path) -> dict[str, float]:
     """Success rate of each task's training episodes by the simulator's log."""
-    lines = (run_dir / "sim-0" / "client.jsonl").read_text().splitlines()
-    ends = [e for e in map(json.loads, lines) if e.get("phase") == "train"]
+    lines = JsonTail(run_dir / "sim-0" / "client.jsonl").read()
+    ends = [line for line in lines if line.get("phase") == "train"]
     trials = Counter(end["task"] for end in ends)
     wins = Counter(end["task"] for end in ends if end["outcome"] == "success")
     return {task: wins[task] / count for task, count in trials.items()}
