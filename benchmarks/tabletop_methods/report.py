@@ -36,6 +36,7 @@ COST = """\
 A mean over the seeds, each cell as if it had been run alone; wall times are of a machine that did
 other work besides.
 """
+REMARKS = "remarks.md"  # written by hand, beside the results: the paper's order, and what was missed
 
 
 def write_report() -> list[Path]:
@@ -54,7 +55,7 @@ def write_report() -> list[Path]:
     lines += sections.targets(results)
     if any(rows.values()):
         lines += ["## Success, forgetting and transfer", "", *figures_table(rows)]
-    lines += sections.ordering(results)
+    lines += [*sections.ordering(results), *_remarks()]
     pictures = _draw(results, rows)
     lines += [*sections.trade_off(results), *_picture(pictures, "trade-off")]
     for section in (
@@ -114,6 +115,11 @@ def _draw(results: sections.Results, rows: dict[str, list[Result]]) -> dict[str,
         drawn["trade-off"] = REPORTS / f"{NAME}-trade-off.png"
         draw_trade_off(runs, drawn["trade-off"])
     return drawn
+
+
+def _remarks() -> list[str]:
+    path = RESULTS / REMARKS
+    return ["## Remarks", "", path.read_text().strip(), ""] if path.is_file() else []
 
 
 def _picture(pictures: dict[str, Path], name: str, heading: str = "") -> list[str]:

@@ -270,7 +270,8 @@ def hyperparameters(results: Results) -> list[str]:
         "",
         "On two tasks outside the suite (`pick_blue_tray`, `stack_red_blue`), four iterations "
         "each, one seed, n = 200 a task: the value with the highest final success over both. "
-        "Three values a method; the rest is GRPO's.",
+        "Three values a method, and a fourth beyond an end of the range if the best of three lay "
+        "there; the rest is GRPO's.",
         "",
         *table(["method", "setting", "final success, %", "used"], rows),
     ]

@@ -32,6 +32,8 @@ from learner.config import LearnerConfig
 
 TASKS, TRAINED = ["push", "pick", "stack"], ["push", "pick"]
 EVERY = [cell for part in PARTS for cell in declare(part)]
+# At 1 RETAIN merges nothing and SLCA is sequential fine-tuning: there is nothing beyond.
+NATURAL_ENDS: set[str] = set()
 SHARE = "sequential fine-tuning's share of the oracle's gain"
 _NUMBER = re.compile(r"=[\d.]+(e-?\d+)?$")
 
@@ -128,10 +130,11 @@ def test_a_method_is_tuned_as_it_is_run(method: str) -> None:
 
 def test_choices_picks_the_best_and_nothing_before_all_are_measured() -> None:
     values = TRIED["ewc"][1]
-    finals = {values[0]: (50, 60), values[1]: (70, 60), values[2]: (60, 70)}
+    finals = dict.fromkeys(values, (40, 50))
+    finals |= {values[0]: (50, 60), values[1]: (70, 60), values[2]: (60, 70)}
     results = {tuning_name("ewc", v): make_result("x", final) for v, final in finals.items()}
     choice = next(choice for choice in choices(results) if choice.method == "ewc")
-    assert choice.finals == {values[0]: 0.55, values[1]: 0.65, values[2]: 0.65}
+    assert [*choice.finals.values()][:3] == [0.55, 0.65, 0.65]
     assert choice.best == values[1]  # the first of equals
     del results[tuning_name("ewc", values[2])]
     choice = next(choice for choice in choices(results) if choice.method == "ewc")
@@ -148,6 +151,16 @@ def test_what_is_used_did_best_among_the_committed_results() -> None:
     ]
     assert not other
     assert {m: v for m, v in CHOSEN.items() if v not in TRIED[m][1]} == {}
+
+
+def test_beyond_an_end_that_did_best_another_value_was_tried() -> None:
+    results, _ = read_results(RESULTS, [cell.name for cell in declare("tuning")])
+    left = [
+        choice.method
+        for choice in choices(results)
+        if len(choice.finals) < 4 and choice.best in [*choice.finals][:: len(choice.finals) - 1]
+    ]
+    assert not set(left) - NATURAL_ENDS, "three values, and the best of them is an outer one"
 
 
 def test_targets_are_judged_over_the_seeds_that_both_have() -> None:
@@ -207,6 +220,7 @@ def test_a_report_has_what_is_measured_and_names_what_is_not(
         made = make_result(name, model=model)
         settings = settings_of(cells[name].overrides)
         write_result(results, dataclasses.replace(made, settings=settings))
+    (results / report.REMARKS).write_text("Why it came so.\n")
     paths = report.write_report()
     assert {path.name for path in paths} == {
         "tabletop-methods.md", "tabletop-methods-curves.png", "tabletop-methods-trade-off.png"
@@ -216,6 +230,7 @@ def test_a_report_has_what_is_measured_and_names_what_is_not(
     assert f"1 of {len(POLICIES)} of part `policies`" in text
     assert "| base, nano | 1 | 40.0 (± 3.5) |" in text
     assert "| base, cnn | 1 |" in text
+    assert "## Remarks\n\nWhy it came so.\n" in text
     assert "| cnn | 13.1 | 60.0 (± 3.5) | +11.4 | +0.0 (± 6.9) |" in text
     wrong = dataclasses.replace(made, settings=settings_of(cells["ewc-seed0"].overrides))
     write_result(results, wrong)
