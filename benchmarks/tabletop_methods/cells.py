@@ -43,6 +43,8 @@ CHOSEN: dict[str, str] = {
     "sft": "1e-3",
     "multitask": "3e-4",
     "ewc": "1",
+    "er": "0.003",
+    "der": "0.003",
 }
 # A method that is a variant of another takes over what was chosen for that.
 VARIANTS = {"der-base": "der", "crl-vla-q": "crl-vla"}

@@ -36,7 +36,7 @@ COST = """\
 A mean over the seeds, each cell as if it had been run alone; wall times are of a machine that did
 other work besides.
 """
-REMARKS = "remarks.md"  # written by hand, beside the results: the paper's order, and what was missed
+REMARKS = "remarks.md"  # written by hand, beside the results: what they mean, and why
 
 
 def write_report() -> list[Path]:
