@@ -12,6 +12,7 @@ from benchmarks.tabletop_methods.cells import (
     POLICIES,
     REPORTS,
     RESULTS,
+    SEEDS,
     SINGLE,
     declare,
 )
@@ -55,6 +56,7 @@ def write_report() -> list[Path]:
     lines += sections.targets(results)
     if any(rows.values()):
         lines += ["## Success, forgetting and transfer", "", *figures_table(rows)]
+        lines += _commands(parts, rows)
     lines += [*sections.ordering(results), *_remarks()]
     pictures = _draw(results, rows)
     lines += [*sections.trade_off(results), *_picture(pictures, "trade-off")]
@@ -100,6 +102,13 @@ def _what_was_run(result: Result) -> list[str]:
         f"- Versions: {versions}; {result.machine['cores']} cores, {result.machine['processor']}.",
         "",
     ]
+
+
+def _commands(parts: dict[str, list[Cell]], rows: dict[str, list[Result]]) -> list[str]:
+    declared = {cell.name: cell for cells in parts.values() for cell in cells}
+    firsts = [declared[f"{method}-seed{SEEDS[0]}"] for method, found in rows.items() if found]
+    told = [f"perennial run {' '.join(cell.overrides)}" for cell in firsts]
+    return ["Each row's first seed again, by one command:", "", "```sh", *told, "```", ""]
 
 
 def _draw(results: sections.Results, rows: dict[str, list[Result]]) -> dict[str, Path]:

@@ -33,7 +33,7 @@ from learner.config import LearnerConfig
 TASKS, TRAINED = ["push", "pick", "stack"], ["push", "pick"]
 EVERY = [cell for part in PARTS for cell in declare(part)]
 # At 1 RETAIN merges nothing and SLCA is sequential fine-tuning: there is nothing beyond.
-NATURAL_ENDS: set[str] = set()
+NATURAL_ENDS = {"retain", "slca"}
 SHARE = "sequential fine-tuning's share of the oracle's gain"
 _NUMBER = re.compile(r"=[\d.]+(e-?\d+)?$")
 
@@ -230,6 +230,10 @@ def test_a_report_has_what_is_measured_and_names_what_is_not(
     assert f"1 of {len(POLICIES)} of part `policies`" in text
     assert "| base, nano | 1 | 40.0 (± 3.5) |" in text
     assert "| base, cnn | 1 |" in text
+    told = [line.split() for line in text.splitlines() if line.startswith("perennial run")]
+    assert [tuple(words[2:]) for words in told] == [
+        cells[name].overrides for name in ("sequential-seed0", "ewc-seed0", "cnn-seed0")
+    ]
     assert "## Remarks\n\nWhy it came so.\n" in text
     assert "| cnn | 13.1 | 60.0 (± 3.5) | +11.4 | +0.0 (± 6.9) |" in text
     wrong = dataclasses.replace(made, settings=settings_of(cells["ewc-seed0"].overrides))
