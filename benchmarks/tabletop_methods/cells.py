@@ -45,6 +45,8 @@ CHOSEN: dict[str, str] = {
     "ewc": "1",
     "er": "0.003",
     "der": "0.003",
+    "retain": "1.0",
+    "slca": "0.5",
 }
 # A method that is a variant of another takes over what was chosen for that.
 VARIANTS = {"der-base": "der", "crl-vla-q": "crl-vla"}
