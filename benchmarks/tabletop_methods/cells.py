@@ -33,7 +33,7 @@ TRIED: dict[str, tuple[str, tuple[str, ...]]] = {
     "retain": ("learner.continual.retain.coefficient", ("0.5", "0.8", "1.0")),
     "slca": ("learner.continual.slca.trunk_factor", ("0.1", "0.3", "0.5")),
     "full": (RATE, ("1e-5", "3e-5", "1e-4")),
-    "dpo": ("learner.algorithm.dpo.beta", ("0.03", "0.1", "0.3")),
+    "dpo": ("learner.algorithm.dpo.beta", ("0.01", "0.03", "0.1", "0.3")),
     "crl-vla": ("learner.continual.crl_vla.kl_weight", ("1e-5", "1e-2", "1")),
 }
 # What did best there; `python -m benchmarks.tabletop_methods choice` says whether it still does.
@@ -47,6 +47,9 @@ CHOSEN: dict[str, str] = {
     "der": "0.003",
     "retain": "1.0",
     "slca": "0.5",
+    "full": "3e-5",
+    "dpo": "0.03",
+    "crl-vla": "1e-2",
 }
 # A method that is a variant of another takes over what was chosen for that.
 VARIANTS = {"der-base": "der", "crl-vla-q": "crl-vla"}
