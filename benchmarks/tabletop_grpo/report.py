@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.remarks import remarks
 from benchmarks.tabletop_grpo import markdown
 from benchmarks.tabletop_grpo.cells import CONTROLS, SFT_RATES, Cell, declare_cells
 from benchmarks.tabletop_grpo.drawing import draw_curves, draw_trade_off
@@ -27,7 +28,6 @@ from deploy.bench.results import PHASES, Result, read_results
 from deploy.bench.tables import table
 
 NAME = "tabletop-grpo"
-REMARKS = "remarks.md"  # written by hand, beside the results: causes of what was missed
 INTRODUCTION = """\
 # GRPO on the tabletop suite, and its controls
 
@@ -55,7 +55,7 @@ def write_report(
         INTRODUCTION,
         *(["**Incomplete.**", *markdown.missing(absent)] if absent else []),
         *targets(results),
-        *_remarks(results_dir),
+        *remarks(results_dir),
         *what_was_run(results),
         *success(results),
         *matrices(results),
@@ -149,11 +149,6 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 def _flat(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
-
-
-def _remarks(results_dir: Path) -> list[str]:
-    path = results_dir / REMARKS
-    return ["## Remarks", "", path.read_text().strip(), ""] if path.is_file() else []
 
 
 def _picture(title: str, name: str, pictures: Mapping[str, Path]) -> list[str]:

@@ -36,6 +36,8 @@ TRIED: dict[str, tuple[str, tuple[str, ...]]] = {
     "dpo": ("learner.algorithm.dpo.beta", ("0.01", "0.03", "0.1", "0.3")),
     "crl-vla": ("learner.continual.crl_vla.kl_weight", ("1e-5", "1e-2", "1")),
 }
+# At 1 RETAIN merges nothing and SLCA is sequential fine-tuning: nothing beyond was tried.
+UP_TO_ONE = {"retain", "slca"}
 # What did best there; `python -m benchmarks.tabletop_methods choice` says whether it still does.
 CHOSEN: dict[str, str] = {
     "sequential": "3e-4",
@@ -140,7 +142,6 @@ def rates() -> list[Cell]:
         Cell(f"{m}-lr{value}", m, 0, (*SHARED, f"method={m}", f"{RATE}={value}", "seed=0"))
         for m, values in RATES.items()
         for value in values
-        if value != CHOSEN.get(m)
     ]
 
 
@@ -202,8 +203,8 @@ def _cell(method: str, seed: int) -> Cell:
 
 
 def _given_rate(method: str) -> tuple[str, ...]:
-    """The learning rate of a method for which none is tuned; PPO's is GRPO's until it is chosen."""
+    """The learning rate of a method for which none is tuned."""
     if TRIED.get(method, ("",))[0] == RATE:
         return ()
     origin = RATE_OF.get(method, "sequential")
-    return (f"{RATE}={CHOSEN.get(origin, CHOSEN['sequential'])}",)
+    return (f"{RATE}={CHOSEN[origin]}",)

@@ -28,7 +28,7 @@ class Choice:
     @property
     def is_in_use(self) -> bool:
         """Whether what was chosen is the best; also as long as that is not known."""
-        return self.best is None or CHOSEN.get(self.method) == self.best
+        return self.best is None or CHOSEN[self.method] == self.best
 
 
 def choices(results: dict[str, Result]) -> list[Choice]:
@@ -60,7 +60,8 @@ def show_choice(console: Console) -> bool:
             f"{value}: {'not measured' if rate is None else f'{100 * rate:.1f}%'}"
             for value, rate in choice.finals.items()
         )
-        used = CHOSEN.get(choice.method, "the default")
         mark = "" if choice.is_in_use else f"  [red]best is {choice.best}[/red]"
-        console.print(f"{choice.method} ({choice.setting}) {told}; used: {used}{mark}")
+        console.print(
+            f"{choice.method} ({choice.setting}) {told}; used: {CHOSEN[choice.method]}{mark}"
+        )
     return all(choice.is_in_use for choice in found)

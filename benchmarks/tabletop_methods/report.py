@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.remarks import remarks
 from benchmarks.tabletop_methods import sections
 from benchmarks.tabletop_methods.cells import (
     CORE,
@@ -37,7 +38,6 @@ COST = """\
 A mean over the seeds, each cell as if it had been run alone; wall times are of a machine that did
 other work besides.
 """
-REMARKS = "remarks.md"  # written by hand, beside the results: what they mean, and why
 
 
 def write_report() -> list[Path]:
@@ -57,7 +57,7 @@ def write_report() -> list[Path]:
     if any(rows.values()):
         lines += ["## Success, forgetting and transfer", "", *figures_table(rows)]
         lines += _commands(parts, rows)
-    lines += [*sections.ordering(results), *_remarks()]
+    lines += [*sections.ordering(results), *remarks(RESULTS)]
     pictures = _draw(results, rows)
     lines += [*sections.trade_off(results), *_picture(pictures, "trade-off")]
     for section in (
@@ -124,11 +124,6 @@ def _draw(results: sections.Results, rows: dict[str, list[Result]]) -> dict[str,
         drawn["trade-off"] = REPORTS / f"{NAME}-trade-off.png"
         draw_trade_off(runs, drawn["trade-off"])
     return drawn
-
-
-def _remarks() -> list[str]:
-    path = RESULTS / REMARKS
-    return ["## Remarks", "", path.read_text().strip(), ""] if path.is_file() else []
 
 
 def _picture(pictures: dict[str, Path], name: str, heading: str = "") -> list[str]:

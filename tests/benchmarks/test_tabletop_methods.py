@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from benchmarks.remarks import REMARKS
 from benchmarks.tabletop_methods import report, sections
 from benchmarks.tabletop_methods.cells import (
     CHOSEN,
@@ -19,6 +20,7 @@ from benchmarks.tabletop_methods.cells import (
     RESULTS,
     SINGLE,
     TRIED,
+    UP_TO_ONE,
     VARIANTS,
     chosen,
     declare,
@@ -32,8 +34,6 @@ from learner.config import LearnerConfig
 
 TASKS, TRAINED = ["push", "pick", "stack"], ["push", "pick"]
 EVERY = [cell for part in PARTS for cell in declare(part)]
-# At 1 RETAIN merges nothing and SLCA is sequential fine-tuning: there is nothing beyond.
-NATURAL_ENDS = {"retain", "slca"}
 SHARE = "sequential fine-tuning's share of the oracle's gain"
 _NUMBER = re.compile(r"=[\d.]+(e-?\d+)?$")
 
@@ -160,7 +160,7 @@ def test_beyond_an_end_that_did_best_another_value_was_tried() -> None:
         for choice in choices(results)
         if len(choice.finals) < 4 and choice.best in [*choice.finals][:: len(choice.finals) - 1]
     ]
-    assert not set(left) - NATURAL_ENDS, "three values, and the best of them is an outer one"
+    assert not set(left) - UP_TO_ONE, "three values, and the best of them is an outer one"
 
 
 def test_targets_are_judged_over_the_seeds_that_both_have() -> None:
@@ -220,7 +220,7 @@ def test_a_report_has_what_is_measured_and_names_what_is_not(
         made = make_result(name, model=model)
         settings = settings_of(cells[name].overrides)
         write_result(results, dataclasses.replace(made, settings=settings))
-    (results / report.REMARKS).write_text("Why it came so.\n")
+    (results / REMARKS).write_text("Why it came so.\n")
     paths = report.write_report()
     assert {path.name for path in paths} == {
         "tabletop-methods.md", "tabletop-methods-curves.png", "tabletop-methods-trade-off.png"
