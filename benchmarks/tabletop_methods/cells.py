@@ -36,7 +36,7 @@ TRIED: dict[str, tuple[str, tuple[str, ...]]] = {
     "dpo": ("learner.algorithm.dpo.beta", ("0.01", "0.03", "0.1", "0.3")),
     "crl-vla": ("learner.continual.crl_vla.kl_weight", ("1e-5", "1e-2", "1")),
 }
-# At 1 RETAIN merges nothing and SLCA is sequential fine-tuning: nothing beyond was tried.
+# At 1 RETAIN keeps every update whole and SLCA is sequential fine-tuning: nothing beyond was tried.
 UP_TO_ONE = {"retain", "slca"}
 # What did best there; `python -m benchmarks.tabletop_methods choice` says whether it still does.
 CHOSEN: dict[str, str] = {
@@ -72,7 +72,16 @@ TUNING = (
 CORE = ("sequential", "ppo", "ewc", "er", "der", "retain", "multitask", "sft")
 SINGLE = ("slca", "dwe", "der-base", "crl-vla", "crl-vla-q", "dpo", "reversed", "full")
 POLICIES = ("scratch", "cnn")  # the same method from another policy
-RATES = {"sequential": ("1e-4", "1e-3", "3e-3"), "ppo": ("3e-4", "3e-3"), "sft": ("1e-4", "3e-4")}
+# Values that were tried and not chosen, for what they learn and what they forget.
+OTHERS = {
+    "sequential": ("1e-4", "1e-3", "3e-3"),
+    "ppo": ("3e-4", "3e-3"),
+    "sft": ("1e-4", "3e-4"),
+    "ewc": ("1e2", "1e6"),
+    "er": ("0.03", "0.3"),
+    "der": ("0.03", "0.3"),
+    "retain": ("0.5", "0.8"),
+}
 SCALES = ("0.25", "0.5", "0.75")
 AXES = (
     "camera", "lighting", "texture", "noise", "object", "receptacle", "instruction", "start_pose",
@@ -84,7 +93,7 @@ RANK = "agent.policy.adapter_rank=8"
 MEASURED_ON_AXES = ("base", "sft", "sequential", "ppo")
 PACE_SEEDS = (0, 1)
 PACES = {"unpaced": (), "20hz": ("sim.pace_hz=20",)}
-PARTS = ("tuning", "core", "single", "policies", "rates", "scales", "axes", "pace")
+PARTS = ("tuning", "core", "single", "policies", "others", "scales", "axes", "pace")
 
 
 def declare(part: str) -> list[Cell]:
@@ -94,7 +103,7 @@ def declare(part: str) -> list[Cell]:
         "core": lambda: [_cell(m, seed) for seed in SEEDS for m in CORE],
         "single": lambda: [_cell(method, 0) for method in SINGLE],
         "policies": policies,
-        "rates": rates,
+        "others": others,
         "scales": scales,
         "axes": axes,
         "pace": pace,
@@ -136,13 +145,14 @@ def policies() -> list[Cell]:
     ]
 
 
-def rates() -> list[Cell]:
-    """Other learning rates than the chosen ones: forgetting beside gain."""
+def others() -> list[Cell]:
+    """Values that were not chosen: forgetting beside gain."""
     return [
-        Cell(f"{m}-lr{value}", m, 0, (*SHARED, f"method={m}", f"{RATE}={value}", "seed=0"))
-        for m, values in RATES.items()
+        Cell(f"{m}-{value}", m, 0,
+             (*SHARED, f"method={m}", *_given_rate(m), f"{TRIED[m][0]}={value}", "seed=0"))
+        for m, values in OTHERS.items()
         for value in values
-    ]
+    ]  # fmt: skip
 
 
 def scales() -> list[Cell]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 from benchmarks.tabletop_methods.cells import (
     AXES,
+    CHOSEN,
     CORE,
     MEASURED_ON_AXES,
     PACE_SEEDS,
     PACES,
     SCALES,
     SEEDS,
+    TRIED,
     chosen,
     declare,
 )
@@ -177,27 +180,41 @@ def ordering(results: Results) -> list[str]:
 
 
 def trade_off(results: Results) -> list[str]:
-    """Gain beside forgetting over learning rates."""
+    """Gain beside forgetting, over the values of each method's setting."""
     rows = []
-    for name, result in trade_off_runs(results):
-        figures = result.rollout.figures()
-        rows.append([f"`{name}`", over([learned(result)], "+"), over([figures["nbt_final"]], "+")])
-    head = ["run", "learned: S(j, j) - S(0, j)", "forgotten: NBT (final)"]
+    for run in trade_off_runs(results):
+        lost = run.result.rollout.figures()["nbt_final"]
+        setting = TRIED[run.method][0].rpartition(".")[2]
+        rows.append([run.method, f"{setting} {run.value}",
+                     over([learned(run.result)], "+"), over([lost], "+")])  # fmt: skip
+    head = ["method", "setting", "learned: S(j, j) - S(0, j)", "forgotten: NBT (final)"]
     return [
         "## Forgetting at matched success",
         "",
         "A method that learns little has little to forget: what counts is how much is forgotten "
-        "for what was learned, over learning rates.",
+        "for what was learned, over learning rates and over a method's own weight. Seed 0.",
         "",
         *(table(head, rows) if rows else _none()),
     ]
 
 
-def trade_off_runs(results: Results) -> list[tuple[str, Result]]:
-    """Seed 0 of the core methods, and the runs at other learning rates."""
-    names = [f"{m}-seed0" for m in CORE if m != "multitask"]
-    names += [cell.name for cell in declare("rates")]
-    return [(name, results[name]) for name in names if name in results]
+class Traded(NamedTuple):
+    """A run of a method with one value of the setting that was tuned."""
+
+    method: str
+    value: str
+    result: Result
+
+
+def trade_off_runs(results: Results) -> list[Traded]:
+    """Seed 0 of the core methods and the runs with other values, ascending within a method."""
+    found = []
+    for method in CORE:
+        for value in TRIED[method][1]:
+            name = f"{method}-seed0" if value == CHOSEN[method] else f"{method}-{value}"
+            if method != "multitask" and name in results:
+                found.append(Traded(method, value, results[name]))
+    return found
 
 
 def learned(result: Result) -> Figure:
@@ -271,8 +288,8 @@ def hyperparameters(results: Results) -> list[str]:
         "On two tasks outside the suite (`pick_blue_tray`, `stack_red_blue`), four iterations "
         "each, one seed, n = 200 a task: the value with the highest final success over both. "
         "Three values a method, and a fourth beyond an end of the range if the best of three lay "
-        "there, but none above RETAIN's 1, which merges nothing, nor above SLCA's 0.5: at 1 that "
-        "is sequential fine-tuning. The rest is GRPO's.",
+        "there, but none above RETAIN's 1, which keeps every task's update whole, nor above SLCA's "
+        "0.5: at 1 that is sequential fine-tuning. The rest is GRPO's.",
         "",
         *table(["method", "setting", "final success, %", "used"], rows),
     ]

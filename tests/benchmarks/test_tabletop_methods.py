@@ -14,6 +14,7 @@ from benchmarks.tabletop_methods import report, sections
 from benchmarks.tabletop_methods.cells import (
     CHOSEN,
     CORE,
+    OTHERS,
     PARTS,
     POLICIES,
     RATE,
@@ -163,6 +164,16 @@ def test_beyond_an_end_that_did_best_another_value_was_tried() -> None:
     assert not set(left) - UP_TO_ONE, "three values, and the best of them is an outer one"
 
 
+def test_what_is_traded_off_has_every_value_that_was_run() -> None:
+    run = {c.name for c in declare("others")} | {f"{m}-seed0" for m in (*OTHERS, "multitask")}
+    results = {name: make_result(name) for name in run}
+    found = sections.trade_off_runs(results)
+    assert {traded.result.name for traded in found} == run - {"multitask-seed0"}
+    for method in OTHERS:
+        values = [float(traded.value) for traded in found if traded.method == method]
+        assert values == sorted(values)
+
+
 def test_targets_are_judged_over_the_seeds_that_both_have() -> None:
     results = {
         r.name: r
@@ -204,8 +215,9 @@ def test_what_was_learned_is_told_beside_what_was_forgotten() -> None:
     # 80% and 70% against 40% and 40%, each of 100: variances .16, .21, .24, .24, by the hundred.
     # Own rows 80 and 70, at first 40 each: 35 points. Of the first task 80 - 50 are gone.
     assert sections.learned(result) == pytest.approx((0.35, 0.0085**0.5 / 2))
-    row = rows_of(sections.trade_off({result.name: result}))["`sequential-seed0`"]
-    assert [cell.split()[0] for cell in row] == ["+35.0", "+30.0"]
+    row = rows_of(sections.trade_off({result.name: result}))["sequential"]
+    assert row[0] == f"learning_rate {CHOSEN['sequential']}"
+    assert [cell.split()[0] for cell in row[1:]] == ["+35.0", "+30.0"]
     assert sections.learned(make_result("multitask-seed0")) is None
 
 
