@@ -36,7 +36,8 @@ runs need two things beforehand: `make nano-baselines`, and `perennial demos col
 """
 COST = """\
 A mean over the seeds, each cell as if it had been run alone; wall times are of a machine that did
-other work besides.
+other work besides. All {cells} cells of this report together, tuning among them and what cells share
+counted once: {hours:.1f} h.
 """
 
 
@@ -69,7 +70,9 @@ def write_report() -> list[Path]:
     for method, found in rows.items():
         if found:
             lines += [f"### {method}", "", *matrix_table(found)]
-    lines += ["## Cost", "", COST, *cost_table(rows)]
+    spent_s = sum(result.cost["own_wall_s"] for result in results.values())
+    told = COST.format(cells=len(results), hours=spent_s / 3600)
+    lines += ["## Cost", "", told, *cost_table(rows)]
     path = REPORTS / f"{NAME}.md"
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     return [path, *pictures.values()]
