@@ -76,7 +76,7 @@ POLICIES = ("scratch", "cnn")  # the same method from another policy
 OTHERS = {
     "sequential": ("1e-4", "1e-3", "3e-3"),
     "ppo": ("3e-4", "3e-3"),
-    "sft": ("1e-4", "3e-4"),
+    "sft": ("1e-4", "3e-4", "3e-3"),
     "ewc": ("1e2", "1e6"),
     "er": ("0.03", "0.3"),
     "der": ("0.03", "0.3"),

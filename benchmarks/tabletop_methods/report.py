@@ -36,8 +36,8 @@ runs need two things beforehand: `make nano-baselines`, and `perennial demos col
 """
 COST = """\
 A mean over the seeds, each cell as if it had been run alone; wall times are of a machine that did
-other work besides. All {cells} cells of this report together, tuning among them and what cells share
-counted once: {hours:.1f} h.
+other work besides. All {cells} cells of this report together, tuning among them and what cells
+share counted once: {hours:.1f} h.
 """
 
 

@@ -243,7 +243,7 @@ def test_a_report_has_what_is_measured_and_names_what_is_not(
     assert "| base, nano | 1 | 40.0 (± 3.5) |" in text
     assert "| base, cnn | 1 |" in text
     assert "All 3 cells of this report together" in text
-    assert "counted once: 0.2 h." in text  # 5 minutes each
+    assert "share counted once: 0.2 h." in text  # 5 minutes each
     told = [line.split() for line in text.splitlines() if line.startswith("perennial run")]
     assert [tuple(words[2:]) for words in told] == [
         cells[name].overrides for name in ("sequential-seed0", "ewc-seed0", "cnn-seed0")
