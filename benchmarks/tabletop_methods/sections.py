@@ -235,15 +235,25 @@ def axes(results: Results) -> list[str]:
         found = [results.get(f"axis-{axis}-{method}") for method in MEASURED_ON_AXES]
         if any(found):
             rows.append([axis, *(_trained(result) for result in found)])
+    if rows:
+        rows.insert(0, ["none", *(_unchanged(results, method) for method in MEASURED_ON_AXES)])
     head = ["axis", *MEASURED_ON_AXES]
     return [
         "## Generalisation",
         "",
         "Mean success over the trained tasks, seed 0's last adapter, n = 50 a task, with one thing "
-        "changed at its standard strength (`docs/perturbations.md`). The same episodes for all.",
+        "changed at its standard strength (`docs/perturbations.md`). The same episodes for all. "
+        "Nothing changed: the run's own evaluation, n = 100 a task.",
         "",
         *(table(head, rows) if rows else _none()),
     ]
+
+
+def _unchanged(results: Results, method: str) -> str:
+    """Seed 0's evaluation; the base's is that of any run."""
+    result = results.get(f"{'sequential' if method == 'base' else method}-seed0")
+    figure = "base_avg" if method == "base" else "final_avg"
+    return over([result.rollout.figures()[figure]]) if result else UNKNOWN
 
 
 def _trained(result: Result | None) -> str:

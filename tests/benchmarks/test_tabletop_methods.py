@@ -164,6 +164,16 @@ def test_beyond_an_end_that_did_best_another_value_was_tried() -> None:
     assert not set(left) - UP_TO_ONE, "three values, and the best of them is an outer one"
 
 
+def test_axes_stand_beside_what_the_same_adapters_do_where_nothing_is_changed() -> None:
+    names = ("sequential-seed0", "axis-noise-base", "axis-noise-sequential")
+    results = {name: make_result(name, final=(60, 70)) for name in names}
+    rows = rows_of(sections.axes(results))
+    shown = {axis: [cell.split()[0] for cell in rows[axis]] for axis in ("none", "noise")}
+    # Of an axis the only row is the first: 40 and 40 of 100.
+    assert shown == {"none": ["40.0", "–", "65.0", "–"], "noise": ["40.0", "–", "40.0", "–"]}
+    assert "none" not in rows_of(sections.axes({names[0]: results[names[0]]}))
+
+
 def test_what_is_traded_off_has_every_value_that_was_run() -> None:
     run = {c.name for c in declare("others")} | {f"{m}-seed0" for m in (*OTHERS, "multitask")}
     results = {name: make_result(name) for name in run}
