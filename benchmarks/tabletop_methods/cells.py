@@ -148,11 +148,16 @@ def policies() -> list[Cell]:
 def others() -> list[Cell]:
     """Values that were not chosen: forgetting beside gain."""
     return [
-        Cell(f"{m}-{value}", m, 0,
+        Cell(name_with(m, value), m, 0,
              (*SHARED, f"method={m}", *_given_rate(m), f"{TRIED[m][0]}={value}", "seed=0"))
         for m, values in OTHERS.items()
         for value in values
     ]  # fmt: skip
+
+
+def name_with(method: str, value: str) -> str:
+    """Seed 0's run of a method with a value that was tried: a core run, or one of the others."""
+    return f"{method}-{'seed0' if value == CHOSEN[method] else value}"
 
 
 def scales() -> list[Cell]:

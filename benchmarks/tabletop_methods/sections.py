@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from benchmarks.tabletop_methods.cells import (
     AXES,
-    CHOSEN,
     CORE,
     MEASURED_ON_AXES,
     PACE_SEEDS,
@@ -18,6 +17,7 @@ from benchmarks.tabletop_methods.cells import (
     TRIED,
     chosen,
     declare,
+    name_with,
 )
 from benchmarks.tabletop_methods.choice import choices
 from deploy.bench.results import Result
@@ -211,7 +211,7 @@ def trade_off_runs(results: Results) -> list[Traded]:
     found = []
     for method in CORE:
         for value in TRIED[method][1]:
-            name = f"{method}-seed0" if value == CHOSEN[method] else f"{method}-{value}"
+            name = name_with(method, value)
             if method != "multitask" and name in results:
                 found.append(Traded(method, value, results[name]))
     return found
