@@ -17,6 +17,7 @@ from benchmarks.tabletop_methods.cells import (
     SINGLE,
     declare,
 )
+from benchmarks.tabletop_methods.targets import targets
 from deploy.bench.cells import Cell
 from deploy.bench.results import Result, read_cells
 from deploy.bench.tables import cost_table, figures_table, matrix_table
@@ -54,7 +55,7 @@ def write_report() -> list[Path]:
     ]
     if any(rows.values()):
         lines += _what_was_run(next(found[0] for found in rows.values() if found))
-    lines += sections.targets(results)
+    lines += targets(results)
     if any(rows.values()):
         lines += ["## Success, forgetting and transfer", "", *figures_table(rows)]
         lines += _commands(parts, rows)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import NamedTuple
 
 from benchmarks.tabletop_methods.cells import (
     AXES,
     CORE,
     MEASURED_ON_AXES,
-    PACE_SEEDS,
-    PACES,
     SCALES,
     SEEDS,
     TRIED,
@@ -20,12 +16,10 @@ from benchmarks.tabletop_methods.cells import (
     name_with,
 )
 from benchmarks.tabletop_methods.choice import choices
+from benchmarks.tabletop_methods.targets import Results
 from deploy.bench.results import Result
 from deploy.bench.tables import UNKNOWN, over, table
-from deploy.local.seeds import mean_interval
 from deploy.local.statistics import Figure
-
-Results = Mapping[str, Result]
 
 # AVG and NBT of arXiv 2603.11653, spatial suite, in percent and points: Table 1, and its ablations
 # (SFT, full fine-tuning, CNN) from Table 3. Its DER is by its code what is der-base here. None: not
@@ -42,89 +36,12 @@ PAPER: dict[str, tuple[float | None, float | None]] = {
     "cnn": (13.1, 11.4),
     "dwe": (None, 0.0),
 }
-SHARE_TARGET, NBT_TARGET, PACE_TARGET = 0.80, 0.03, 0.70
-ROUNDING = 1e-9  # at the target counts as met
 
 
 def of(results: Results, method: str) -> list[Result]:
     """The finished seeds of a method."""
     names = [f"{method}-seed{seed}" for seed in SEEDS]
     return [results[name] for name in names if name in results]
-
-
-def targets(results: Results) -> list[str]:
-    """What was aimed at, and what was found; judged once all planned seeds are there."""
-    losses = [loss for seed in SEEDS if (loss := _forgetting(results, seed)) is not None]
-    rows = [
-        ["sequential fine-tuning's share of the oracle's gain", "≥ 80%", *_share(results)],
-        ["its forgetting, NBT (final)", "interval reaches ≤ 3 points", *_loss(losses)],
-        *(_pace_row(results, pace) for pace in PACES),
-    ]
-    return ["## Targets", "", *table(["figure", "target", "found", "verdict"], rows)]
-
-
-def _gain(results: Results, method: str, seed: int) -> float | None:
-    result = results.get(f"{method}-seed{seed}")
-    gain = result.rollout.figures()["gain"] if result else None
-    return gain[0] if gain else None
-
-
-def _forgetting(results: Results, seed: int) -> float | None:
-    result = results.get(f"sequential-seed{seed}")
-    loss = result.rollout.figures()["nbt_final"] if result else None
-    return loss[0] if loss else None
-
-
-def _share(results: Results) -> list[str]:
-    """Mean over the seeds that both have of gain over the oracle's gain."""
-    pairs = [(_gain(results, "sequential", s), _gain(results, "multitask", s)) for s in SEEDS]
-    both = [(mine, theirs) for mine, theirs in pairs if mine is not None and theirs is not None]
-    if any(theirs <= 0 for _, theirs in both):
-        return [UNKNOWN, "in a seed the oracle gained nothing"]
-    shares = [mine / theirs for mine, theirs in both]
-    if len(shares) < 2:
-        return [UNKNOWN, "not measured yet"]
-    mean, _, low, high = mean_interval(shares)
-    text = f"{100 * mean:.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
-    return [text, _verdict(mean >= SHARE_TARGET - ROUNDING, len(shares), SEEDS)]
-
-
-def _loss(values: Sequence[float]) -> list[str]:
-    if len(values) < 2:
-        return [UNKNOWN, "not measured yet"]
-    mean, _, low, high = mean_interval(values)
-    text = f"{100 * mean:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    return [text, _verdict(low <= NBT_TARGET + ROUNDING, len(values), SEEDS)]
-
-
-def _pace_row(results: Results, pace: str) -> list[str]:
-    ratios = pace_ratios(results, pace)
-    is_judged = pace == "20hz"
-    target = f"≤ {PACE_TARGET}" if is_judged else "none"
-    head = f"wall time of learning, asynchronous / synchronous, {pace}"
-    if not ratios:
-        return [head, target, UNKNOWN, "not measured yet"]
-    mean = fmean(ratios)
-    told = f"{mean:.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
-    verdict = _verdict(mean <= PACE_TARGET + ROUNDING, len(ratios), PACE_SEEDS)
-    return [head, target, told, verdict if is_judged else "reported"]
-
-
-def _verdict(is_met: bool, count: int, planned: Sequence[int]) -> str:
-    if count < len(planned):
-        return f"{count} of {len(planned)} seeds so far"
-    return "**met**" if is_met else "**missed**"
-
-
-def pace_ratios(results: Results, pace: str) -> list[float]:
-    """By seed: learning time of the asynchronous run over that of the synchronous one."""
-    found = []
-    for seed in PACE_SEEDS:
-        pair = [results.get(f"pace-{pace}-{m}-seed{seed}") for m in ("sequential", "async")]
-        if all(pair):
-            times = [sum(result.time_s.values()) for result in pair if result is not None]
-            found.append(times[1] / times[0])
-    return found
 
 
 def asynchronous(results: Results) -> list[str]:

@@ -28,6 +28,7 @@ from benchmarks.tabletop_methods.cells import (
     tuning_name,
 )
 from benchmarks.tabletop_methods.choice import choices
+from benchmarks.tabletop_methods.targets import targets
 from deploy.bench.cells import Cell, compose, plan_cell, settings_of
 from deploy.bench.results import Result, ResultError, read_results, write_result
 from deploy.local.composition import CONFIGS
@@ -193,17 +194,17 @@ def test_targets_are_judged_over_the_seeds_that_both_have() -> None:
         )
     }
     # Gains 15, 20, 25 of sequential; 25 of the oracle: 60% and 100%, mean 80%, SE 20, t(1) = 12.71.
-    rows = rows_of(sections.targets(results))
+    rows = rows_of(targets(results))
     assert rows[SHARE] == ["≥ 80%", "80% [-174, 334]", "2 of 3 seeds so far"]
     # Forgotten: 60 - (50, 60, 70): mean 0, SE 5.77, t(2) = 4.303.
     assert rows["its forgetting, NBT (final)"][1:] == ["+0.0 [-24.8, 24.8]", "**met**"]
     results["multitask-seed1"] = make_result("multitask-seed1", (60, 70))
-    assert rows_of(sections.targets(results))[SHARE][1:] == [
+    assert rows_of(targets(results))[SHARE][1:] == [
         "80% [30, 130]",
         "**met**",
     ]  # 60, 80, 100: SE 11.55
     results["multitask-seed1"] = make_result("multitask-seed1", (40, 40))
-    assert rows_of(sections.targets(results))[SHARE][1:] == [
+    assert rows_of(targets(results))[SHARE][1:] == [
         "–",
         "in a seed the oracle gained nothing",
     ]
@@ -213,11 +214,11 @@ def test_paces_are_compared_seed_by_seed() -> None:
     made = {"sequential-seed0": 100.0, "async-seed0": 60.0, "sequential-seed1": 50.0}
     results = {f"pace-20hz-{n}": in_time(make_result(n), s) for n, s in made.items()}
     row = "wall time of learning, asynchronous / synchronous, 20hz"
-    assert rows_of(sections.targets(results))[row][1:] == ["0.60 (0.60)", "1 of 2 seeds so far"]
+    assert rows_of(targets(results))[row][1:] == ["0.60 (0.60)", "1 of 2 seeds so far"]
     results["pace-20hz-async-seed1"] = in_time(make_result("async-seed1"), 45.0)
-    assert rows_of(sections.targets(results))[row][1:] == ["0.75 (0.60, 0.90)", "**missed**"]
+    assert rows_of(targets(results))[row][1:] == ["0.75 (0.60, 0.90)", "**missed**"]
     unpaced = row.replace("20hz", "unpaced")
-    assert rows_of(sections.targets(results))[unpaced][2] == "not measured yet"
+    assert rows_of(targets(results))[unpaced][2] == "not measured yet"
 
 
 def test_what_was_learned_is_told_beside_what_was_forgotten() -> None:
