@@ -91,8 +91,21 @@ MOVABLE = "suite.held_out_tasks=[pick_green_plate]"  # no axis moves a drawer
 # Theirs whose last adapters are measured; stated, so that a report needs no folder of an adapter.
 RANK = "agent.policy.adapter_rank=8"
 MEASURED_ON_AXES = ("base", "sft", "sequential", "ppo")
-PACE_SEEDS = (0, 1)
-PACES = {"unpaced": (), "20hz": ("sim.pace_hz=20",)}
+# Asynchronous beside synchronous. Success: the whole suite, as fast as simulators go. Wall time:
+# one task in a robot's time, as many updates as the paper's, with as many bodies as were expected
+# to gain most, and with fewer and more.
+ONE_TASK = (
+    "sim.pace_hz=20", "task_order=[1]", "suite.held_out_tasks=[]",
+    "learner.algorithm.iterations_per_task=10", "learner.evaluation.full_matrix=false",
+    "learner.evaluation.slots_per_state=1",
+)  # fmt: skip
+PACES: dict[str, tuple[str, ...]] = {
+    **{f"20hz-{bodies}-bodies": (*ONE_TASK, f"suite.envs={bodies}") for bodies in (20, 16, 24)},
+    "unpaced": (),
+}
+JUDGED_PACE, SUITE_PACE = "20hz-20-bodies", "unpaced"
+PACE_SEEDS = {pace: SEEDS if pace == SUITE_PACE else (0, 1) for pace in PACES}
+MODES = ("sequential", "async")
 PARTS = ("tuning", "core", "single", "policies", "others", "scales", "axes", "pace")
 
 
@@ -179,19 +192,22 @@ def axes() -> list[Cell]:
 
 
 def pace() -> list[Cell]:
-    """Synchronous and asynchronous, as fast as simulators go and in a robot's time; one task."""
+    """Synchronous and asynchronous at equal episodes."""
     shared = (
-        *SHARED, "task_order=[0]", "suite.envs=16", "learner.algorithm.iterations_per_task=8",
-        "learner.algorithm.resample_degenerate=0", "learner.evaluation.full_matrix=false",
-        f"{RATE}={CHOSEN['sequential']}",
+        *SHARED, "learner.algorithm.resample_degenerate=0", f"{RATE}={CHOSEN['sequential']}",
     )  # fmt: skip
     return [
-        Cell(f"pace-{pace}-{mode}-seed{seed}", mode, seed,
+        Cell(pace_name(pace, mode, seed), mode, seed,
              (*shared, f"method={mode}", *given, f"seed={seed}"))
         for pace, given in PACES.items()
-        for seed in PACE_SEEDS
-        for mode in ("sequential", "async")
+        for seed in PACE_SEEDS[pace]
+        for mode in MODES
     ]  # fmt: skip
+
+
+def pace_name(pace: str, mode: str, seed: int) -> str:
+    """The cell of one of the two modes at a pace."""
+    return f"pace-{pace}-{mode}-seed{seed}"
 
 
 def last_adapter(method: str) -> str:

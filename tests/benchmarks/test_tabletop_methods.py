@@ -14,6 +14,7 @@ from benchmarks.tabletop_methods import report, sections
 from benchmarks.tabletop_methods.cells import (
     CHOSEN,
     CORE,
+    JUDGED_PACE,
     OTHERS,
     PARTS,
     POLICIES,
@@ -25,6 +26,7 @@ from benchmarks.tabletop_methods.cells import (
     VARIANTS,
     chosen,
     declare,
+    pace_name,
     tuning_name,
 )
 from benchmarks.tabletop_methods.choice import choices
@@ -211,14 +213,36 @@ def test_targets_are_judged_over_the_seeds_that_both_have() -> None:
 
 
 def test_paces_are_compared_seed_by_seed() -> None:
-    made = {"sequential-seed0": 100.0, "async-seed0": 60.0, "sequential-seed1": 50.0}
-    results = {f"pace-20hz-{n}": in_time(make_result(n), s) for n, s in made.items()}
-    row = "wall time of learning, asynchronous / synchronous, 20hz"
+    made = {("sequential", 0): 100.0, ("async", 0): 60.0, ("sequential", 1): 50.0}
+    results = {
+        pace_name(JUDGED_PACE, mode, seed): in_time(make_result("any"), learn_s)
+        for (mode, seed), learn_s in made.items()
+    }
+    row = f"wall time of learning, asynchronous / synchronous, {JUDGED_PACE}"
     assert rows_of(targets(results))[row][1:] == ["0.60 (0.60)", "1 of 2 seeds so far"]
-    results["pace-20hz-async-seed1"] = in_time(make_result("async-seed1"), 45.0)
+    results[pace_name(JUDGED_PACE, "async", 1)] = in_time(make_result("any"), 45.0)
     assert rows_of(targets(results))[row][1:] == ["0.75 (0.60, 0.90)", "**missed**"]
-    unpaced = row.replace("20hz", "unpaced")
+    unpaced = row.replace(JUDGED_PACE, "unpaced")
     assert rows_of(targets(results))[unpaced][2] == "not measured yet"
+
+
+@pytest.mark.parametrize(
+    ("lost", "told", "verdict"),
+    [
+        ((2, 0, 4), "-2.0 [-7.0, 3.0]", "**met**"),
+        ((8, 10, 12), "-10.0 [-15.0, -5.0]", "**missed**"),
+    ],
+)
+def test_modes_are_compared_by_the_interval_of_their_difference(
+    lost: Sequence[int], told: str, verdict: str
+) -> None:
+    """Student's with three seeds: 4.303 times the standard error, here 2 / sqrt(3) points."""
+    results = {}
+    for seed, points in enumerate(lost):
+        results[pace_name("unpaced", "sequential", seed)] = make_result("any", (60, 60))
+        results[pace_name("unpaced", "async", seed)] = make_result("any", (60 - points,) * 2)
+    row = rows_of(targets(results))["success, asynchronous less synchronous"]
+    assert row[1:] == [told, verdict]
 
 
 def test_what_was_learned_is_told_beside_what_was_forgotten() -> None:
