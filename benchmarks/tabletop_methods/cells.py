@@ -104,7 +104,7 @@ PACES: dict[str, tuple[str, ...]] = {
     "unpaced": (),
 }
 JUDGED_PACE, SUITE_PACE = "20hz-20-bodies", "unpaced"
-PACE_SEEDS = {pace: SEEDS if pace == SUITE_PACE else (0, 1) for pace in PACES}
+PACE_SEEDS = {pace: SEEDS if pace in (JUDGED_PACE, SUITE_PACE) else (0, 1) for pace in PACES}
 MODES = ("sequential", "async")
 PARTS = ("tuning", "core", "single", "policies", "others", "scales", "axes", "pace")
 

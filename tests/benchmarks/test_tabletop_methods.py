@@ -213,15 +213,18 @@ def test_targets_are_judged_over_the_seeds_that_both_have() -> None:
 
 
 def test_paces_are_compared_seed_by_seed() -> None:
-    made = {("sequential", 0): 100.0, ("async", 0): 60.0, ("sequential", 1): 50.0}
+    made = {
+        ("sequential", 0): 100.0, ("async", 0): 60.0, ("sequential", 1): 50.0, ("async", 1): 35.0,
+        ("sequential", 2): 10.0,
+    }  # fmt: skip
     results = {
         pace_name(JUDGED_PACE, mode, seed): in_time(make_result("any"), learn_s)
         for (mode, seed), learn_s in made.items()
     }
     row = f"wall time of learning, asynchronous / synchronous, {JUDGED_PACE}"
-    assert rows_of(targets(results))[row][1:] == ["0.60 (0.60)", "1 of 2 seeds so far"]
-    results[pace_name(JUDGED_PACE, "async", 1)] = in_time(make_result("any"), 45.0)
-    assert rows_of(targets(results))[row][1:] == ["0.75 (0.60, 0.90)", "**missed**"]
+    assert rows_of(targets(results))[row][1:] == ["0.65 (0.60, 0.70)", "2 of 3 seeds so far"]
+    results[pace_name(JUDGED_PACE, "async", 2)] = in_time(make_result("any"), 8.6)
+    assert rows_of(targets(results))[row][1:] == ["0.72 (0.60, 0.70, 0.86)", "**missed**"]
     unpaced = row.replace(JUDGED_PACE, "unpaced")
     assert rows_of(targets(results))[unpaced][2] == "not measured yet"
 
