@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from statistics import fmean
 
 from benchmarks.tabletop_methods.cells import (
@@ -26,32 +27,19 @@ ROUNDING = 1e-9  # at the target counts as met
 
 def targets(results: Results) -> list[str]:
     """What was aimed at, and what was found; judged once all planned seeds are there."""
-    losses = [loss for seed in SEEDS if (loss := _forgetting(results, seed)) is not None]
     rows = [
         ["sequential fine-tuning's share of the oracle's gain", "≥ 80%", *_share(results)],
-        ["its forgetting, NBT (final)", "interval reaches ≤ 3 points", *_loss(losses)],
+        ["its forgetting, NBT (final)", "interval reaches ≤ 3 points", *_loss(results)],
         ["success, asynchronous less synchronous", "interval includes 0", *_difference(results)],
         *(_pace_row(results, pace) for pace in PACES),
     ]
     return ["## Targets", "", *table(["figure", "target", "found", "verdict"], rows)]
 
 
-def _gain(results: Results, method: str, seed: int) -> float | None:
-    result = results.get(f"{method}-seed{seed}")
-    gain = result.rollout.figures()["gain"] if result else None
-    return gain[0] if gain else None
-
-
-def _forgetting(results: Results, seed: int) -> float | None:
-    result = results.get(f"sequential-seed{seed}")
-    loss = result.rollout.figures()["nbt_final"] if result else None
-    return loss[0] if loss else None
-
-
 def _share(results: Results) -> list[str]:
     """Mean over the seeds that both have of gain over the oracle's gain."""
-    pairs = [(_gain(results, "sequential", s), _gain(results, "multitask", s)) for s in SEEDS]
-    both = [(mine, theirs) for mine, theirs in pairs if mine is not None and theirs is not None]
+    names = [(f"sequential-seed{seed}", f"multitask-seed{seed}") for seed in SEEDS]
+    both = _figures(results, "gain", names)
     if any(theirs <= 0 for _, theirs in both):
         return [UNKNOWN, "in a seed the oracle gained nothing"]
     shares = [mine / theirs for mine, theirs in both]
@@ -62,30 +50,34 @@ def _share(results: Results) -> list[str]:
     return [text, _verdict(mean >= SHARE_TARGET - ROUNDING, len(shares), SEEDS)]
 
 
-def _loss(values: Sequence[float]) -> list[str]:
-    if len(values) < 2:
+def _loss(results: Results) -> list[str]:
+    losses = _figures(results, "nbt_final", [(f"sequential-seed{seed}",) for seed in SEEDS])
+    if len(losses) < 2:
         return [UNKNOWN, "not measured yet"]
-    mean, _, low, high = mean_interval(values)
-    text = _points(mean, low, high)
-    return [text, _verdict(low <= NBT_TARGET + ROUNDING, len(values), SEEDS)]
+    mean, _, low, high = mean_interval([loss for (loss,) in losses])
+    return [_points(mean, low, high), _verdict(low <= NBT_TARGET + ROUNDING, len(losses), SEEDS)]
 
 
 def _difference(results: Results) -> list[str]:
     """Of the two modes' final success, the whole suite, seed by seed."""
-    pairs = _pairs(results, SUITE_PACE)
-    values = [_final(theirs) - _final(mine) for mine, theirs in pairs]
-    if len(values) < 2:
+    both = _figures(results, "final_avg", _pace_names(SUITE_PACE))
+    if len(both) < 2:
         return [UNKNOWN, "not measured yet"]
-    mean, _, low, high = mean_interval(values)
+    mean, _, low, high = mean_interval([theirs - mine for mine, theirs in both])
     is_met = low <= ROUNDING and high >= -ROUNDING
-    return [_points(mean, low, high), _verdict(is_met, len(values), PACE_SEEDS[SUITE_PACE])]
+    return [_points(mean, low, high), _verdict(is_met, len(both), PACE_SEEDS[SUITE_PACE])]
 
 
-def _final(result: Result) -> float:
-    final = result.rollout.figures()["final_avg"]
-    if final is None:
-        raise ValueError(f"{result.name}: its last row was not measured; delete it and run it anew")
-    return final[0]
+def _figures(
+    results: Results, figure: str, names: Sequence[tuple[str, ...]]
+) -> list[tuple[float, ...]]:
+    """A figure of each cell, where all that are named together have it."""
+    measured = {
+        name: value[0]
+        for name in chain(*names)
+        if name in results and (value := results[name].rollout.figures()[figure]) is not None
+    }
+    return [tuple(measured[n] for n in group) for group in names if measured.keys() >= {*group}]
 
 
 def _pace_row(results: Results, pace: str) -> list[str]:
@@ -113,11 +105,14 @@ def _verdict(is_met: bool, count: int, planned: Sequence[int]) -> str:
 
 def pace_ratios(results: Results, pace: str) -> list[float]:
     """By seed: learning time of the asynchronous run over that of the synchronous one."""
-    times = [[sum(r.time_s.values()) for r in pair] for pair in _pairs(results, pace)]
-    return [theirs / mine for mine, theirs in times]
+    spent = {name: sum(result.time_s.values()) for name, result in results.items()}
+    return [spent[b] / spent[a] for a, b in _pace_names(pace) if a in spent and b in spent]
 
 
-def _pairs(results: Results, pace: str) -> list[tuple[Result, Result]]:
-    """The synchronous and the asynchronous run of each seed that has both."""
-    names = [[pace_name(pace, mode, seed) for mode in MODES] for seed in PACE_SEEDS[pace]]
-    return [(results[a], results[b]) for a, b in names if a in results and b in results]
+def _pace_names(pace: str) -> list[tuple[str, str]]:
+    """The synchronous and the asynchronous cell of each seed."""
+    synchronous, asynchronous = MODES
+    return [
+        (pace_name(pace, synchronous, seed), pace_name(pace, asynchronous, seed))
+        for seed in PACE_SEEDS[pace]
+    ]
