@@ -19,11 +19,12 @@ from agent.model.lora import read_adapter
 from agent.wire.messages import BASE_VERSION
 from learner.algorithm_config import AsyncConfig
 from learner.batch import Samples
-from learner.policy import LOG_SCALE, LoraPolicy
+from learner.loss import LossSums
+from learner.policy import LOG_SCALE, LoraPolicy, Scores
 from learner.served import ServedCheck, correct
 from learner.update import (
     AddGradient,
-    Reconciled,
+    Opening,
     Updater,
     UpdateSettings,
     no_other_term,
@@ -86,18 +87,39 @@ class StaleUpdater(Updater):
         settings = replace(settings, clip=replace(settings.clip, dual=asynchronous.dual_clip))
         super().__init__(policy, optimizer, settings, should_stop, add_gradient)
         self._weight_cap, self._earlier, self._ages_B = asynchronous.weight_cap, earlier, ages_B
+        self._proximal_BKA, self._is_opening = np.zeros(0, dtype=np.float32), False
 
-    def reconcile(self, samples: Samples, check: ServedCheck, update_id: int) -> Reconciled:
-        """Check a seeded chunk of each trajectory against its version; correct all of them."""
+    def open(self, samples: Samples | None, members: np.ndarray, update_id: int) -> Opening:
+        """Check a seeded chunk of each trajectory against its version; correct all of them.
+
+        The first minibatch is scored once: what its gradient comes from is the proximal policy's.
+        """
+        if samples is None:
+            return super().open(None, members, update_id)
+        check = ServedCheck(self.settings.served)
         rows = self.rows_to_check(samples, update_id)
         for version in np.unique(samples.version_B[rows]):
             with self._earlier.restored(str(version)):
                 self.score(samples, rows[samples.version_B[rows] == version], check)
-        proximal_BKA = self.score(samples, np.arange(len(samples)))
-        figures = behaviour_figures(samples, proximal_BKA, self._weight_cap)
+        agreement = check.conclude()
+        later = np.flatnonzero(~np.isin(samples.trajectory_B, members))
+        self._proximal_BKA = samples.logprobs_BKA.copy()
+        self._proximal_BKA[later] = self.score(samples, later)
+        self._is_opening = True
+        sums = self.accumulate_gradient(samples, members)
+        self._is_opening = False
+        figures = behaviour_figures(samples, self._proximal_BKA, self._weight_cap)
         figures["staleness_mean"] = float(self._ages_B.mean())
-        corrected = correct(samples, proximal_BKA, self._weight_cap)
-        return Reconciled(corrected, is_corrected=True, figures=figures)
+        corrected = correct(samples, self._proximal_BKA, self._weight_cap)
+        return Opening(corrected, sums, agreement, figures)
+
+    def _loss(
+        self, samples: Samples, rows: np.ndarray, scale_B: np.ndarray, scores: Scores
+    ) -> tuple[torch.Tensor, LossSums]:
+        if self._is_opening:
+            self._proximal_BKA[rows] = scores.logprobs_BKA.detach().float().cpu().numpy()
+            samples = correct(samples, self._proximal_BKA, self._weight_cap)
+        return super()._loss(samples, rows, scale_B, scores)
 
 
 def behaviour_figures(

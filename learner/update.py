@@ -51,11 +51,12 @@ class UpdateSettings:
 
 
 @dataclass(frozen=True)
-class Reconciled:
-    """Samples as they are to be trained on, and what was found out about them."""
+class Opening:
+    """What precedes the first step: the first minibatch's gradient is set, no weight is changed."""
 
-    samples: Samples
-    is_corrected: bool = False  # their old log-probabilities are the learner's own
+    samples: Samples | None  # as they are trained on
+    sums: LossSums  # of the first minibatch
+    agreement: Agreement = field(default_factory=Agreement)
     figures: dict[str, float] = field(default_factory=dict)
 
 
@@ -172,13 +173,8 @@ class Updater:
             NonFiniteGradient: earlier steps may have been taken.
             Stopped: the weights may have changed; resume from the last checkpoint.
         """
-        settings, total, norms, first_clip = self.settings, LossSums(), [], 0.0
+        settings, total, norms = self.settings, LossSums(), []
         others: list[dict[str, float]] = []
-        check, is_corrected, found = ServedCheck(settings.served), False, {}
-        if samples is not None:
-            reconciled = self.reconcile(samples, check, update_id)
-            samples, is_corrected = reconciled.samples, reconciled.is_corrected
-            found = reconciled.figures
         minibatches = [
             members
             for epoch in range(settings.epochs)
@@ -186,25 +182,37 @@ class Updater:
                 trajectories, settings.optimizer_steps, settings.seed, update_id, epoch
             )
         ]
-        agreement = check.conclude()
+        opening = self.open(samples, minibatches[0], update_id)
         for step, members in enumerate(minibatches):
-            is_first = step == 0 and not is_corrected
-            sums = self.accumulate_gradient(samples, members, check if is_first else None)
-            if is_first:
-                agreement = check.conclude()
-                if samples is not None and agreement.needs_correction:
-                    # What the sample of chunks did not show, the whole minibatch does.
-                    samples = self._correct(samples, check)
-                    sums = self.accumulate_gradient(samples, members)
+            sums = self.accumulate_gradient(opening.samples, members) if step else opening.sums
             others.append(self.add_gradient(update_id, step))
             norms.append(self._step())
             total.add(sums)
-            if step == 0:
-                first_clip = sums.means()["clip_fraction"]
-        means = total.means() | mean_figures(others) | found
+        means = total.means() | mean_figures(others) | opening.figures
         means["loss"] /= len(minibatches)
-        count = 0 if samples is None else len(samples)
-        return UpdateReport(means, first_clip, float(np.mean(norms)), agreement, count)
+        return UpdateReport(
+            means,
+            first_clip_fraction=opening.sums.means()["clip_fraction"],
+            grad_norm=float(np.mean(norms)),
+            agreement=opening.agreement,
+            samples=0 if samples is None else len(samples),
+        )
+
+    def open(self, samples: Samples | None, members: np.ndarray, update_id: int) -> Opening:
+        """The first minibatch's gradient; all samples are corrected if their check asks for it.
+
+        A seeded chunk of each trajectory is checked, then every chunk of the first minibatch.
+        """
+        check = ServedCheck(self.settings.served)
+        if samples is None:
+            return Opening(None, self.accumulate_gradient(None, members))
+        self.score(samples, self.rows_to_check(samples, update_id), check)
+        if not check.conclude().needs_correction:
+            sums = self.accumulate_gradient(samples, members, check)
+            if not check.conclude().needs_correction:
+                return Opening(samples, sums, check.conclude())
+        samples = self._correct(samples, check)
+        return Opening(samples, self.accumulate_gradient(samples, members), check.conclude())
 
     def accumulate_gradient(
         self, samples: Samples | None, members: np.ndarray, check: ServedCheck | None = None
@@ -248,16 +256,6 @@ class Updater:
         norm = clip_gradient(self.policy.parameters.values(), self.settings.clip_norm)
         self.optimizer.step()
         return norm
-
-    def reconcile(self, samples: Samples, check: ServedCheck, update_id: int) -> Reconciled:
-        """Check a seeded chunk of each trajectory; correct all of them if that is not enough.
-
-        The first minibatch is checked whole, when it is computed.
-        """
-        self.score(samples, self.rows_to_check(samples, update_id), check)
-        if not check.conclude().needs_correction:
-            return Reconciled(samples)
-        return Reconciled(self._correct(samples, check), is_corrected=True)
 
     def rows_to_check(self, samples: Samples, update_id: int) -> np.ndarray:
         """A seeded row of each trajectory."""

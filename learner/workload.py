@@ -74,10 +74,12 @@ def count_workload(
     if algorithm.method == "sft":
         steps_each = config.sft.steps_per_iteration
         trained, resampled = updates * steps_each * config.sft.batch_size, 0
-    # PPO values all chunks once an iteration; stale ones are scored for the proximal policy. DPO
-    # weighs its pairs before each backward.
-    is_scored = algorithm.ppo is not None or algorithm.staleness > 0
-    scored_once = training.chunks if is_scored else 0
+    # PPO values all chunks once an iteration; stale ones are scored for the proximal policy, but
+    # for the first minibatch. DPO weighs its pairs before each backward.
+    scored_once = training.chunks if algorithm.ppo is not None else 0
+    if algorithm.staleness > 0:
+        minibatches = algorithm.optimizer_steps_per_iteration
+        scored_once = training.chunks * (minibatches - 1) // minibatches
     return Workload(
         training=training,
         evaluation=_evaluation(config, chunk_steps, mean_steps),

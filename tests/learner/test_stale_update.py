@@ -10,9 +10,9 @@ from test_update import SETTINGS, group_of
 
 from agent.adapters import AdapterCorrupt, AdapterStore
 from learner.algorithm_config import AsyncConfig
-from learner.batch import build_samples
+from learner.batch import build_samples, split_trajectories
 from learner.policy import LOG_SCALE
-from learner.served import ServedTrainedMismatch
+from learner.served import ServedTrainedMismatch, correct
 from learner.stale_update import EarlierVersions, StaleUpdater, behaviour_figures
 from learner.update import Updater, build_optimizer
 
@@ -74,6 +74,41 @@ def test_the_first_step_weighs_each_token_by_its_truncated_ratio(past):
     assert report.means["behaviour_ratio_mean"] == pytest.approx(ratio[trained].mean(), rel=1e-5)
     assert report.means["behaviour_capped"] == pytest.approx(0.1, abs=0.02)
     assert report.agreement.largest <= 1e-4
+
+
+def test_steps_are_those_of_samples_that_were_all_corrected_before_the_first(tmp_path):
+    weights = []
+    for is_reference in (False, True):
+        folder = tmp_path / str(is_reference)
+        folder.mkdir()
+        past = Past(folder)
+        updater = past.updater(optimizer_steps=2)
+        if is_reference:
+            corrected = correct(past.samples, past.now(), LOOSE.weight_cap)
+            for members in split_trajectories(4, 2, SETTINGS.seed, update_id=1):
+                updater.accumulate_gradient(corrected, members)
+                updater._step()
+        else:
+            updater.run(past.samples, 4, update_id=1)
+        weights.append(past.policy.adapter_files())
+    assert weights[0] == weights[1]
+
+
+def test_what_the_first_gradient_comes_from_is_not_scored_before_it(past, monkeypatch):
+    updater, scored, score = past.updater(optimizer_steps=2), [], past.policy.score
+
+    def score_and_note(samples, rows):
+        scored.extend(np.unique(rows))  # a short batch repeats a row
+        return score(samples, rows)
+
+    monkeypatch.setattr(past.policy, "score", score_and_note)
+    updater.run(past.samples, 4, update_id=1)
+    times = np.bincount(scored)
+    times[updater.rows_to_check(past.samples, 1)] -= 1
+    first = split_trajectories(4, 2, SETTINGS.seed, update_id=1)[0]
+    is_first = np.isin(past.samples.trajectory_B, first)
+    assert set(times[is_first]) == {1}
+    assert set(times[~is_first]) == {2}
 
 
 def test_without_a_difference_it_is_the_update_of_the_samples_own_version(tmp_path):
