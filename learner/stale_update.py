@@ -87,7 +87,8 @@ class StaleUpdater(Updater):
         settings = replace(settings, clip=replace(settings.clip, dual=asynchronous.dual_clip))
         super().__init__(policy, optimizer, settings, should_stop, add_gradient)
         self._weight_cap, self._earlier, self._ages_B = asynchronous.weight_cap, earlier, ages_B
-        self._proximal_BKA, self._is_opening = np.zeros(0, dtype=np.float32), False
+        # Filled in while the first minibatch is computed; None at any other time.
+        self._opening_BKA: np.ndarray | None = None
 
     def open(self, samples: Samples | None, members: np.ndarray, update_id: int) -> Opening:
         """Check a seeded chunk of each trajectory against its version; correct all of them.
@@ -103,22 +104,22 @@ class StaleUpdater(Updater):
                 self.score(samples, rows[samples.version_B[rows] == version], check)
         agreement = check.conclude()
         later = np.flatnonzero(~np.isin(samples.trajectory_B, members))
-        self._proximal_BKA = samples.logprobs_BKA.copy()
-        self._proximal_BKA[later] = self.score(samples, later)
-        self._is_opening = True
+        proximal_BKA = samples.logprobs_BKA.copy()
+        proximal_BKA[later] = self.score(samples, later)
+        self._opening_BKA = proximal_BKA
         sums = self.accumulate_gradient(samples, members)
-        self._is_opening = False
-        figures = behaviour_figures(samples, self._proximal_BKA, self._weight_cap)
+        self._opening_BKA = None
+        figures = behaviour_figures(samples, proximal_BKA, self._weight_cap)
         figures["staleness_mean"] = float(self._ages_B.mean())
-        corrected = correct(samples, self._proximal_BKA, self._weight_cap)
+        corrected = correct(samples, proximal_BKA, self._weight_cap)
         return Opening(corrected, sums, agreement, figures)
 
     def _loss(
         self, samples: Samples, rows: np.ndarray, scale_B: np.ndarray, scores: Scores
     ) -> tuple[torch.Tensor, LossSums]:
-        if self._is_opening:
-            self._proximal_BKA[rows] = scores.logprobs_BKA.detach().float().cpu().numpy()
-            samples = correct(samples, self._proximal_BKA, self._weight_cap)
+        if self._opening_BKA is not None:
+            self._opening_BKA[rows] = scores.logprobs_BKA.detach().float().cpu().numpy()
+            samples = correct(samples, self._opening_BKA, self._weight_cap)
         return super()._loss(samples, rows, scale_B, scores)
 
 
