@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
             action.add_argument("--json", action="store_true", help="for machines")
         if name == "verify":
             action.add_argument("--unnorm-key", default="", help="whose statistics; needed if many")
-            action.add_argument("--instruction", default="", help="what the robot is told")
+            action.add_argument("--instruction", help="what the robot is told")
             action.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
             action.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
     return parser

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.process.instruction import clean_instruction
 from agent.wire.errors import ConfigError
 
 POLICIES = ("vla", "noop")
@@ -88,12 +89,22 @@ class AgentConfig:
         for name in self.tasks:
             if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,127}", name):
                 raise ConfigError(f"tasks: {name!r} is no slug; use a-z, 0-9, '_' and '-'")
+        for name, task in self.tasks.items():
+            task.instruction = read_instruction(f"tasks.{name}.instruction", task.instruction)
 
 
 def require_range(name: str, value: float, low: float, high: float) -> None:
     """Raises ConfigError unless low <= value <= high."""
     if not low <= value <= high:
         raise ConfigError(f"{name}: expected {low:g} to {high:g}, got {value}")
+
+
+def read_instruction(name: str, text: str) -> str:
+    """An instruction in its one spelling. Raises ConfigError naming the setting."""
+    try:
+        return clean_instruction(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ from agent.model.errors import ModelFolderError
 from agent.model.folder import ModelFolder
 from agent.model.policy_model import wrap_network
 from agent.model.verification import DEFAULT_INSTRUCTION, answer_greedily, draw_images
+from agent.process.instruction import clean_instruction
 
 
 def verify_folder(
@@ -22,7 +23,7 @@ def verify_folder(
     architecture: dict[str, Any],
     *,
     unnorm_key: str,
-    instruction: str,
+    instruction: str | None,
     device: str,
     dtype: str,
 ) -> None:
@@ -31,7 +32,7 @@ def verify_folder(
     Args:
         architecture: config fields that the folder's files do not show.
         unnorm_key: "" takes the only one.
-        instruction: "" takes the default one.
+        instruction: None takes the default one.
 
     Raises:
         ModelFolderError: the first stage that fails says why.
@@ -55,7 +56,7 @@ def verify_folder(
     print(f"processing  tokenizer, preprocessor and statistics fit ({config.image_pipeline})")
     started = time.perf_counter()
     try:
-        text = instruction or DEFAULT_INSTRUCTION
+        text = DEFAULT_INSTRUCTION if instruction is None else clean_instruction(instruction)
         choices, actions = answer_greedily(policy, draw_images(config.num_images), text)
     except ValueError as error:
         raise ModelFolderError(f"{error}; give another with --instruction") from error

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from agent.durable import storage_errors, sync_folder, write_synced
 from agent.episode import EndRecord, EpisodeMeta, EpisodePrefix, read_prefix
 from agent.episode_writer import EpisodeWriter
 from agent.ledger import EpisodeState, Ledger
+from agent.process.instruction import clean_instruction
 from agent.wire.messages import BASE_VERSION, Order, Outcome
 
 RESTART_REASON = "server restarted"
@@ -71,13 +72,21 @@ def recover_state(folder: Path, ledger: Ledger) -> Recovered:
     for name, reason in reasons.items():
         _log.warning("quarantined %s: %s", name, reason)
     return Recovered(
-        ledger.orders(),
+        [_spelt_anew(order) for order in ledger.orders()],
         ledger.filled(),
         [row.version for row in ledger.activations()],
         aborted,
         reasons,
         Counter(kind for kind, _ in quarantined.values()),
     )
+
+
+def _spelt_anew(order: Order) -> Order:
+    """An order as it would be taken today: those of earlier servers kept stray white space."""
+    try:
+        return replace(order, instruction=clean_instruction(order.instruction))
+    except ValueError:
+        return order  # its episodes are refused one by one, with the reason
 
 
 def _check_sealed(folder: Path, ledger: Ledger) -> Distrusted:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from agent.config import DTYPES, require, require_choice, require_range
+from agent.config import DTYPES, read_instruction, require, require_choice, require_range
 from learner.algorithm_config import AlgorithmConfig
 from learner.combinations import refuse_combinations
 from learner.continual.settings import ContinualConfig
@@ -152,6 +152,8 @@ def _check_suite(suite: SuiteConfig) -> None:
     require(not both, f"tasks {both} are both trained and held out")
     for task in suite.tasks:
         require(task.horizon_steps > 0, f"suite task {task.slug} needs horizon_steps > 0")
-        require(task.instruction, f"suite task {task.slug} needs an instruction")
+        task.instruction = read_instruction(
+            f"instruction of suite task {task.slug}", task.instruction
+        )
     require(suite.train_init_states >= 0, "suite.train_init_states must be at least 0")
     require(suite.eval_init_states >= 1, "suite.eval_init_states must be at least 1")

@@ -129,7 +129,10 @@ def read_network(config: LearnerConfig, published: bool) -> tuple[OpenVLAConfig,
         raise ConfigError(f"model.model_dir: {error}") from error
     if network.variant == "cnn":
         raise ConfigError("the cost of variant cnn is not counted: it needs no GPU")
-    return network, max(len(prompts.encode(task.instruction)) for task in config.suite.tasks)
+    try:
+        return network, max(len(prompts.encode(task.instruction)) for task in config.suite.tasks)
+    except ValueError as error:
+        raise ConfigError(f"suite.tasks: {error}") from error
 
 
 def _network_lines(

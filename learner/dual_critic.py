@@ -22,6 +22,7 @@ from torch import Tensor
 
 from agent.model.actions import decode_tokens
 from agent.model.policy_model import PolicyModel
+from agent.process.instruction import clean_instruction
 from learner.batch import Chunks, Samples
 from learner.critic import Critic, ValueHead
 from learner.policy import LoraPolicy, Scores
@@ -122,7 +123,8 @@ class DualCritic(Critic):
 @torch.no_grad()
 def embed_goal(model: PolicyModel, instruction: str) -> Tensor:
     """An instruction as one vector, f32, as wide as a word: see the top of this file."""
-    ids = model.prompts.tokenizer.encode(instruction.lower(), add_special_tokens=False).ids
+    text = clean_instruction(instruction).lower()
+    ids = model.prompts.tokenizer.encode(text, add_special_tokens=False).ids
     words = model.network.word_embedding(torch.tensor(ids, device=model.device))
     mean = words.float().mean(0)
     return F.rms_norm(mean, mean.shape)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from agent.model.config import OpenVLAConfig
 from agent.model.errors import ModelFolderError
+from agent.process.instruction import clean_instruction
 
 PROMPT_TEMPLATE = "In: What action should the robot take to {task}?\nOut:"
 
@@ -69,11 +70,14 @@ class PromptEncoder:
     def encode(self, task: str) -> list[int]:
         """Prompt ids of one instruction: BOS first, empty token last.
 
+        Instructions that differ in nothing one can see make one prompt.
+
         Raises:
-            ValueError: the instruction holds words outside the vocabulary, or is too long.
+            ValueError: the instruction is empty, holds words outside the vocabulary, or is too
+                long.
         """
         if task not in self._cache:
-            self._cache[task] = self._encode(task)
+            self._cache[task] = self._encode(clean_instruction(task))
         return self._cache[task]
 
     def _encode(self, task: str) -> list[int]:

@@ -20,7 +20,7 @@ from agent.server.core import Core
 from agent.server.episodes import Episodes
 from agent.server.exchange import Exchange
 from agent.server.faults import answering
-from agent.server.validation import check_name, check_order, check_protocol_version, check_range
+from agent.server.validation import check_name, check_protocol_version, check_range, checked_order
 from agent.wire.errors import WireError
 from agent.wire.messages import (
     PROTOCOL_VERSION,
@@ -99,12 +99,12 @@ class Operator:
     def post_orders(self, message: PostOrders, exchange: Exchange) -> None:
         """Takes orders once their versions are resident; the reply comes when they are durable."""
         self._check_epoch(message.epoch)
-        for order in message.orders:
-            check_order(order)
+        orders = [checked_order(order) for order in message.orders]
+        for order in orders:
             self._core.policy.check_instruction(order.instruction)
         known = {order.order_id for order in self._core.book.orders()}
-        versions = {order.version for order in message.orders if order.order_id not in known}
-        self._load_then(sorted(versions), exchange, lambda: self._accept(message.orders, exchange))
+        versions = {order.version for order in orders if order.order_id not in known}
+        self._load_then(sorted(versions), exchange, lambda: self._accept(orders, exchange))
 
     def fetch(self, message: FetchEpisodes, exchange: Exchange) -> None:
         """Answers with sealed episodes, now or as soon as there is one.

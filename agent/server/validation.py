@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
 from agent.policy import Policy
+from agent.process.instruction import clean_instruction
 from agent.wire.arrays import brief
 from agent.wire.errors import WireError
 from agent.wire.messages import (
@@ -115,8 +117,11 @@ def check_end(end: EpisodeEnd, chunks: int) -> None:
         raise WireError("bad_message", f"reason: at most {REASON_MAX_CHARS} characters")
 
 
-def check_order(order: Order) -> None:
-    """Raises WireError("bad_message") naming the order and the field."""
+def checked_order(order: Order) -> Order:
+    """The order with its instruction in the one spelling that is served and recorded.
+
+    Raises WireError("bad_message") naming the order and the field.
+    """
     if len(order.order_id) > _ORDER_ID_MAX_CHARS or not _ORDER_ID.fullmatch(order.order_id):
         raise WireError(
             "bad_message", f"order_id {brief(order.order_id)} is not plain words and '/'"
@@ -138,3 +143,7 @@ def check_order(order: Order) -> None:
         raise WireError("bad_message", f"{where}: mode {brief(order.mode)} is no slug")
     if (order.row >= 0) != bool(order.mode):
         raise WireError("bad_message", f"{where}: row and mode name one cell: give both or none")
+    try:
+        return replace(order, instruction=clean_instruction(order.instruction))
+    except ValueError as error:
+        raise WireError("bad_message", f"{where}: {error}") from error
