@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.process.checks import require_choice, require_range
+from agent.process.errors import ConfigError
 from agent.process.instruction import clean_instruction
-from agent.wire.errors import ConfigError
 
 POLICIES = ("vla", "noop")
 DTYPES = ("float32", "bfloat16")
@@ -93,27 +94,9 @@ class AgentConfig:
             task.instruction = read_instruction(f"tasks.{name}.instruction", task.instruction)
 
 
-def require_range(name: str, value: float, low: float, high: float) -> None:
-    """Raises ConfigError unless low <= value <= high."""
-    if not low <= value <= high:
-        raise ConfigError(f"{name}: expected {low:g} to {high:g}, got {value}")
-
-
 def read_instruction(name: str, text: str) -> str:
     """An instruction in its one spelling. Raises ConfigError naming the setting."""
     try:
         return clean_instruction(text)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
-
-
-def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises ConfigError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
-
-
-def require(condition: object, message: str) -> None:
-    """Raises ConfigError with `message` unless the condition holds."""
-    if not condition:
-        raise ConfigError(message)

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.process import BAD_INPUT
 from deploy.local.placement import BadSetting, Placement
 from deploy.local.processes import module_command, module_environment
 
-BAD_INPUT = 2
 KEYS_LIMIT_S = 60.0
 ROBOTS_PORT, AGENT_HTTP_PORT, LEARNER_HTTP_PORT = 5555, 9100, 9101
 # Who gets a key, and what it may do. Robots are added by the operator: perennial keys add.

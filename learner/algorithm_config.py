@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from agent.config import require, require_choice, require_range
+from agent.process.checks import require, require_choice, require_range
 
 METHODS = ("grpo", "ppo", "dpo", "sft")
 GROUPINGS = ("init_state", "task")

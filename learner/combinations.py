@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.config import require
+from agent.process.checks import require
 
 if TYPE_CHECKING:
     from learner.config import LearnerConfig

@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from agent.config import DTYPES, read_instruction, require, require_choice, require_range
+from agent.config import DTYPES, read_instruction
+from agent.process.checks import require, require_choice, require_range
 from learner.algorithm_config import AlgorithmConfig
 from learner.combinations import refuse_combinations
 from learner.continual.settings import ContinualConfig

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from agent.adapters import AdapterStore, version_name
+from agent.process.changes import explain, find_differences, schema_defaults
 from agent.wire.messages import BASE_VERSION
-from learner.changes import explain, find_differences, schema_defaults
 from learner.checkpoint import (
     Checkpoint,
     CheckpointError,

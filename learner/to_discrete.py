@@ -56,8 +56,9 @@ class ConversionSettings:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        from agent.config import DTYPES, require_choice, require_range
-        from agent.wire.errors import ConfigError
+        from agent.config import DTYPES
+        from agent.process.checks import require_choice, require_range
+        from agent.process.errors import ConfigError
 
         if not self.demos:
             raise ConfigError("demos: name at least one folder of demonstration shards")

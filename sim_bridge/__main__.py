@@ -6,17 +6,18 @@ import json
 import sys
 from pathlib import Path
 
+from agent.process import StopFlag, run_process
 from sim_bridge.config import SimConfig
-from sim_bridge.startup import StopFlag, run_process
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the worker until SIGTERM; returns the exit status."""
     purpose = "Runs the agent's episodes on simulated bodies until SIGTERM."
-    return run_process("sim_bridge", purpose, SimConfig, _work, argv)
+    return run_process("sim_bridge", purpose, lambda: SimConfig, _work, argv)
 
 
-def _work(config: SimConfig, stop: StopFlag) -> None:
+def _work(config: SimConfig) -> None:
+    stop = StopFlag()
     from agent.wire.keys import find_client_keys
     from agent.wire.sockets import DealerClient
     from agent.wire.systemd import ServiceManager

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.wire.errors import ConfigError
+from agent.process.checks import require_range
+from agent.process.errors import ConfigError
 
 _CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -85,9 +86,3 @@ def require_client_id(client_id: str) -> None:
             "client_id: expected 1 to 64 letters, digits, '.', '_' or '-', starting with a letter "
             f"or digit, got '{client_id}'"
         )
-
-
-def require_range(name: str, value: float, low: float, high: float) -> None:
-    """Raises ConfigError unless low <= value <= high."""
-    if not low <= value <= high:
-        raise ConfigError(f"{name}: expected {low:g} to {high:g}, got {value}")

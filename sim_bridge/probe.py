@@ -5,17 +5,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from agent.process import StopFlag, run_process
 from sim_bridge.config import ProbeConfig
-from sim_bridge.startup import StopFlag, run_process
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the probe until SIGTERM; returns the exit status."""
     purpose = "Asks the agent for actions at a steady rate and logs every reply, until SIGTERM."
-    return run_process("sim_bridge.probe", purpose, ProbeConfig, _work, argv)
+    return run_process("sim_bridge.probe", purpose, lambda: ProbeConfig, _work, argv)
 
 
-def _work(config: ProbeConfig, stop: StopFlag) -> None:
+def _work(config: ProbeConfig) -> None:
+    stop = StopFlag()
     from agent.wire.keys import find_client_keys
     from agent.wire.sockets import DealerClient
     from sim_bridge.client import RequestTable

@@ -86,6 +86,7 @@ def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
     [
         "agent.process",
         "agent.process.instruction",
+        "agent.process.changes",
         "agent.wire.messages",
         "agent.wire.codec",
         "agent.wire.sockets",
@@ -113,3 +114,16 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert set(HEAVY) & {name.split(".")[0] for name in done.stdout.split()} == set()
+
+
+def test_the_floor_rests_on_nothing_of_ours() -> None:
+    floor = ROOT / "agent" / "process"
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in SOURCES
+        if path.is_relative_to(floor)
+        for module in imported_modules(path)
+        if any(is_under(module, name) for name in PACKAGES)
+        and not is_under(module, "agent.process")
+    ]
+    assert wrong == []

@@ -1,6 +1,8 @@
-"""The whole error taxonomy. Errors are translated into it once, at the edge where they appear."""
+"""The errors of the wire. Errors are translated into ours once, at the edge where they appear."""
 
 from __future__ import annotations
+
+from agent.process.errors import ConfigError, PerennialError
 
 FAULT_CODES = frozenset(
     {
@@ -28,14 +30,6 @@ FAULT_CODES = frozenset(
         "timeout",  # raised by the client: no reply in time
     }
 )
-
-
-class PerennialError(Exception):
-    """Base of every error that Perennial raises on purpose."""
-
-
-class ConfigError(PerennialError):
-    """A setting, file or address that cannot work; one line, with the way out."""
 
 
 class HandshakeRefused(ConfigError):

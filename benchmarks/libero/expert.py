@@ -21,13 +21,13 @@ import numpy as np
 from omegaconf import OmegaConf
 from rich.progress import track
 
+from agent.process import die_with
 from benchmarks.libero.machine import describe_machine
 from deploy.local.composition import CONFIGS
 from sim_bridge.libero.env import LiberoEnv
 from sim_bridge.libero.expert import expert_action
 from sim_bridge.libero.protocol import OPEN_HAND, SETTLE_STEPS
 from sim_bridge.libero.tasks import suite_tasks
-from sim_bridge.startup import die_with
 
 REPORT = Path(__file__).parents[1] / "reports" / "libero-expert.md"
 SUITES = ("libero_spatial", "libero_object")

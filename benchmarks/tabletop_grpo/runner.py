@@ -15,6 +15,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from agent.process.changes import find_differences
 from benchmarks.tabletop_grpo.cells import DEMO_FRAMES, DEMO_SEED, DEMOS, Cell
 from deploy.bench.programs import RunProgress, run_program
 from deploy.bench.results import (
@@ -24,7 +25,6 @@ from deploy.bench.results import (
     read_result,
     write_result,
 )
-from deploy.local.changes import find_differences
 from deploy.local.processes import PACKAGE_ROOT
 from deploy.local.records import read_records
 from deploy.local.settings import compose_run

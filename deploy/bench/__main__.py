@@ -7,12 +7,14 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from agent.process import BAD_INPUT, FAILED
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from deploy.bench.grid import Grid
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+INTERRUPTED = 130
 _EPILOG = """\
 settings:
   method=sequential,ewc,ppo:1   of configs/method; :N gives one its own number of seeds

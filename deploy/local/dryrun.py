@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.local.processes import BAD_INPUT, module_command, module_environment
+from agent.process import BAD_INPUT
+from deploy.local.processes import module_command, module_environment
 
 if TYPE_CHECKING:
     from deploy.local.settings import RunConfig

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.process.errors import ConfigError
 from deploy.local.processes import PACKAGE_ROOT
 
 PROTOCOLS = PACKAGE_ROOT / "configs" / "suite" / "protocol"
@@ -39,8 +40,8 @@ LOCAL_WAYS_OUT = {
 }
 
 
-class BadSetting(Exception):
-    """A setting that cannot work; one line with the way out."""
+class BadSetting(ConfigError):
+    """A setting of a run that cannot work; one line with the way out."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -12,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-BAD_INPUT = 2  # exit status of a process whose settings cannot work: starting it again is useless
+from agent.process import BAD_INPUT, thread_variables
+
 QUICK_EXIT_S = 20.0  # a process that lived longer than this starts with a fresh restart budget
 LONGEST_BACKOFF_S = 10.0
 LOG_TAIL_BYTES = 4096
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]  # the repository, or site-packages
 
@@ -42,19 +41,8 @@ def module_environment(threads: int | None = None) -> dict[str, str]:
     path = os.pathsep.join([str(PACKAGE_ROOT), *([inherited] if inherited else [])])
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     if threads is not None:
-        environment["OMP_WAIT_POLICY"] = "PASSIVE"
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            environment[name] = str(threads)
+        environment |= thread_variables(threads)
     return environment
-
-
-def die_with(parent: int) -> None:
-    """Asks the kernel for SIGTERM when `parent` ends; ends at once if it already has (Linux)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "parent_pid: prctl")
-    if os.getppid() != parent:
-        signal.raise_signal(signal.SIGTERM)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.process import BAD_INPUT
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from deploy.local.checker import Recount
     from deploy.local.records import Records
 
-BAD_INPUT = 2
+
 DIFFERENT = 1
 
 

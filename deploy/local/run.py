@@ -8,16 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from agent.process import BAD_INPUT, FAILED, die_with
+from agent.process.errors import ConfigError
 from deploy.local.processes import (
-    BAD_INPUT,
     ProcessFailed,
-    die_with,
     module_command,
     module_environment,
 )
 from deploy.local.versions import installed_versions
 
-FAILED = 1
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 _EPILOG = """\
 settings (Hydra overrides; configs/run.yaml has all of them):
@@ -45,12 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     arguments = parser.parse_args(argv)
 
-    from deploy.local.settings import BadSetting
     from deploy.local.supervisor import Interrupted
 
     try:
         return _run(arguments.overrides)
-    except BadSetting as error:
+    except ConfigError as error:
         print(f"perennial run: {error}", file=sys.stderr)
         return BAD_INPUT
     except ProcessFailed as error:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deploy.local.changes import Difference, explain, find_differences
+from agent.process.changes import Difference, explain, find_differences
 from deploy.local.composition import compose_tree
 from deploy.local.overrides import Override, has_value, parse_overrides
 from deploy.local.placement import BadSetting, make_socket_folder, socket_folder

@@ -8,8 +8,8 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
+from agent.process import BAD_INPUT, FAILED
 from agent.wire.errors import ConfigError, PerennialError
-from sim_bridge.startup import BAD_INPUT, FAILED
 
 _EPILOG = """\
 `perennial demos import --help`: demonstrations in another format, as such frames.

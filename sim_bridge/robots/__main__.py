@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent.process import StopFlag, run_process
 from sim_bridge.robots.config import RobotConfig
-from sim_bridge.startup import StopFlag, run_process
 
 if TYPE_CHECKING:
     from sim_bridge.log import EndLog
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Runs the robot until its episodes are done or SIGTERM; returns the exit status."""
     purpose = "Drives a robot at a fixed rate with the agent's policy."
-    return run_process("perennial robot", purpose, RobotConfig, _work, argv)
+    return run_process("perennial robot", purpose, lambda: RobotConfig, _work, argv)
 
 
-def _work(config: RobotConfig, stop: StopFlag) -> None:
+def _work(config: RobotConfig) -> None:
+    stop = StopFlag()
     from agent.wire.keys import find_client_keys
     from agent.wire.sockets import DealerClient
     from sim_bridge.client import RequestTable

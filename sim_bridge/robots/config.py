@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.process.checks import require_range
 from agent.wire.errors import ConfigError
-from sim_bridge.config import require_client_id, require_range
+from sim_bridge.config import require_client_id
 
 ROBOTS = ("simulated", "replay", "lerobot", "ros2")
 TRANSPORTS = ("auto", "rclpy", "dds", "zenoh")

@@ -12,7 +12,6 @@ from agent.wire.keys import load_client_keys, load_server_keys
 from deploy.setup import BAD_INPUT, CLIENTS, TARGETS, main
 from learner.config import LearnerConfig
 from sim_bridge.config import SimConfig
-from sim_bridge.startup import load_config as load_bridge_config
 
 pytestmark = pytest.mark.slow  # each call starts five interpreters
 
@@ -33,7 +32,7 @@ def test_every_process_takes_its_settings_and_finds_its_keys(
     config_dir = tmp_path / "state" / "config"
     agent = load_config(AgentConfig, config_dir / "agent.yaml", [])
     learner = load_config(LearnerConfig, config_dir / "learner.yaml", [])
-    sim = load_bridge_config(SimConfig, config_dir / "sim.yaml", [])
+    sim = load_config(SimConfig, config_dir / "sim.yaml", [])
     server = load_server_keys(Path(agent.keys_dir))
     for folder in (learner.keys_dir, sim.keys_dir, str(tmp_path / "keys" / "operator")):
         assert load_client_keys(Path(folder)).server_public == server.public

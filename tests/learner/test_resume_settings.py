@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from learner_run import Run, make_config
 
+from agent.process.changes import find_differences, schema_defaults
 from learner.algorithm_config import AlgorithmConfig, PpoConfig
-from learner.changes import find_differences, schema_defaults
 from learner.checkpoint import FILES, CheckpointError, content_hash
 from learner.config import RoundingConfig
 

@@ -26,8 +26,8 @@ def test_a_stopped_learner_does_not_look_finished(
 
     suite = SuiteConfig("toy", [TaskConfig("a", "do a", 9)], ["a"], [])
     config = LearnerConfig(suite=suite, state_dir=str(tmp_path))
-    monkeypatch.setattr("agent.process.load_config", lambda *_: config)
-    monkeypatch.setattr("agent.process.set_thread_count", lambda threads: None)
+    monkeypatch.setattr("agent.process.startup.load_config", lambda *_: config)
+    monkeypatch.setattr("agent.process.startup.set_thread_count", lambda threads: None)
     monkeypatch.setattr(process.signal, "signal", lambda *_: None)
     monkeypatch.setattr(process, "_learn_locked", stop)
     with caplog.at_level("INFO"):

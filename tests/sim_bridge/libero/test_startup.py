@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.process import BAD_INPUT
 from sim_bridge import gl
 from sim_bridge.__main__ import main
-from sim_bridge.startup import BAD_INPUT
 
 
 def start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -22,7 +22,7 @@ def start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.fixture(autouse=True)
 def _signals(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker's handlers would outlive it here, as would its numbers of threads."""
-    monkeypatch.setattr("sim_bridge.startup.signal.signal", lambda *_: None)
+    monkeypatch.setattr("agent.process.startup.signal.signal", lambda *_: None)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
 

@@ -11,11 +11,11 @@ from types import ModuleType
 import pytest
 from omegaconf import OmegaConf
 
+from agent.process import load_config
 from agent.wire.errors import ConfigError
 from sim_bridge.robots import cdr
 from sim_bridge.robots.config import RestConfig, RobotConfig, Ros2Config
 from sim_bridge.robots.robots import make_robot
-from sim_bridge.startup import load_config
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = ROOT / "configs" / "robot.yaml"

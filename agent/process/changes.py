@@ -1,16 +1,15 @@
 """What differs between the settings a run was begun with and those it would be resumed with.
 
-The rule, which learner/changes.py follows too (deploy imports nothing of the learner; a test keeps
-the two alike): a setting that the record lacks came with a newer release and counts as recorded
-with its default, here that of the shipped configuration. A setting that only the record has went
-with a release: that is logged and accepted. Any other difference is refused.
+The rule: a setting that the record lacks came with a newer release and counts as recorded with its
+default, which does what the older release did. A setting that only the record has went with a
+release: that is logged and accepted. Any other difference is refused.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 
@@ -57,6 +56,29 @@ def _are_tables(one: Any, other: Any) -> bool:
     if not (isinstance(one, list) and isinstance(other, list) and len(one) == len(other)):
         return False
     return all(isinstance(element, dict) for element in [*one, *other])
+
+
+def schema_defaults(present: Any, recorded: Any) -> dict[str, Any]:
+    """The defaults of the dataclass `present`, as a tree for `find_differences`.
+
+    A section that `recorded` has, too, gets the defaults of its own class: the field's may be None.
+    """
+    defaults: dict[str, Any] = {}
+    held = recorded if isinstance(recorded, dict) else {}
+    for field in fields(present):
+        now, before = getattr(present, field.name), held.get(field.name)
+        if is_dataclass(now) and isinstance(before, dict):
+            defaults[field.name] = schema_defaults(now, before)
+        elif isinstance(now, list) and isinstance(before, list) and all(map(is_dataclass, now)):
+            pairs = zip(now, before, strict=False)  # of lists of another length nothing is asked
+            defaults[field.name] = [schema_defaults(one, other) for one, other in pairs]
+        elif field.default_factory is not MISSING:
+            default = field.default_factory()
+            is_section = is_dataclass(default) and not isinstance(default, type)
+            defaults[field.name] = asdict(default) if is_section else default
+        elif field.default is not MISSING:
+            defaults[field.name] = field.default
+    return defaults
 
 
 def explain(differences: list[Difference]) -> str:

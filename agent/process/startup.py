@@ -1,0 +1,119 @@
+"""What a process does before its work: arguments, config, threads, signals, one-line errors.
+
+Nothing heavy is imported before `--help` was answered and the thread counts are in the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from agent.process.errors import ConfigError, PerennialError
+from agent.process.settings import load_config
+
+BAD_INPUT = 2  # exit status
+FAILED = 1
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class ProcessConfig(Protocol):
+    """The settings that every process has."""
+
+    threads: int
+    die_with_parent: bool
+
+
+Config = TypeVar("Config", bound=ProcessConfig)
+
+
+class StopFlag:
+    """True once SIGTERM or SIGINT came; make it in the main thread."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self._is_set
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._is_set = True
+
+
+def run_process(
+    program: str,
+    purpose: str,
+    schema: Callable[[], type[Config]],
+    work: Callable[[Config], None],
+    argv: list[str] | None = None,
+) -> int:
+    """Parse `argv`, prepare the process, run `work`, and return the exit status.
+
+    Whatever the user can mend ends in one line on stderr, because a supervisor shows the last line
+    of a log: status 2 for bad input, 1 for a failure while running. `schema` is called after the
+    arguments were parsed and returns the dataclass of the settings.
+    """
+    parent = os.getppid()
+    parser = argparse.ArgumentParser(prog=program, description=purpose)
+    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings to start from")
+    parser.add_argument("--check", action="store_true", help="check the settings, start nothing")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    arguments = parser.parse_intermixed_args(argv)  # options may stand between settings
+    try:
+        config = load_config(schema(), arguments.config, arguments.overrides)
+        if arguments.check:
+            return 0
+        set_thread_count(config.threads)
+        if config.die_with_parent:
+            die_with(parent)
+        work(config)
+    except PerennialError as error:
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT if isinstance(error, ConfigError) else FAILED
+    return 0
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """The environment that keeps numerical libraries to so many threads, which sleep when idle.
+
+    Idle threads that spin take the core that another process needs.
+    """
+    return {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def set_thread_count(threads: int) -> None:
+    """Keep this process to its share of the cores.
+
+    Works only before numpy and torch are imported.
+    """
+    for name, value in thread_variables(threads).items():
+        if name in _THREAD_VARIABLES:
+            os.environ[name] = value
+        else:
+            os.environ.setdefault(name, value)
+
+
+def die_with(parent: int) -> None:
+    """Ask the kernel for SIGTERM when `parent` ends; end at once if it already has (Linux).
+
+    Raises:
+        ConfigError: the system has no such service.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        status = libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    except AttributeError:
+        raise ConfigError("die_with_parent: only Linux can do that; drop the setting") from None
+    if status != 0:
+        raise ConfigError(f"die_with_parent: prctl: {os.strerror(ctypes.get_errno())}")
+    if os.getppid() != parent:
+        signal.raise_signal(signal.SIGTERM)
