@@ -19,7 +19,7 @@ import numpy as np
 from agent.wire import messages
 from agent.wire.arrays import array_bytes, array_from, brief
 from agent.wire.errors import WireError
-from agent.wire.schema import fields_of, finite_number, reader_of
+from agent.wire.schema import defaults_of, fields_of, finite_number, reader_of
 
 MAX_DEPTH = 16  # of nested maps and lists in `pack`/`unpack`
 
@@ -117,8 +117,18 @@ def _to_plain(value: Any, frames: list[Frame]) -> Any:
     if isinstance(value, list | tuple):
         return [_to_plain(item, frames) for item in value]
     if dataclasses.is_dataclass(value):
-        return {name: _to_plain(getattr(value, name), frames) for name in fields_of(type(value))}
+        return {
+            name: _to_plain(item, frames)
+            for name, item in ((name, getattr(value, name)) for name in fields_of(type(value)))
+            if not _is_left_out(type(value), name, item)
+        }
     return value
+
+
+def _is_left_out(cls: type, name: str, item: Any) -> bool:
+    """Whether a field came later and has its default, so that older receivers need not know it."""
+    defaults = defaults_of(cls)
+    return name in defaults and bool(item == defaults[name])
 
 
 # ---- decoding --------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -27,7 +27,31 @@ class ArraySource(Protocol):
 
 T = TypeVar("T")
 Reader = Callable[[Any, str, ArraySource], Any]
+_LATER = "later"
 _FIELDS: dict[type, dict[str, Reader]] = {}
+_DEFAULTS: dict[type, dict[str, Any]] = {}
+
+
+def later(default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:
+    """Declare a message's field that came after the first release of its protocol version.
+
+    It does not travel while it has its default, and where it is missing it has it: both sides of
+    such a release understand each other as long as neither uses what the other does not know.
+    """
+    return dataclasses.field(default=default, default_factory=factory, metadata={_LATER: True})
+
+
+def defaults_of(cls: type) -> dict[str, Any]:
+    """The fields declared with `later`, each with its default."""
+    if cls not in _DEFAULTS:
+        _DEFAULTS[cls] = {
+            field.name: field.default
+            if field.default is not dataclasses.MISSING
+            else cast(Callable[[], Any], field.default_factory)()
+            for field in dataclasses.fields(cls)
+            if _LATER in field.metadata
+        }
+    return _DEFAULTS[cls]
 
 
 class _NoArrays:
@@ -63,7 +87,7 @@ def reader_of(hint: Any) -> Reader:
     if origin is dict:
         return _dict_reader(reader_of(typing.get_args(hint)[1]))
     if dataclasses.is_dataclass(hint):
-        return _dataclass_reader(typing.cast(type, hint))
+        return _dataclass_reader(cast(type, hint))
     raise TypeError(f"no wire form for {hint}")
 
 
@@ -119,13 +143,14 @@ def _dict_reader(read: Reader) -> Reader:
 
 def _dataclass_reader(cls: type) -> Reader:
     def read_fields(value: Any, path: str, arrays: ArraySource) -> Any:
-        schema = fields_of(cls)
-        if type(value) is not dict or value.keys() != schema.keys():
+        schema, defaults = fields_of(cls), defaults_of(cls)
+        if type(value) is not dict or (value.keys() | defaults.keys()) != schema.keys():
             got = sorted(map(brief, value)) if type(value) is dict else type(value).__name__
             raise WireError(
                 "bad_message", f"{path}: expected the fields {list(schema)}, got {got!s:.300}"
             )
-        return cls(**{f: read(value[f], f"{path}.{f}", arrays) for f, read in schema.items()})
+        given = {f: read for f, read in schema.items() if f in value}
+        return cls(**{f: read(value[f], f"{path}.{f}", arrays) for f, read in given.items()})
 
     return read_fields
 
