@@ -1,8 +1,9 @@
 """Camera images to model pixels, as the published evaluations prepare them.
 
-Every resampling here repeats the arithmetic of the library that prepared the training and
-evaluation images (TensorFlow's JPEG codec, antialiased lanczos3 and crop_and_resize; torchvision's
-antialiased bicubic), in float32 and in the same order, so that its 8-bit results are equal.
+Every stage repeats the arithmetic of the library that prepared the training and evaluation images
+(TensorFlow's JPEG codec, antialiased lanczos3 and crop_and_resize; torchvision's antialiased
+bicubic), in float32 and in the same order, so that its 8-bit results are equal, and equal on every
+processor: an agent and a learner on different machines see the same pixels.
 """
 
 import io
@@ -14,9 +15,10 @@ from typing import Literal, get_args
 import numpy as np
 import simplejpeg
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+from agent.model.resample import resize_bicubic, resize_lanczos
 
 PipelineKind = Literal["bicubic", "jpeg-lanczos-crop"]
 MAX_SIDE = 4096
@@ -24,7 +26,6 @@ MAX_SIDE = 4096
 JPEG_QUALITY = 95
 CHROMA_HALVED = 2
 """Pillow's name for 4:2:0 chroma subsampling."""
-LANCZOS_RADIUS = np.float32(3)
 CROP_AREA = np.float32(0.9)
 
 
@@ -158,16 +159,6 @@ def check_images(images: np.ndarray) -> None:
         )
 
 
-def resize_bicubic(images: np.ndarray, size: int) -> np.ndarray:
-    """torchvision's antialiased bicubic of 8-bit images: uint8 (B, H, W, 3) to (B, size, size, 3).
-
-    The float result is rounded and clipped, which equals the 8-bit fixed-point one.
-    """
-    pixels = torch.from_numpy(np.moveaxis(images, -1, 1).astype(np.float32))
-    pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
-    return np.moveaxis(pixels.round().clamp(0, 255).to(torch.uint8).numpy(), 1, -1)
-
-
 def jpeg_round_trip(images: np.ndarray) -> np.ndarray:
     """TensorFlow's encode_jpeg and decode_jpeg with default options: uint8 (B, H, W, 3) to same.
 
@@ -182,62 +173,6 @@ def jpeg_round_trip(images: np.ndarray) -> np.ndarray:
             data.getvalue(), "RGB", fastdct=True, fastupsample=False
         )
     return decoded
-
-
-def resize_lanczos(images: np.ndarray, size: int) -> np.ndarray:
-    """TensorFlow's antialiased lanczos3, rounded and clipped: (B, H, W, 3) to (B, size, size, 3).
-
-    Rows first, then columns; taps are added one after the other, never as a matrix product, whose
-    order of summation (and so an occasional level) would depend on the BLAS.
-    """
-    rows = _resample_axis(images.astype(np.float32), 1, size)
-    return np.clip(np.round(_resample_axis(rows, 2, size)), 0, 255).astype(np.uint8)
-
-
-def _resample_axis(images: np.ndarray, axis: int, size: int) -> np.ndarray:
-    sources, weights = _lanczos_taps(images.shape[axis], size)
-    shape = [1] * images.ndim
-    shape[axis] = size
-    resampled = np.take(images, sources[:, 0], axis) * weights[:, 0].reshape(shape)
-    for tap in range(1, sources.shape[1]):
-        resampled += np.take(images, sources[:, tap], axis) * weights[:, tap].reshape(shape)
-    return resampled
-
-
-@lru_cache(maxsize=16)
-def _lanczos_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Source indices and float32 weights, both (size_out, taps), of TensorFlow's ScaleAndTranslate.
-
-    Rows with fewer taps are filled with weight 0.
-    """
-    one, half = np.float32(1), np.float32(0.5)
-    scale = one / (np.float32(size_out) / np.float32(size_in))
-    stretch = max(scale, one)
-    centers = (np.arange(size_out, dtype=np.float32) + half) * scale
-    reach = LANCZOS_RADIUS * stretch
-    first = np.clip(np.ceil(centers - reach - half), 0, size_in - 1).astype(np.int64)
-    last = np.clip(np.floor(centers + reach - half), 0, size_in - 1).astype(np.int64)
-    sources = first[:, None] + np.arange((last - first).max() + 1)
-    offsets = sources.astype(np.float32) + half - centers[:, None]
-    weights = _lanczos_kernel(np.abs(offsets * (one / stretch)))
-    weights[sources > last[:, None]] = 0
-    total = np.zeros(size_out, np.float32)
-    for tap in range(weights.shape[1]):
-        total += weights[:, tap]
-    return np.minimum(sources, size_in - 1), weights * (one / total)[:, None]
-
-
-def _lanczos_kernel(x: np.ndarray) -> np.ndarray:
-    """sinc(x) sinc(x / 3) for |x| <= 3, in float32 with correctly rounded sines."""
-
-    def sine(angle: np.ndarray) -> np.ndarray:
-        return np.sin(angle.astype(np.float64)).astype(np.float32)
-
-    pi, radius = np.float32(np.pi), LANCZOS_RADIUS
-    inside = np.maximum(x, np.float32(1e-3))
-    value = radius * sine(pi * inside) * sine(pi * inside / radius) / (pi * pi * inside * inside)
-    value = np.where(x <= np.float32(1e-3), np.float32(1), value)
-    return np.where(x > radius, np.float32(0), value)
 
 
 def crop_center(images: np.ndarray) -> np.ndarray:

@@ -20,10 +20,9 @@ from agent.model.images import (
     crop_center,
     images_to_pixels,
     jpeg_round_trip,
-    resize_bicubic,
-    resize_lanczos,
 )
 from agent.model.preprocessor import FILE_NAME, read_preprocessor
+from agent.model.resample import resize_bicubic, resize_lanczos
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openvla_oft"
 SIZE = 224
