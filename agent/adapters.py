@@ -107,7 +107,7 @@ class AdapterStore:
             created_unix_s=time.time(),
         )
         with locked(self._root):
-            taken = [name for name in self.versions() if _number_of(name) == number]
+            taken = [name for name in self.versions() if version_number(name) == number]
             if taken and taken != [manifest.version]:
                 raise AdapterConflict(
                     f"adapter number {number} is {taken[0]}, other content would be "
@@ -168,7 +168,9 @@ class AdapterStore:
 
     def _folder(self, version: str) -> Path:
         # The pattern also keeps "../" and the like away from the file system.
-        if not _VERSION.fullmatch(version) or not (self._root / version).is_dir():
+        with storage_errors(self._root):
+            is_there = bool(_VERSION.fullmatch(version)) and (self._root / version).is_dir()
+        if not is_there:
             raise UnknownAdapter(
                 f"{version!r:.80} is not in {self._root}; `perennial adapters list` shows what is"
             )
@@ -189,7 +191,8 @@ class AdapterStore:
             sync_folder(self._root)
 
 
-def _number_of(version: str) -> int:
+def version_number(version: str) -> int:
+    """The number in a version's name."""
     return int(version[1:6])
 
 

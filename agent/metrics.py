@@ -185,6 +185,8 @@ class AdapterMetrics(MetricSet):
 
     adapter_info: Gauge = gauge("1 for the active version.", "version", "sha12", "parent")
     adapter_version: Gauge = gauge("Number of the active version; 0 is the base.")
+    adapter_unreadable: Gauge = gauge(
+        "1 while the active version cannot be read: one before it is served, or none.")
     adapter_swaps_total: Counter = counter(
         "Activations, and versions that could not be loaded.",
         "result=ok|verify_failed|rolled_back")

@@ -176,7 +176,7 @@ class Episodes:
                 return episode
         self._check_room()
         task = self._core.state.task(message.task)
-        order = own_task_order(message.task, task, self._core.state.active_version)
+        order = own_task_order(message.task, task, self._core.state.version_to_serve())
         meta = make_meta(order, 0, mint_episode_id(), message.client_id, self._core.policy)
         return self._register(meta, message.start_key, exchange)
 

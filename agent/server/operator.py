@@ -139,9 +139,13 @@ class Operator:
 
     def activate(self, message: Activate, exchange: Exchange) -> None:
         """Serves a version to new episodes of robots' own tasks; epoch 0 is an operator."""
-        if message.epoch != 0:
-            self._check_epoch(message.epoch)
-        self._activation.activate(message.version, exchange)
+
+        def check() -> None:
+            if message.epoch != 0:
+                self._check_epoch(message.epoch)
+
+        check()
+        self._activation.activate(message.version, exchange, check)
 
     def rollback(self, message: Rollback, exchange: Exchange) -> None:
         """Back to the version before the active one."""

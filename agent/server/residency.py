@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from agent.adapters import AdapterError, AdapterStore
+from agent.durable import StorageError
 from agent.metrics import AgentMetrics
 from agent.policy import AdapterUnusable, Policy, Staged
 from agent.server.exchange import Mailbox
@@ -52,6 +53,7 @@ class Residency:
         self._in_use = in_use
         self._resident: dict[str, None] = {}  # least recently used first
         self._loading: dict[str, list[EnsureDone]] = {}
+        self._retried: dict[str, str] = {}  # version -> why it could not be loaded the last time
         self._executor = ThreadPoolExecutor(1, "loader")
 
     def versions(self) -> list[str]:
@@ -67,12 +69,19 @@ class Residency:
         if version in self._resident:
             self._resident[version] = self._resident.pop(version)
 
-    def ensure(self, version: str, done: EnsureDone) -> None:
+    def ensure(self, version: str, done: EnsureDone, *, is_retry: bool = False) -> None:
         """Loads a version unless it is resident.
 
         `done` gets the seconds that inference was held (0.0 if it already was resident), or the
-        error: unknown_version (absent, altered, of another base, misfit), overloaded (no slot).
+        error: unknown_version (absent, unreadable, altered, of another base, misfit), overloaded
+        (no slot).
+
+        is_retry: nobody asks for it just now; a failure is told and counted when it is a new one.
         """
+        if is_retry:
+            self._retried.setdefault(version, "")
+        else:
+            self._retried.pop(version, None)
         if version in self._loading:
             self._loading[version].append(done)
         elif self.is_resident(version):
@@ -90,23 +99,30 @@ class Residency:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, version: str) -> Staged:
-        manifest = self._store.manifest(version)
-        if manifest.base_sha256 != self._policy.base_sha256:
-            raise AdapterUnusable(
-                f"{version} was trained on base {manifest.base_sha256[:12]}, this server has "
-                f"{self._policy.base_sha256[:12]}: serve that model, or another version"
-            )
-        return self._policy.stage(version, self._store.verify(version))
+        try:
+            manifest = self._store.manifest(version)
+            if manifest.base_sha256 != self._policy.base_sha256:
+                raise AdapterUnusable(
+                    f"{version} was trained on base {manifest.base_sha256[:12]}, this server has "
+                    f"{self._policy.base_sha256[:12]}: serve that model, or another version"
+                )
+            return self._policy.stage(version, self._store.verify(version))
+        except StorageError as error:
+            raise AdapterUnusable(f"{version} cannot be read: {error}") from error
 
     def _on_read(self, version: str, future: Future[Staged]) -> None:
         error = future.exception()
         if error is not None:
-            if isinstance(error, AdapterError | AdapterUnusable):
+            if isinstance(error, AdapterError | AdapterUnusable) and self._is_new(
+                version, str(error)
+            ):
                 log.warning("adapter %s is not served: %s", version, error)
                 self._metrics.adapter_swaps_total.labels("verify_failed").inc()
             self._conclude(version, wire_error_of(error, f"loading {version}"))
         elif not self._make_room():
             text = f"no room for {version}: all {self._slots} adapter slots are in use"
+            if self._is_new(version, text):
+                log.warning("%s", text)
             self._conclude(version, WireError("overloaded", text))
         else:
             # Takes its slot now, but is not resident before `_conclude`.
@@ -119,9 +135,18 @@ class Residency:
         self._conclude(version, result)
 
     def _conclude(self, version: str, result: float | WireError) -> None:
+        if not isinstance(result, WireError):
+            self._retried.pop(version, None)
         waiting = self._loading.pop(version)
         for done in waiting:
             done(result)
+
+    def _is_new(self, version: str, reason: str) -> bool:
+        """Whether this was not the reason of the retry before, too."""
+        former = self._retried.get(version)
+        if former is not None:
+            self._retried[version] = reason
+        return former != reason
 
     def _make_room(self) -> bool:
         if len(self._resident) < self._slots:

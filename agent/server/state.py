@@ -23,9 +23,16 @@ class ServerState:
 
     server_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     active_version: str = BASE_VERSION
+    active_fault: str = ""  # why the active version cannot be served; "" while it is
     tasks: dict[str, Task] = field(default_factory=dict)
     is_stopping: bool = False
     requests: int = 0  # received so far
+
+    def version_to_serve(self) -> str:
+        """What a robot's own task gets. Raises WireError("overloaded") while there is nothing."""
+        if self.active_fault:
+            raise WireError("overloaded", self.active_fault)
+        return self.active_version
 
     def task(self, slug: str) -> Task:
         """Raises WireError("unknown_task") that names some of those there are."""
