@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agent.wire.errors import PerennialError
+from agent.process.errors import PerennialError
 
 LOCK_NAME = "lock"
 
@@ -54,6 +54,17 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and what is missing above it, durably; one that is there stays. Raises OSError.
+
+    A file is lost with its folder's name, however well it was synced itself.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def write_synced(path: Path, data: bytes, mode: int = 0o666) -> None:
@@ -95,7 +106,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK_NAME
     with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         _take(descriptor, folder)
@@ -125,7 +136,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary.mkdir()
         try:
             yield temporary

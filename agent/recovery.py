@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.durable import storage_errors, sync_folder, write_synced
+from agent.durable import make_folder, replace_file, storage_errors, sync_folder
 from agent.episode import EndRecord, EpisodeMeta, EpisodePrefix, read_prefix
 from agent.episode_writer import EpisodeWriter
 from agent.ledger import EpisodeState, Ledger
@@ -173,10 +173,10 @@ def set_aside(path: Path, reason: str) -> None:
     """Move a file to the quarantine beside it, with a note that says why. Raises StorageError."""
     folder = path.parent / QUARANTINE_NAME
     with storage_errors(path):
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         target = folder / path.name
         if target.exists():
             target = folder / f"{path.stem}.{time.time_ns()}{path.suffix}"
-        write_synced(target.with_name(f"{target.name}.reason"), f"{reason}\n".encode())
+        replace_file(target.with_name(f"{target.name}.reason"), f"{reason}\n".encode())
         os.rename(path, target)
         sync_folder(folder)

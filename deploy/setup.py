@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.durable import StorageError
 from agent.process import BAD_INPUT
 from deploy.local.placement import BadSetting, Placement
 from deploy.local.processes import module_command, module_environment
@@ -152,6 +153,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"perennial setup: {error.filename}: {error.strerror}", file=sys.stderr)
         return BAD_INPUT
+    except StorageError as error:
+        print(f"perennial setup: {error}", file=sys.stderr)
+        return BAD_INPUT
     print(f"Settings in {arguments.state_dir}/config, keys in {arguments.keys_dir}.")
     return 0
 
@@ -159,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
 def set_up(target: Target, state_dir: Path, keys_dir: Path, overrides: list[str]) -> None:
     """Makes the keys and writes the settings; neither if a setting is one that is chosen here.
 
-    Raises BadSetting, OSError.
+    Raises BadSetting, OSError, StorageError.
     """
     from deploy.local.runfolder import RunFolder
     from deploy.local.settings import compose_run

@@ -19,7 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from agent.durable import storage_errors, sync_folder, write_synced
+from agent.durable import make_folder, storage_errors, sync_folder, write_synced
 from agent.wire.errors import PerennialError
 
 SCHEMA_VERSION = 1
@@ -75,7 +75,8 @@ class CheckpointFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        root.mkdir(parents=True, exist_ok=True)
+        with storage_errors(root):
+            make_folder(root)
 
     def save(self, checkpoint: Checkpoint) -> tuple[str, str]:
         """Write durably; returns the folder's name and the SHA-256 of its content.

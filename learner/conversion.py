@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from agent.durable import locked
+from agent.durable import locked, sync_folder
 from agent.model.actions import decode_tokens, encode_actions
 from agent.model.devices import check_device
 from agent.model.errors import ModelFolderError
@@ -247,6 +247,7 @@ class Conversion:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
 
     def _resume(self, path: Path) -> None:
         if not path.exists():

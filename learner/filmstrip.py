@@ -1,10 +1,12 @@
 """A contact sheet of one episode: what the policy saw, from first to last observation."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from agent.durable import make_folder, replace_file, storage_errors
 from agent.episode import Episode
 
 FRAMES = 8
@@ -28,6 +30,9 @@ def save_filmstrip(episode: Episode, cameras: list[str], path: Path) -> bool:
             frame = Image.fromarray(np.ascontiguousarray(chunks[pick].images[camera]))
             frame = frame.resize((FRAME_PIXELS, FRAME_PIXELS), Image.Resampling.LANCZOS)
             sheet.paste(frame, (column * cell, row * cell))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    picture = io.BytesIO()
+    sheet.save(picture, "PNG")
+    with storage_errors(path.parent):
+        make_folder(path.parent)
+    replace_file(path, picture.getvalue())  # one that is there is not made again, so never half
     return True

@@ -10,6 +10,7 @@ Batches are a pure function of (seed, stage, step), so a run that was killed res
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agent.durable import sync_folder
 from agent.model.actions import ActionCodec, normalise_proprio
 from agent.model.cnn import CnnPolicy
 from agent.model.images import images_to_pixels
@@ -196,17 +198,21 @@ class Stage:
 
     def _save(self, path: Path) -> None:
         partial = path.with_suffix(".partial")
-        torch.save(
-            {
-                "config": dataclasses.asdict(self.config),
-                "step": self.step,
-                "modules": self.modules.state_dict(),
-                "average": self.average,
-                "optimizer": self.optimizer.state_dict(),
-            },
-            partial,
-        )
+        with partial.open("wb") as file:
+            torch.save(
+                {
+                    "config": dataclasses.asdict(self.config),
+                    "step": self.step,
+                    "modules": self.modules.state_dict(),
+                    "average": self.average,
+                    "optimizer": self.optimizer.state_dict(),
+                },
+                file,
+            )
+            file.flush()
+            os.fsync(file.fileno())
         partial.rename(path)
+        sync_folder(path.parent)
 
     def _resume(self, path: Path) -> None:
         if not path.exists():

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from agent.durable import replace_file
+from agent.durable import make_folder, replace_file, storage_errors
 from agent.episode import EpisodeInvalid, check_episode_id
 from agent.wire.messages import Order, SealedEpisode
 from learner.link import AgentLink
@@ -33,7 +33,8 @@ class Inbox:
         self.folder, self.store = folder, store
         self._on_kept = on_kept
         self.quarantine = folder / "quarantine"
-        self.quarantine.mkdir(parents=True, exist_ok=True)
+        with storage_errors(folder):
+            make_folder(self.quarantine)
         self._arrived = threading.Condition()
         self._failure: BaseException | None = None
 

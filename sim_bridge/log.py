@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from agent.durable import make_folder, sync_folder
 from agent.wire.errors import ConfigError
 from sim_bridge.robot import BridgeError
 
@@ -50,10 +51,10 @@ class EndLog:
         self._path = path
         self._dirty = False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             _repair_tail(path)
             self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            _sync_directory(path.parent)
+            sync_folder(path.parent)
         except OSError as error:
             raise ConfigError(
                 f"log_path: cannot write '{path}' ({error.strerror}); name another path or free it"
@@ -144,11 +145,3 @@ def _repair_tail(path: Path) -> None:
             file.truncate(start)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

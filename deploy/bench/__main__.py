@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from rich.console import Console
 
+    from agent.durable import StorageError
     from deploy.bench.grid import parse_grid
     from deploy.bench.results import ResultError
     from deploy.local.placement import BadSetting
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.report:
             return _report(grid, console)
         return _run(grid, console, is_estimate=arguments.estimate)
-    except (BadSetting, ResultError, OSError) as error:
+    except (BadSetting, ResultError, OSError, StorageError) as error:
         print(f"perennial bench: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:

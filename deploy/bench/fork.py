@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from agent.durable import sync_folder
 from deploy.local.processes import ProcessFailed
 from deploy.local.runfolder import STATE_NAME, RunFolder, read_state, recorded_settings, write_state
 from deploy.local.settings import RunConfig
@@ -52,6 +53,7 @@ def fork_run(beginning: Path, run_dir: Path, config: RunConfig) -> None:
     os.sync()  # what the name promises is on the disk
     shutil.rmtree(run_dir, ignore_errors=True)  # a run that was killed before it had a state
     partial.rename(run_dir)
+    sync_folder(run_dir.parent)
 
 
 def inherited_sessions(run_dir: Path) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.durable import replace_file
 from deploy.bench.grid import Grid
 from deploy.bench.results import read_cells
 from deploy.bench.tables import Rows, cost_table, figures_table, matrix_table
@@ -30,7 +31,7 @@ how often the processes were started, a shared beginning's included.
 def write_report(grid: Grid) -> list[Path]:
     """Returns the files written.
 
-    Raises ResultError for a file that is no result of its cell, BadSetting, OSError.
+    Raises ResultError for a file that is no result of its cell, BadSetting, OSError, StorageError.
     """
     results, missing = read_cells(grid.results, grid.cells)
     rows = {
@@ -47,7 +48,7 @@ def write_report(grid: Grid) -> list[Path]:
     if results:
         lines += [*_what_was_run(grid, rows), *_sections(rows, pictures)]
     path = grid.out / REPORT
-    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    replace_file(path, ("\n".join(lines).rstrip() + "\n").encode())
     return [path, *pictures]
 
 

@@ -12,6 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from agent.durable import replace_file
 from deploy.bench.cells import Cell, compose
 from deploy.bench.fork import inherited_sessions
 from deploy.local.records import Records
@@ -154,13 +155,14 @@ def refuse_other_settings(result: Result, config: RunConfig, path: Path) -> None
 
 
 def write_result(folder: Path, result: Result) -> Path:
-    """Writes folder/NAME.json, one top-level value a line; a reader sees all of it or nothing."""
+    """Writes folder/NAME.json, one top-level value a line; a reader sees all of it or nothing.
+
+    Raises StorageError.
+    """
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in asdict(result).items()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{result.name}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    partial.replace(path)
+    replace_file(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
     return path
 
 

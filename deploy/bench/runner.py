@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from agent.durable import StorageError
 from deploy.bench.cells import Cell, Step, compose, plan_cell, require_model
 from deploy.bench.estimate import Estimate, clock, describe, estimate, own_effort
 from deploy.bench.fork import fork_run
@@ -32,6 +33,7 @@ from deploy.local.records import RecordError, read_records
 from deploy.local.runfolder import RunFolder, hold_lock, read_state
 from deploy.local.summary import build_summary
 
+DISK = (OSError, StorageError)
 LOCK_WAIT_S = 60.0  # a run whose comparison was killed stops its own processes meanwhile
 LOCK_POLL_S = 0.2
 KNOWN_AFTER = 64  # episodes, from which on this session's own pace says how long the rest takes
@@ -87,7 +89,7 @@ class Runner:
                 for each in steps_left(self._runs, [step]):
                     self._finish(each)
                 result = self._collect(cells[step.folder])
-            except (ProcessFailed, RecordError, ResultError, BadSetting, OSError) as error:
+            except (ProcessFailed, RecordError, ResultError, BadSetting, *DISK) as error:
                 self._failed[step.folder] = str(error)
                 self._console.print(f"[red]failed[/red]    {step.folder}: {error}", highlight=False)
                 continue
@@ -112,7 +114,7 @@ class Runner:
                 _wait_until_free(self._runs / step.parent.folder)  # its run may still be ending
                 fork_run(self._runs / step.parent.folder, run_dir, config)
             self._run_processes(step, run_dir)
-        except (ProcessFailed, OSError) as error:
+        except (ProcessFailed, *DISK) as error:
             self._failed[step.folder] = str(error)
             raise
         self._pace.finish(step)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.durable import StorageError, replace_file
 from agent.process import BAD_INPUT
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.recount:
             return _recount(console, records, recounted)
         return _report(console, records, recounted)
-    except (RecordError, OSError) as error:
+    except (RecordError, OSError, StorageError) as error:
         print(f"perennial report: {error}", file=sys.stderr)
         return BAD_INPUT
 
@@ -54,7 +55,7 @@ def _report(console: Console, records: Records, recounted: Recount) -> int:
 
     summary = build_summary(records, recounted)
     path = records.run_dir / "summary.json"
-    path.write_text(json.dumps(summary, indent=1) + "\n")
+    replace_file(path, (json.dumps(summary, indent=1) + "\n").encode())
     console.print(draw_summary(summary))
     _print_problems(console, recounted.problems)
     plots = _plot(console, records, summary)

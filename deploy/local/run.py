@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from agent.durable import StorageError
 from agent.process import BAD_INPUT, FAILED, die_with
 from agent.process.errors import ConfigError
 from deploy.local.processes import (
@@ -52,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"perennial run: {error}", file=sys.stderr)
         return BAD_INPUT
     except ProcessFailed as error:
+        print(f"perennial run: {error}", file=sys.stderr)
+        return FAILED
+    except StorageError as error:
         print(f"perennial run: {error}", file=sys.stderr)
         return FAILED
     except OSError as error:  # its own files: the disk filled up, a folder may not be written

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from agent.durable import make_folder, replace_file
 from agent.process.changes import Difference, explain, find_differences
 from deploy.local.composition import compose_tree
 from deploy.local.overrides import Override, has_value, parse_overrides
@@ -62,7 +63,7 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Holds the folder for this process, making it if needed."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise BadSetting(
@@ -116,7 +117,8 @@ class RunFolder:
         for name in ("config", "logs"):
             (self.path / name).mkdir(exist_ok=True)
         for name, values in {"run": config.tree, **config.processes}.items():
-            OmegaConf.save(OmegaConf.create(values), self.path / "config" / f"{name}.yaml")
+            text = OmegaConf.to_yaml(OmegaConf.create(values))
+            replace_file(self.path / "config" / f"{name}.yaml", text.encode())
         now_s = time.time()
         self._session = {"began_unix_s": now_s, "ended_unix_s": now_s, "restarts": {}}
         sessions = [*self._state.get("sessions", []), self._session]
@@ -218,10 +220,11 @@ def _is_added_entry(difference: Difference) -> bool:
 
 
 def write_state(run_dir: Path, state: dict[str, Any]) -> None:
-    """Replaces state.json, so that a reader sees the old content or the new."""
-    partial = run_dir / f"{STATE_NAME}.partial"
-    partial.write_text(json.dumps(state, indent=1) + "\n")
-    partial.replace(run_dir / STATE_NAME)
+    """Replaces state.json: a reader, or a loss of power, sees the old content or the new.
+
+    Raises StorageError.
+    """
+    replace_file(run_dir / STATE_NAME, (json.dumps(state, indent=1) + "\n").encode())
 
 
 def read_state(run_dir: Path) -> dict[str, Any]:

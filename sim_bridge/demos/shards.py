@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from agent.durable import replace_file, sync_folder
 from agent.process import die_with
 
 _COLUMNS = (
@@ -78,6 +79,7 @@ def _write_shard(record: Record, shard: int, frames: int, out: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    sync_folder(out)
 
 
 def _write_meta(meta: dict[str, Any], out: Path) -> None:
@@ -87,6 +89,4 @@ def _write_meta(meta: dict[str, Any], out: Path) -> None:
         if found != meta:
             raise ValueError(f"{path}: describes other demonstrations; choose another --out")
         return
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(meta, indent=1), "utf-8")
-    temporary.replace(path)
+    replace_file(path, json.dumps(meta, indent=1).encode())

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent.durable import replace_file
 from agent.process import StopFlag, run_process
 from sim_bridge.robots.config import RobotConfig
 
@@ -65,7 +66,7 @@ def _work(config: RobotConfig) -> None:
         summary.update(robot.summary())
     print(json.dumps(summary), flush=True)
     if config.report_path:
-        Path(config.report_path).write_text(json.dumps(summary, indent=1), "utf-8")
+        replace_file(Path(config.report_path), json.dumps(summary, indent=1).encode())
 
 
 def _close(robot: Robot) -> None:

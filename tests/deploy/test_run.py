@@ -1,5 +1,7 @@
 """What the supervisor says when its own files cannot be written: one line with the way out."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -25,11 +27,14 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_full_disk_is_named_with_the_way_out(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "run" / "state.json.partial").symlink_to("/dev/full")
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
     line = refusal(arguments, capsys)
-    assert "No space left on device; free disk space, then the same command goes on" in line
+    assert line.endswith("No space left on device; free disk space, then start again")
 
 
 def test_a_path_that_cannot_be_used_is_named_with_the_way_out(

@@ -101,6 +101,27 @@ def test_grouping_by_task_makes_one_group_over_many_init_states():
     assert collection.groups[0].degenerate
 
 
+@pytest.mark.parametrize("grouping", ["init_state", "task"])
+@pytest.mark.parametrize("arrival", ["reversed", "shuffled", "lexicographic"])
+def test_groups_are_consumed_in_slot_order_whatever_the_order_of_arrival(grouping, arrival):
+    """With more than ten slots, or orders, the order of their names is another one."""
+    algorithm = {"group_size": 12, "groups_per_iteration": 12, "grouping": grouping}
+    collection = Collection(make_config(**algorithm), Place(), "v")
+    plans = collection.first_plans()
+    rows = list(rows_for(plans, lambda slot: slot.endswith(("#3", "/3#0"))).items())
+    if arrival == "shuffled":
+        np.random.default_rng(0).shuffle(rows)
+    arrived = {"reversed": rows[::-1], "lexicographic": sorted(rows)}.get(arrival, rows)
+    collection.complete(plans, dict(arrived))
+    for plan, group in zip(plans, collection.groups, strict=True):
+        numbers = [(o.order_id.rsplit("/", 1)[1], k) for o in plan.orders for k in range(o.slots)]
+        wanted = [f"train/0/1/0/{order}#{k}" for order, k in numbers]
+        assert [int(order) for order, _ in numbers] == sorted(int(order) for order, _ in numbers)
+        assert [episode.slot_id for episode in group.episodes] == wanted
+        # An advantage belongs to its episode.
+        assert [a > 0 for a in group.advantages_G] == [e.success for e in group.episodes]
+
+
 def test_rows_measure_what_the_figures_need_on_the_same_trials():
     config = make_config()
     first, middle, last = (plan_row(config, row, lambda task: "v") for row in (0, 2, 3))
