@@ -7,12 +7,10 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agent.config import DTYPES
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from agent.process.terminal import counting
 
 _EPILOG = """\
 `perennial model to-discrete --help`: turn a checkpoint with an L1 head into one with action tokens.
@@ -97,28 +95,19 @@ def _merge(arguments: argparse.Namespace, architecture: dict[str, Any]) -> None:
                 f"{arguments.folder} is {found[:12]}: name its own base, and state with --set what "
                 "the run's model.architecture states"
             )
-    with _progress() as progress:
-        task = progress.add_task("merging", total=None)
+    with counting("MiB merged", None) as count:
         merged = merge_adapter(
             arguments.folder,
             arguments.adapter,
             arguments.out,
             architecture,
-            report=lambda done, total: progress.update(task, completed=done, total=total),
+            report=lambda done, total: count.update(done >> 20, total=total >> 20),
         )
     print(f"{arguments.out}: {merged.modules} modules merged")
     if merged.dead:
         print(f"left out: {merged.dead} modules of the adapter that no forward runs")
     if (arguments.adapter / SCALE_FILE).exists():
         print(f"left out: {SCALE_FILE}, the spread of sampled actions; greedy acting has none")
-
-
-def _progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
 
 
 def _parse_settings(settings: list[str]) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from agent.durable import locked, sync_folder
@@ -23,6 +21,7 @@ from agent.model.errors import ModelFolderError
 from agent.model.lora import save_adapter
 from agent.model.merging import merge_adapter
 from agent.model.policy_model import PolicyModel, load_policy_model
+from agent.process.terminal import counting
 from learner.checkpoint import load_optimizer_tensors, optimizer_tensors
 from learner.demonstrations import DemonstrationError, Demonstrations, load_demonstrations
 from learner.policy import LoraPolicy
@@ -139,14 +138,10 @@ def convert(base: Path, out: Path, settings: ConversionSettings) -> tuple[Agreem
 
 
 def _train(conversion: Conversion, checkpoint: Path) -> None:
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("to-discrete", total=conversion.settings.steps)
-
-        def report(step: int, loss: float) -> None:
-            progress.update(bar, completed=step, description=f"to-discrete {loss:.3f}")
-
-        conversion.run(checkpoint, report)
+    with counting("to-discrete", conversion.settings.steps) as count:
+        conversion.run(
+            checkpoint, lambda step, loss: count.update(step, f"to-discrete, loss {loss:.3f}")
+        )
 
 
 def _show(when: str, agreement: Agreement) -> None:

@@ -40,9 +40,8 @@ def export(folder: Path, out: Path, rate_hz: int) -> Counter[str]:
     Raises RecordingError if there is nothing to write, LeRobotError for what the format cannot
     hold, StorageError.
     """
-    from rich.progress import Progress
-
     from agent.durable import StorageError, storage_errors
+    from agent.process.terminal import counting
     from learner.lerobot_dataset import LeRobotWriter
     from learner.recording import LeftOut, RecordingError, episode_paths, read_recording
 
@@ -50,8 +49,13 @@ def export(folder: Path, out: Path, rate_hz: int) -> Counter[str]:
         raise StorageError(f"{out} exists; choose another --out")
     counts: Counter[str] = Counter(episodes=0, frames=0)
     paths = episode_paths(folder)
-    with storage_errors(out), LeRobotWriter(out, rate_hz) as writer, Progress() as progress:
-        for path in progress.track(paths, description="episodes"):
+    with (
+        storage_errors(out),
+        LeRobotWriter(out, rate_hz) as writer,
+        counting("episodes", len(paths)) as count,
+    ):
+        for path in paths:
+            count.advance()
             try:
                 recording = read_recording(path)
             except LeftOut as reason:

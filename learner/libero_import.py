@@ -17,6 +17,7 @@ import numpy as np
 
 from agent.durable import replace_file
 from agent.model.images import ImagePipeline
+from agent.process.terminal import counting
 from learner.demonstrations import DemonstrationError
 from learner.libero_hdf5 import ACTION_DIM, Demonstration, DemonstrationFile, noop_mask, open_file
 
@@ -37,21 +38,18 @@ def import_files(paths: list[Path], out: Path, settings: ImportSettings) -> tupl
     Raises DemonstrationError for a file that is none, or if `out` holds another set; StorageError;
     OSError.
     """
-    from rich.progress import Progress
-
     tasks, places = _survey(paths)
     out.mkdir(parents=True, exist_ok=True)
     files = [path.name for path in paths]
     _write_meta(out, {"config": {**asdict(settings), "files": files}, "tasks": tasks})
     frames = 0
-    with Progress() as progress:
-        bar = progress.add_task("demonstrations", total=len(places))
+    with counting("demonstrations", len(places)) as count:
         for task, path in enumerate(paths):
             with open_file(path) as file:
                 for name in file.names:
                     episode = places.index((task, name))
                     frames += _import_one(file, name, task, episode, out, settings)
-                    progress.advance(bar)
+                    count.advance()
     return len(places), frames
 
 

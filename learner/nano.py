@@ -56,9 +56,9 @@ def main(arguments: list[str]) -> None:
 def build(config: NanoConfig) -> None:
     """Train (resuming what `work` holds) and save the model folder `out`."""
     import torch
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from agent.model.checkpoint import save_model
+    from agent.process.terminal import counting
     from learner.demonstrations import load_demonstrations
     from learner.pretrain import FrameSampler, PretrainConfig, act_stage, see_stage
 
@@ -74,18 +74,17 @@ def build(config: NanoConfig) -> None:
     if config.base or not demos.state.shape[1]:
         del stages["see"]  # it can already see, or what is to be seen is not known
     log = (work / "pretrain.jsonl").open("a", buffering=1)
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress, log:
+    with log:
         for name, make in stages.items():
             stage = make(model, sampler, settings)
-            bar = progress.add_task(name, total=stage.steps)
+            with counting(name, stage.steps) as count:
 
-            def report(step: int, figures: dict[str, float], bar=bar, name=name) -> None:
-                progress.update(bar, completed=step, description=f"{name} {figures['loss']:.3f}")
-                if step % 50 == 0:
-                    log.write(json.dumps({"stage": name, "step": step, **figures}) + "\n")
+                def report(step: int, figures: dict[str, float], count=count, name=name) -> None:
+                    count.update(step, f"{name}, loss {figures['loss']:.3f}")
+                    if step % 50 == 0:
+                        log.write(json.dumps({"stage": name, "step": step, **figures}) + "\n")
 
-            stage.run(sampler, work / f"{name}.pt", report)
+                stage.run(sampler, work / f"{name}.pt", report)
             stage.load_average()
     save_model(model.eval(), out, settings.act_steps)
     shutil.copy(work / "tokenizer.json", out / "tokenizer.json")

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 from omegaconf import OmegaConf
-from rich.progress import track
 
 from agent.process import die_with
+from agent.process.terminal import counting
 from benchmarks.libero.machine import describe_machine
 from deploy.local.composition import CONFIGS
 from sim_bridge.libero.env import LiberoEnv
@@ -61,7 +61,11 @@ def main() -> None:
         initargs=(os.getpid(),),
         max_tasks_per_child=1,  # an environment leaves memory behind
     ) as pool:
-        rows = list(track(pool.map(measure, places), "tasks", len(places)))
+        rows = []
+        with counting("tasks", len(places)) as count:
+            for row in pool.map(measure, places):
+                rows.append(row)
+                count.advance()
     text = report(rows, workers, time.perf_counter() - began_s)
     REPORT.write_text(text, encoding="utf-8")
     results = Path("runs") / "libero-expert.json"

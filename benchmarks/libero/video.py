@@ -27,7 +27,8 @@ from agent.vla_loading import load_vla_policy
 from agent.vla_policy import VlaPolicy
 from agent.wire.messages import BASE_VERSION
 from benchmarks.libero.learning import VIDEO
-from deploy.local.records import RecordError, Records, read_records
+from deploy.local.ledgers import RecordError
+from deploy.local.records import Records, read_records
 from sim_bridge.libero.body import LiberoBody, LiberoSuite
 from sim_bridge.libero.render import Renderer
 from sim_bridge.robot import clip_action

@@ -28,8 +28,8 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
     import transformers
-    from rich.console import Console
 
+    from agent.process.terminal import new_console
     from benchmarks.model_latency.build import Machine
     from benchmarks.model_latency.cells import declare_cells
     from benchmarks.model_latency.report import render
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             report.write_text(render(results, cells), encoding="utf-8")
 
         limit_s = arguments.time_limit_s
-        done = run_cells(cells, machine, patience, results, Console(), limit_s, write)
+        done = run_cells(cells, machine, patience, results, new_console(), limit_s, write)
         write()
     except ResultsError as error:
         print(f"model_latency: {error}", file=sys.stderr)

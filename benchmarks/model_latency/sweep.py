@@ -42,7 +42,10 @@ def run_cells(
     """
     start_s = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+    is_plain = not console.is_terminal
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, transient=True, disable=is_plain
+    ) as bars:
         bar = bars.add_task("", total=len(cells))
         for cell in cells:
             if not results.is_settled(cell.name):

@@ -29,16 +29,15 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"there is no cell {unknown[0]}; there are: {', '.join(names)}")
     chosen = [cell for cell in cells if arguments.only is None or cell.name in arguments.only]
 
-    from rich.console import Console
-
+    from agent.process.terminal import new_console
     from benchmarks.tabletop_grpo.runner import run_cells
+    from deploy.local.ledgers import RecordError
     from deploy.local.processes import ProcessFailed
-    from deploy.local.records import RecordError
     from deploy.local.settings import BadSetting
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run_cells(chosen, RUNS, RESULTS, Console())
+        run_cells(chosen, RUNS, RESULTS, new_console())
     except (ResultError, BadSetting, RecordError) as error:
         print(f"tabletop_grpo: {error}", file=sys.stderr)
         return BAD_INPUT

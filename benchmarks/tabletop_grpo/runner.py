@@ -121,4 +121,4 @@ def _bars(console: Console) -> Bars:
         TimeRemainingColumn(),
         TextColumn("{task.fields[stage]}", style="dim"),
     )
-    return Bars(*columns, console=console, transient=True)
+    return Bars(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -28,14 +28,13 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := sorted(set(arguments.parts) - set(PARTS)):
         parser.error(f"unknown part '{unknown[0]}'; there are: {', '.join(PARTS)}")
 
-    from rich.console import Console
-
+    from agent.process.terminal import new_console
     from deploy.bench.results import ResultError
     from deploy.local.placement import BadSetting
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.chdir(PACKAGE_ROOT)  # demonstrations and models are named from there
-    console = Console()
+    console = new_console()
     try:
         if arguments.what == "run":
             parts = arguments.parts or PARTS

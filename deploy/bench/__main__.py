@@ -42,15 +42,14 @@ def main(argv: list[str] | None = None) -> int:
     only.add_argument("--report", action="store_true", help="report what there is, run nothing")
     arguments = parser.parse_intermixed_args(argv)
 
-    from rich.console import Console
-
     from agent.durable import StorageError
+    from agent.process.terminal import new_console
     from deploy.bench.grid import parse_grid
     from deploy.bench.results import ResultError
     from deploy.local.placement import BadSetting
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = Console()
+    console = new_console()
     try:
         grid = parse_grid(arguments.words)
         if arguments.report:
@@ -85,7 +84,7 @@ def _report(grid: Grid, console: Console) -> int:
     from deploy.bench.report import write_report
 
     for path in write_report(grid):
-        console.print(f"Report   {path}", highlight=False)
+        console.print(f"Report   {path}", highlight=False, markup=False)
     return 0
 
 

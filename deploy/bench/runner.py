@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from agent.durable import StorageError
 from deploy.bench.cells import Cell, Step, compose, plan_cell, require_model
@@ -26,10 +27,11 @@ from deploy.bench.results import (
     write_result,
 )
 from deploy.local.checker import recount
+from deploy.local.ledgers import RecordError
 from deploy.local.placement import BadSetting
 from deploy.local.processes import ProcessFailed
 from deploy.local.progress import Plan
-from deploy.local.records import RecordError, read_records
+from deploy.local.records import read_records
 from deploy.local.runfolder import RunFolder, hold_lock, read_state
 from deploy.local.summary import build_summary
 
@@ -91,12 +93,16 @@ class Runner:
                 result = self._collect(cells[step.folder])
             except (ProcessFailed, RecordError, ResultError, BadSetting, *DISK) as error:
                 self._failed[step.folder] = str(error)
-                self._console.print(f"[red]failed[/red]    {step.folder}: {error}", highlight=False)
+                told = Text.assemble(("failed", "red"), f"    {step.folder}: {error}")
+                self._console.print(told, highlight=False)
                 continue
             write_result(self._results, result)
-            self._console.print(f"finished  {describe_result(result)}", highlight=False)
+            self._tell(f"finished  {describe_result(result)}")
             on_result()
         return [step.folder for step in plans if step.folder in self._failed]
+
+    def _tell(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False)
 
     def _finish(self, step: Step) -> None:
         """Brings one run to its end, from wherever it is."""
@@ -107,7 +113,7 @@ class Runner:
         _wait_until_free(run_dir)
         if read_state(run_dir).get("finished"):
             return  # by the process that was waited for
-        self._console.print(f"running   {step.folder}", highlight=False)
+        self._tell(f"running   {step.folder}")
         config = compose(step.overrides)
         try:
             if step.parent is not None:

@@ -1,8 +1,10 @@
-"""The live view of a run in a terminal, and plain lines where there is none."""
+"""How a run shows its progress: drawn on a terminal, in single lines where there is none."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -11,12 +13,77 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from deploy.local.progress import Progress, TaskView
+from agent.process.terminal import PLAIN_PERIOD_S, clock, fit
+from deploy.local.progress import Progress, TaskView, percent
 from deploy.local.statistics import Rate
 
 BARS = "▁▂▃▄▅▆▇█"
 REFRESHES_PER_S = 4
 SPARK_UPDATES = 12  # the newest updates that a task's curve shows
+
+
+class View(Protocol):
+    """Shows a run's progress until it is closed; a context manager."""
+
+    def __enter__(self) -> View: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def refresh(self, processes: str, trouble: str = "") -> None:
+        """Shows the present state.
+
+        processes: how the children are. trouble: why one of them is started again, if one is.
+        """
+
+
+def new_view(console: Console, title: str, under: str, progress: Progress) -> View:
+    """The view that fits the console. under: what the success rates are measured under."""
+    if console.is_terminal:
+        return LiveView(console, title, under, progress)
+    return PlainView(console, title, under, progress)
+
+
+class PlainView:
+    """A line for every update, measured row, swap and trouble; else one every 30 s at most."""
+
+    def __init__(
+        self,
+        console: Console,
+        title: str,
+        under: str,
+        progress: Progress,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console, self._progress, self._now_s = console, progress, now_s
+        self._head = (title, f"success rates: {under}")
+        self._began_s = self._told_s = now_s()
+        self._trouble = ""
+
+    def __enter__(self) -> PlainView:
+        for line in self._head:
+            self._say(line)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def refresh(self, processes: str, trouble: str = "") -> None:
+        """Prints what is new."""
+        for line in self._progress.take_milestones():
+            self._tell(line)
+        if trouble != self._trouble:
+            self._trouble = trouble
+            if trouble:
+                self._tell(trouble)
+        if self._now_s() - self._told_s >= PLAIN_PERIOD_S:
+            self._tell(self._progress.stage())
+
+    def _tell(self, line: str) -> None:
+        self._told_s = self._now_s()
+        self._say(fit(f"{clock(self._told_s - self._began_s):>6}  {line}"))
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False)
 
 
 class LiveView:
@@ -29,41 +96,24 @@ class LiveView:
         self._under = under
         self._progress = progress
         self._started_s = time.monotonic()
-        self._printed = ""
         self._live = Live(console=console, auto_refresh=False, transient=False)
 
     def __enter__(self) -> LiveView:
-        if self._console.is_terminal:
-            self._live.start()
-        else:
-            self._console.print(f"Success rates: {self._under}", highlight=False)
+        self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def refresh(self, processes: str) -> None:
-        """Draws the present state; `processes` says how the children are."""
-        if self._console.is_terminal:
-            self._live.update(self._draw(processes), refresh=True)
-        elif (line := self._plain_line()) != self._printed:
-            self._printed = line
-            self._console.print(f"{_clock(self._elapsed_s)}  {line}", highlight=False)
+    def refresh(self, processes: str, trouble: str = "") -> None:
+        """Draws the present state."""
+        self._live.update(self._draw(processes, trouble), refresh=True)
 
     @property
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._started_s
 
-    def _plain_line(self) -> str:
-        """Changes once an update or evaluation, so that a log file stays short."""
-        progress = self._progress
-        stage = progress.stage().partition(":")[0]
-        rates = [f"{slug} {_percent(_current(view))}" for slug, view in progress.tasks.items()]
-        return f"{stage}  [{progress.version}]" + (
-            "  " + ", ".join(rates) if stage.startswith("Training") else ""
-        )
-
-    def _draw(self, processes: str) -> RenderableType:
+    def _draw(self, processes: str, trouble: str) -> RenderableType:
         progress = self._progress
         left_s = progress.left_s()
         head = Table.grid(expand=True)
@@ -72,8 +122,8 @@ class LiveView:
         head.add_row(
             Text.assemble(("Perennial", "bold green"), "  ", self._title),
             Text(
-                f"{_clock(self._elapsed_s)} elapsed"
-                + (f", about {_clock(left_s)} left" if left_s is not None else ""),
+                f"{clock(self._elapsed_s)} elapsed"
+                + (f", about {clock(left_s)} left" if left_s is not None else ""),
                 "dim",
             ),
         )
@@ -88,6 +138,8 @@ class LiveView:
             (f"\n{processes}   Ctrl-C stops; the same command goes on from there", "dim"),
         )
         stage = Text(progress.stage(), "bold")
+        if trouble:
+            stage = Text(trouble, "bold yellow")
         body = Group(head, bar, stage, Text(""), self._table(), Text(""), foot)
         return Padding(body, (1, 2))
 
@@ -113,9 +165,9 @@ def _task_cells(slug: str, view: TaskView, is_held_out: bool) -> list[Text]:
     recent = Rate(sum(view.recent), len(view.recent)) if view.recent else None
     return [
         Text.assemble(slug, ("  held out", "dim")) if is_held_out else Text(slug),
-        Text(_percent(base)),
-        Text(_percent(recent), "bold"),
-        Text(_percent(latest[1]) if latest else ""),
+        Text(percent(base)),
+        Text(percent(recent), "bold"),
+        Text(percent(latest[1]) if latest else ""),
         change,
         Text(_spark(view), "cyan"),
     ]
@@ -125,19 +177,3 @@ def _spark(view: TaskView) -> str:
     newest = sorted(view.update_rates)[-SPARK_UPDATES:]
     top = len(BARS) - 1
     return "".join(BARS[round(view.update_rates[update].value * top)] for update in newest)
-
-
-def _current(view: TaskView) -> Rate | None:
-    if view.recent:
-        return Rate(sum(view.recent), len(view.recent))
-    return view.latest[1] if view.latest else view.eval_rates.get(0)
-
-
-def _percent(rate: Rate | None) -> str:
-    """`48% n=64`; an evaluation that is still under way shows by its n how far it is."""
-    return f"{100 * rate.value:.0f}% n={rate.trials}" if rate and rate.trials else ""
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}:{rest:02d}"

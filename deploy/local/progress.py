@@ -11,10 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.process.terminal import LINE_CHARS
 from deploy.local.statistics import Rate
 
 ROLLOUT = "rollout"
 RECENT_EPISODES = 64
+CLOCK_CHARS = 10  # before a milestone on its line
 IDLE_LIMIT_S = 60.0  # a longer pause between two episodes is no work: the run was stopped
 
 
@@ -109,6 +111,9 @@ class Progress:
         self.updates = 0
         self.is_done = False
         self.latest_slot = ""
+        self.milestones: list[str] = []  # a line for each update, measured row and swap
+        self._measured: dict[tuple[int, str, str], Rate] = {}  # cells, by (row, mode, task)
+        self._new_cells: list[tuple[int, str, str]] = []  # of the row that is being told
         self._busy_s: dict[str, float] = defaultdict(float)  # by phase
         self._last_unix_s = 0.0
 
@@ -121,14 +126,63 @@ class Progress:
                 self._add_end(line)
 
     def add_events(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Lines of the learner's progress.jsonl."""
-        for line in lines:
+        """Lines of the learner's progress.jsonl; without any, the row told last is complete."""
+        told = list(lines)
+        for line in told:
             event = line["event"]
             if event in ("start", "iteration"):
                 self.version = line["version"]
-            if event == "iteration":
+            if event == "eval":
+                self._add_cell(line)
+            else:
+                self._close_row()
+            if event == "iteration" and line["update"] > self.updates:
                 self.updates = line["update"]
+                rate = Rate(line["successes"], line["trials"])
+                self.milestones.append(f"update {self.updates}: {percent(rate)}, {line['task']}")
             self.is_done = event == "done"
+        if not told:
+            self._close_row()
+
+    def take_milestones(self) -> list[str]:
+        """Those since the last call."""
+        taken, self.milestones = self.milestones, []
+        return taken
+
+    def forget_milestones(self) -> None:
+        """What was read so far is of earlier starts."""
+        self._close_row()
+        self.milestones.clear()
+
+    def add_activations(self, versions: Iterable[str]) -> None:
+        """Versions that the agent has made active, in their order."""
+        for version in versions:
+            self.version = version
+            self.milestones.append(f"serving {version}")
+
+    def _add_cell(self, line: dict[str, Any]) -> None:
+        cell = (line["row"], line["mode"], line["task"])
+        if cell not in self._measured:  # a row that is complete is told again by every resume
+            if self._new_cells and self._new_cells[-1][0] != cell[0]:
+                self._close_row()
+            self._measured[cell] = Rate(line["successes"], line["trials"])
+            self._new_cells.append(cell)
+
+    def _close_row(self) -> None:
+        """A line for each mode of the row that was told, with every task if that is short."""
+        for mode in dict.fromkeys(cell[1] for cell in self._new_cells):
+            cells = [cell for cell in self._new_cells if cell[1] == mode]
+            rates = {task: self._measured[row, mode, task] for row, _, task in cells}
+            after = "" if mode == ROLLOUT else f", {mode}"
+            head = f"row {cells[0][0]}{after}: "
+            each = head + ", ".join(f"{task} {percent(rate)}" for task, rate in rates.items())
+            mean = Rate(
+                sum(rate.successes for rate in rates.values()),
+                sum(rate.trials for rate in rates.values()),
+            )
+            is_short = len(each) <= LINE_CHARS - CLOCK_CHARS
+            self.milestones.append(each if is_short else f"{head}{percent(mean)}, all measured")
+        self._new_cells.clear()
 
     def _add_end(self, line: dict[str, Any]) -> None:
         phase, view = line["phase"], self.tasks.get(line["task"])
@@ -199,6 +253,11 @@ class Progress:
         )
         total = plan.iterations_per_task * len(trained)
         return f"Training {which}, update {len(updates)} of {total}: {doing}"
+
+
+def percent(rate: Rate | None) -> str:
+    """`48% n=64`; an evaluation that is still under way shows by its n how far it is."""
+    return f"{100 * rate.value:.0f}% n={rate.trials}" if rate and rate.trials else ""
 
 
 def _count(rates: dict[int, Rate], key: int, is_success: bool) -> None:

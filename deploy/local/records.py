@@ -7,18 +7,12 @@ it. Ledgers may be read while their owners run.
 from __future__ import annotations
 
 import json
-import sqlite3
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deploy.local.ledgers import RecordError, query
 from deploy.local.tail import JsonTail
-
-BUSY_LIMIT_S = 10.0
-
-
-class RecordError(Exception):
-    """A record of the run is missing or unreadable; one line."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +83,19 @@ def read_records(run_dir: Path) -> Records:
         learner_rows=_read_rows(learner_db, "disposition"),
         updates=[
             Update(*row)
-            for row in _query(
+            for row in query(
                 learner_db, "SELECT update_id, task_index, version FROM updates ORDER BY update_id"
             )
         ],
         activations=[
-            row[0] for row in _query(agent_db, "SELECT version FROM activations ORDER BY seq")
+            row[0] for row in query(agent_db, "SELECT version FROM activations ORDER BY seq")
         ],
     )
 
 
 def _read_rows(path: Path, column: str) -> dict[str, EpisodeRow]:
     """Ordered episodes of a ledger with its own `column` (state or disposition), by id."""
-    rows = _query(
+    rows = query(
         path,
         "SELECT episode_id, slot_id, task, phase, version, outcome, counted, steps, "
         f"{column} FROM episodes WHERE slot_id <> ''",
@@ -111,20 +105,6 @@ def _read_rows(path: Path, column: str) -> dict[str, EpisodeRow]:
         row = EpisodeRow(episode_id, slot_id, task, phase, version, outcome, bool(counted), steps)
         found[episode_id] = replace(row, **{column: value})
     return found
-
-
-def _query(path: Path, sql: str) -> list[tuple[Any, ...]]:
-    if not path.is_file():
-        raise RecordError(f"{path} is missing: the run folder is not complete")
-    try:
-        where = f"{path.resolve().as_uri()}?mode=ro"
-        connection = sqlite3.connect(where, uri=True, timeout=BUSY_LIMIT_S)
-        try:
-            return connection.execute(sql).fetchall()
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise RecordError(f"{path} cannot be read: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

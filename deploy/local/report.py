@@ -32,12 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
 
-    from rich.console import Console
-
+    from agent.process.terminal import new_console
     from deploy.local.checker import recount
-    from deploy.local.records import RecordError, read_records
+    from deploy.local.ledgers import RecordError
+    from deploy.local.records import read_records
 
-    console = Console()
+    console = new_console()
     try:
         records = read_records(arguments.run_dir.resolve())
         recounted = recount(records)
@@ -59,9 +59,9 @@ def _report(console: Console, records: Records, recounted: Recount) -> int:
     console.print(draw_summary(summary))
     _print_problems(console, recounted.problems)
     plots = _plot(console, records, summary)
-    console.print(f"\nSummary  {path}", highlight=False)
+    console.print(f"\nSummary  {path}", highlight=False, markup=False)
     for plot in plots:
-        console.print(f"Plot     {plot}", highlight=False)
+        console.print(f"Plot     {plot}", highlight=False, markup=False)
     return DIFFERENT if recounted.problems else 0
 
 
@@ -71,13 +71,15 @@ def _plot(console: Console, records: Records, summary: dict[str, Any]) -> list[P
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
-        console.print("No plots: install them with pip install 'perennial-vla[report]'")
+        console.print(
+            "No plots: install them with pip install 'perennial-vla[report]'", markup=False
+        )
         return []
     return draw_plots(records, summary)
 
 
 def _recount(console: Console, records: Records, recounted: Recount) -> int:
-    from deploy.local.records import RecordError
+    from deploy.local.ledgers import RecordError
     from deploy.local.summary import compare
 
     path = records.run_dir / "summary.json"
@@ -97,8 +99,10 @@ def _recount(console: Console, records: Records, recounted: Recount) -> int:
 
 
 def _print_problems(console: Console, problems: list[str]) -> None:
+    from rich.text import Text
+
     for problem in problems:
-        console.print(f"[red]differs[/red]  {problem}", highlight=False)
+        console.print(Text.assemble(("differs", "red"), f"  {problem}"), highlight=False)
 
 
 if __name__ == "__main__":

@@ -67,10 +67,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(overrides: list[str]) -> int:
-    from rich.console import Console
-
+    from agent.process.terminal import new_console
     from deploy.local.conditions import Conditions
-    from deploy.local.live import LiveView
+    from deploy.local.ledgers import ActivationTail
+    from deploy.local.live import new_view
     from deploy.local.progress import Plan, Progress
     from deploy.local.runfolder import RunFolder
     from deploy.local.settings import compose_run
@@ -81,13 +81,15 @@ def _run(overrides: list[str]) -> int:
     config = compose_run(overrides)
     if config.settings.parent_pid is not None:
         die_with(config.settings.parent_pid)
-    console = Console()
+    console = new_console()
     folder = RunFolder(config.settings.run_dir)
     with folder.lock(), folder.sockets():
         if folder.is_finished():
             console.print(
                 f"This run is finished. For its summary: perennial report {folder.path}\n"
-                f"To start afresh: rm -r {folder.path}, or choose another run_dir=FOLDER"
+                f"To start afresh: rm -r {folder.path}, or choose another run_dir=FOLDER",
+                highlight=False,
+                markup=False,
             )
             return 0
         resumes = folder.prepare(config, installed_versions())
@@ -95,17 +97,25 @@ def _run(overrides: list[str]) -> int:
         progress = Progress(Plan.from_learner(learner))
         under = str(Conditions.of_learner(learner))
         events = JsonTail(folder.path / "learner" / "progress.jsonl")
+        activations = ActivationTail(folder.path / "agent" / "agent.db")
         ends = [JsonTail(path) for path in folder.client_logs(config.settings.workers)]
         title = f"{learner['suite']['name']}, seed {config.settings.seed}, {folder.path}"
         console.print("Resuming." if resumes else "Starting: loading the policy.", style="dim")
         with Supervisor(config, stop) as supervisor:
             supervisor.start()
-            with LiveView(console, title, under, progress) as view:
+            with new_view(console, title, under, progress) as view:
 
-                def tick() -> None:
+                def look() -> None:
                     progress.add_events(events.read())
+                    progress.add_activations(activations.read())
                     for tail in ends:
                         progress.add_ends(tail.read())
+
+                look()
+                progress.forget_milestones()
+
+                def tick() -> None:
+                    look()
                     view.refresh(supervisor.describe())
                     folder.keep(supervisor.restarts())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -15,14 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agent.durable import replace_file, sync_folder
 from agent.process import die_with
+from agent.process.terminal import counting
 
-_COLUMNS = (
-    TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-)  # fmt: skip
 EPISODES_PER_SHARD = 100_000  # id space of one shard's episodes
 # (shard, frames) -> arrays of that many frames; sent to worker processes, so a module's own.
 Record = Callable[[int, int], dict[str, np.ndarray]]
@@ -52,18 +50,17 @@ def write_shards(
     missing = [i for i in range(len(counts)) if not _shard_path(out, i).exists()]
     done_frames = frames - sum(counts[i] for i in missing)
     with (
-        Progress(*_COLUMNS) as progress,
+        counting("frames", frames, sys.stdout, done=done_frames) as count,
         ProcessPoolExecutor(
             workers, mp_context=get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)
         ) as pool,
     ):
-        bar = progress.add_task("frames", total=frames, completed=done_frames)
-        progress.console.print(f"{len(counts)} shards, {len(counts) - len(missing)} complete")
+        count.say(f"{len(counts)} shards, {len(counts) - len(missing)} complete")
         jobs = {pool.submit(_write_shard, record, i, counts[i], out): i for i in missing}
         for job in as_completed(jobs):
             job.result()
-            progress.advance(bar, counts[jobs[job]])
-            progress.console.print(f"shard {jobs[job]} written", highlight=False)
+            count.advance(counts[jobs[job]])
+        count.say(f"{frames} frames in {out}")
 
 
 def _shard_path(out: Path, shard: int) -> Path:

@@ -1,6 +1,7 @@
 """The live view's numbers, from lines as the processes write them."""
 
 import io
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deploy.local.live import LiveView
+from agent.process.terminal import LINE_CHARS, PLAIN_PERIOD_S, new_console
+from deploy.local.live import LiveView, PlainView
 from deploy.local.progress import Plan, Progress
 from deploy.local.statistics import Rate
 from deploy.local.tail import JsonTail
@@ -144,20 +146,85 @@ def test_the_time_left_leaves_out_pauses(progress: Progress) -> None:
     assert progress.left_s() == pytest.approx(20 + 2 * 16, rel=0.05)
 
 
-def test_a_terminal_shows_every_task_and_a_file_only_changes(progress: Progress) -> None:
+def test_a_terminal_shows_every_task_and_why_something_is_started_again(progress: Progress) -> None:
     progress.add_ends([end("eval/0/rollout/push/0#0"), end("eval/0/rollout/push/1#0", "timeout")])
     terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
     with LiveView(terminal, "toy", "protocol disjoint, T = 1", progress) as view:
         view.refresh("agent up")
+        view.refresh("agent up", "learner ended (exit status 1): no memory left")
     drawn = terminal.file.getvalue()  # type: ignore[attr-defined]
     assert all(word in drawn for word in ("push", "pick", "stack", "50% n=2", "T = 1", "agent up"))
-    plain = Console(file=io.StringIO(), width=120)
-    with LiveView(plain, "toy", "protocol disjoint, T = 1", progress) as view:
-        for _ in range(3):
-            view.refresh("agent up")
-    printed = plain.file.getvalue()  # type: ignore[attr-defined]
-    assert printed.count("Evaluating the base policy") == 1
-    assert printed.count("protocol disjoint, T = 1") == 1
+    assert "Evaluating the base policy" in drawn
+    assert "no memory left" in drawn
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def printed(console: Console) -> list[str]:
+    """The lines so far; the file is a stream of this test's own."""
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def events_of_a_long_run(tasks: list[str]) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+    """What comes in one tick after another: the learner's events, and versions made active."""
+    for row in range(len(tasks) + 1):
+        for mode in ("rollout", "greedy"):
+            told = {"event": "eval", "row": row, "mode": mode, "successes": 30, "trials": 50}
+            yield [told | {"task": task} for task in tasks], []
+        for update in range(row * 10 + 1, row * 10 + 11) if row < len(tasks) else ():
+            version = f"v{update:05d}-0123456789ab"
+            made = {"event": "iteration", "version": version, "update": update}
+            yield [made | {"task": tasks[row], "successes": 9, "trials": 32}], [version]
+
+
+@pytest.mark.parametrize("slug", ["push", "pick_up_the_black_bowl_next_to_the_ramekin_" * 2])
+def test_a_log_has_a_short_line_for_each_update_row_and_swap_and_few_besides(slug: str) -> None:
+    tasks = [f"{slug}{index}" for index in range(3)]
+    progress, clock = Progress(Plan(tasks, [], 10, 32, 900)), Clock()
+    console = new_console(io.StringIO())
+    ticks = 0
+    with PlainView(console, "tabletop, seed 0", "T = 1", progress, clock) as view:
+        for events, versions in events_of_a_long_run(tasks):
+            progress.add_events(events)
+            progress.add_activations(versions)
+            for _ in range(200):  # 50 s of looking four times a second
+                progress.add_events([])
+                progress.add_ends([end(f"train/0/1/{ticks}/0#0") | {"task": tasks[0]}])
+                view.refresh("agent up, learner up")
+                clock.now_s += 0.25
+                ticks += 1
+    lines = printed(console)
+    assert max(map(len, lines)) <= LINE_CHARS
+    assert "".join(lines).isascii()
+    assert "".join(lines).isprintable()
+    told = [line for line in lines if "update " in line and "Training" not in line]
+    assert len(told) == 3 * 10
+    assert len([line for line in lines if "serving v" in line]) == 3 * 10
+    assert len([line for line in lines if " row " in line]) == 4 * 2
+    assert len(lines) <= 2 + 2 * 3 * 10 + 4 * 2 + clock.now_s / PLAIN_PERIOD_S
+    assert sum(map(len, lines)) < 10_000
+
+
+def test_a_log_tells_a_trouble_once_and_nothing_of_earlier_starts(progress: Progress) -> None:
+    console, clock = new_console(io.StringIO()), Clock()
+    cell = {"event": "eval", "row": 0, "mode": "rollout", "task": "push"}
+    rates = {"successes": 1, "trials": 2}
+    progress.add_events([cell | rates])
+    progress.add_activations(["v00001-0123456789ab"])
+    progress.forget_milestones()
+    with PlainView(console, "toy", "T = 1", progress, clock) as view:
+        head = len(printed(console))
+        for _ in range(10):
+            progress.add_events([cell | rates])  # a resume tells a complete row again
+            view.refresh("", "learner ended (exit status 1): " + "no memory left " * 20)
+    (line,) = printed(console)[head:]
+    assert "no memory left" in line
+    assert len(line) == LINE_CHARS
 
 
 def test_a_tail_reads_whole_lines_once(tmp_path: Path) -> None:
