@@ -13,12 +13,12 @@ import os
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agent.durable import StorageError, locked, storage_errors, sync_folder, write_synced
+from agent.process.clock import unix_s
 from agent.records import from_json
 from agent.wire.errors import PerennialError, WireError
 
@@ -104,7 +104,7 @@ class AdapterStore:
             method=method,
             metrics={name: float(value) for name, value in metrics.items()},
             files=dict(sorted(hashes.items())),
-            created_unix_s=time.time(),
+            created_unix_s=unix_s(),
         )
         with locked(self._root):
             taken = [name for name in self.versions() if version_number(name) == number]

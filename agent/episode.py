@@ -11,7 +11,6 @@ import io
 import re
 import secrets
 import struct
-import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from mcap.exceptions import McapError
 from mcap.records import Channel, Message
 from mcap.stream_reader import StreamReader
 
+from agent.process.clock import unix_ns
 from agent.records import from_plain
 from agent.wire.codec import unpack
 from agent.wire.errors import PerennialError, WireError
@@ -139,7 +139,7 @@ class EpisodePrefix:
 
 def mint_episode_id() -> str:
     """A fresh id: UUID version 7 as 32 hex digits, so ids sort by time of minting."""
-    value = time.time_ns() // 1_000_000 << 80 | secrets.randbits(80)
+    value = unix_ns() // 1_000_000 << 80 | secrets.randbits(80)
     value = value & ~(0xF << 76) | 7 << 76
     return f"{value & ~(3 << 62) | 2 << 62:032x}"
 

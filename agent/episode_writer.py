@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from pathlib import Path
 
 from mcap.writer import CompressionType, Writer
 
 from agent.episode import ChunkRecord, EndRecord, EpisodeMeta
+from agent.process.clock import unix_ns
 from agent.records import to_plain
 from agent.wire.codec import pack
 
@@ -92,7 +92,7 @@ class EpisodeWriter:
         os.close(self._output.descriptor)
 
     def _add(self, topic: str, record: EpisodeMeta | ChunkRecord | EndRecord, index: int) -> None:
-        now_ns = time.time_ns()
+        now_ns = unix_ns()
         self._mcap.add_message(
             self._channels[topic], now_ns, pack(to_plain(record)), now_ns, sequence=index
         )

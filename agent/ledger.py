@@ -8,7 +8,6 @@ from another process while the server runs. A committed transaction survives a l
 from __future__ import annotations
 
 import heapq
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from agent.durable import StorageError
 from agent.episode import EndRecord, EpisodeMeta
 from agent.ledger_file import create_ledger, open_ledger
+from agent.process.clock import go_on_from, unix_s
 from agent.records import from_json, to_json
 from agent.wire.messages import Order
 
@@ -96,8 +96,8 @@ class LedgerReader:
         return found["owner"] if found else None
 
     def episodes(self) -> list[EpisodeRow]:
-        """Every episode, oldest first (ids sort by time)."""
-        return self._rows("TRUE ORDER BY episode_id")
+        """Every episode in the order in which they were opened."""
+        return self._rows("TRUE ORDER BY rowid")
 
     def metas(self, state: EpisodeState) -> list[EpisodeMeta]:
         """The full metadata of the episodes in one state."""
@@ -153,6 +153,15 @@ class Ledger(LedgerReader):
         self._db.execute("PRAGMA synchronous = FULL")
         query = "SELECT IFNULL(MAX(sealed_seq), 0) FROM episodes"
         self._last_seq: int = self._db.execute(query).fetchone()[0]
+        go_on_from(self._last_stamp_s())
+
+    def _last_stamp_s(self) -> float:
+        """When the last episode was sealed or version made active [Unix s]; 0 if none was."""
+        query = (
+            "SELECT MAX(IFNULL((SELECT sealed_unix_s FROM episodes WHERE sealed_seq = ?), 0),"
+            " IFNULL((SELECT unix_s FROM activations ORDER BY seq DESC LIMIT 1), 0))"
+        )
+        return float(self._db.execute(query, (self._last_seq,)).fetchone()[0])
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -240,7 +249,7 @@ class Ledger(LedgerReader):
 
     def add_activation(self, version: str) -> ActivationRow:
         """After every episode sealed so far."""
-        row = ActivationRow(version, time.time(), self._last_seq)
+        row = ActivationRow(version, unix_s(), self._last_seq)
         self._db.execute(
             "INSERT INTO activations (version, unix_s, after_sealed_seq) VALUES (?, ?, ?)",
             (row.version, row.unix_s, row.after_sealed_seq),

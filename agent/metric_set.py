@@ -123,14 +123,18 @@ class OptionalGauge(Collector):
 
     def __init__(self, name: str, help: str, registry: CollectorRegistry) -> None:
         self._name, self._help = name, help
-        self._value: float | None = None
+        self._value: Callable[[], float | None] = lambda: None
         registry.register(self)
 
     def set(self, value: float) -> None:
-        self._value = value
+        self._value = lambda: value
+
+    def set_function(self, measure: Callable[[], float]) -> None:
+        """Have `measure` called at every scrape, as of a Gauge."""
+        self._value = measure
 
     def clear(self) -> None:
-        self._value = None
+        self._value = lambda: None
 
     def describe(self) -> Iterable[Metric]:
         """The family without its value."""
@@ -138,7 +142,7 @@ class OptionalGauge(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """The family."""
-        return [GaugeMetricFamily(self._name, self._help, value=self._value)]
+        return [GaugeMetricFamily(self._name, self._help, value=self._value())]
 
 
 class Total:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from agent.durable import make_folder, replace_file, storage_errors, sync_folder
 from agent.episode import EndRecord, EpisodeMeta, EpisodePrefix, read_prefix
 from agent.episode_writer import EpisodeWriter
 from agent.ledger import EpisodeState, Ledger
+from agent.process.clock import unix_s
 from agent.process.instruction import clean_instruction
 from agent.wire.messages import BASE_VERSION, Order, Outcome
 
@@ -142,7 +143,7 @@ def _rewrite(path: Path, meta: EpisodeMeta, prefix: EpisodePrefix) -> tuple[EndR
         steps=0,  # what was executed of the last chunks is not known, so nothing is claimed
         executed_TK=np.zeros((len(prefix.chunks), chunk_steps), np.uint8),
         reason=RESTART_REASON,
-        sealed_unix_s=time.time(),
+        sealed_unix_s=unix_s(),
     )
     temporary = path.with_name(_REWRITE_PREFIX + path.name)
     writer = EpisodeWriter(temporary, meta)
@@ -175,8 +176,9 @@ def set_aside(path: Path, reason: str) -> None:
     with storage_errors(path):
         make_folder(folder)
         target = folder / path.name
-        if target.exists():
-            target = folder / f"{path.stem}.{time.time_ns()}{path.suffix}"
+        copies = count(1)
+        while target.exists():
+            target = folder / f"{path.stem}.{next(copies)}{path.suffix}"
         replace_file(target.with_name(f"{target.name}.reason"), f"{reason}\n".encode())
         os.rename(path, target)
         sync_folder(folder)

@@ -10,9 +10,11 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from agent.ledger import ActivationRow, EpisodeRow, EpisodeState
 from agent.metrics import SUCCESS_WINDOWS, AgentMetrics
+from agent.process.clock import by_wall_clock
 from agent.wire.messages import BASE_VERSION, Order, Outcome, Phase
 
 BEST_MIN_EPISODES = 20  # in the window, before its rate can be the best
@@ -142,7 +144,8 @@ class SuccessRecord:
         metrics = self._metrics
         metrics.episodes_total.labels(row.task, row.outcome, row.phase).inc()
         metrics.episode_steps.labels(row.task, row.outcome).observe(row.steps)
-        metrics.task_last_episode_timestamp_seconds.labels(row.task).set(row.sealed_unix_s)
+        last = metrics.task_last_episode_timestamp_seconds.labels(row.task)
+        last.set_function(partial(by_wall_clock, row.sealed_unix_s))
         self._staleness_episodes += 1
         # What was sealed stays counted when it is distrusted later: a counter never goes back.
         if row.outcome == Outcome.ABORTED or row.state == EpisodeState.QUARANTINED:
@@ -164,7 +167,9 @@ class SuccessRecord:
     def _activate(self, row: ActivationRow) -> None:
         self._active_version = row.version
         self._staleness_episodes = 0
-        self._metrics.adapter_activated_timestamp_seconds.set(row.unix_s)
+        self._metrics.adapter_activated_timestamp_seconds.set_function(
+            partial(by_wall_clock, row.unix_s)
+        )
         for record in self._records.values():
             record.swap()
 

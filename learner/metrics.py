@@ -1,11 +1,12 @@
 """What the learner writes into its metrics, which `agent.metrics` declares."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from agent.measuring import add_disk_sources, program_version
 from agent.metrics import LearnerMetrics
+from agent.process.clock import by_wall_clock, unix_s
 from learner.config import LearnerConfig
 from learner.evaluation import GREEDY, ROLLOUT, conditions
 
@@ -17,10 +18,10 @@ class Exports:
     """The learner's metrics as its threads see them.
 
     Args:
-        clock: Unix time [s].
+        clock: Unix time [s], as `agent.process.clock` has it.
     """
 
-    def __init__(self, metrics: LearnerMetrics, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, metrics: LearnerMetrics, clock: Callable[[], float] = unix_s) -> None:
         self.metrics = metrics
         self._clock = clock
         self._state = WAITING
@@ -65,7 +66,9 @@ class Exports:
 
     def note_progress(self) -> None:
         """The learner got on."""
-        self.metrics.learner_last_progress_timestamp_seconds.set(self._clock())
+        self.metrics.learner_last_progress_timestamp_seconds.set_function(
+            partial(by_wall_clock, self._clock())
+        )
 
     def accept_episode(self, disposition: str | None) -> None:
         """An episode is durable here; None: an update will say what becomes of it."""

@@ -21,6 +21,7 @@ from agent.model.devices import check_device
 from agent.model.errors import ModelFolderError
 from agent.model.lora import AdapterError
 from agent.model.policy_model import load_policy_model
+from agent.process.clock import go_on_from
 from agent.wire.errors import ConfigError
 from agent.wire.keys import find_client_keys
 from agent.wire.sockets import DealerClient
@@ -36,7 +37,7 @@ from learner.loop import Loop, Watchers
 from learner.matrix import SuccessMatrix
 from learner.metrics import Exports
 from learner.policy import LoraPolicy
-from learner.progress import ProgressLog, write_json
+from learner.progress import ProgressLog, last_stamp_s, write_json
 from learner.publication import Identity, Publication
 from learner.receiver import RECEIVER_THREAD, Inbox, Receiver
 from learner.stopping import StopFlag, Stopped
@@ -155,6 +156,7 @@ def _exporting(
     config: LearnerConfig, state_dir: Path, store: LearnerStore
 ) -> Iterator[tuple[Exports, Vitals]]:
     """Serves metrics and health meanwhile; endpoints.json says where."""
+    go_on_from(last_stamp_s(state_dir / "progress.jsonl"))
     exports, vitals = Exports(LearnerMetrics()), Vitals()
     exports.tell_conditions(config)
     exports.resume(*store.totals())  # before the first scrape, which would take 0 for a reset

@@ -1,11 +1,11 @@
 """The run's record for people and plots: one JSON line an event, and the final result."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 from agent.durable import replace_file
+from agent.process.clock import unix_s
 
 
 class ProgressLog:
@@ -19,13 +19,24 @@ class ProgressLog:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event and hand it to the operating system."""
-        line = {"event": event, "unix_s": round(time.time(), 3), **fields}
+        line = {"event": event, "unix_s": round(unix_s(), 3), **fields}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def last_stamp_s(path: Path) -> float:
+    """When the last whole line of a progress log was written [Unix s]; 0 if there is none."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in reversed(lines[-2:]):  # a crash may have torn the very last one
+        try:
+            return float(json.loads(line)["unix_s"])
+        except (ValueError, TypeError, KeyError):
+            continue
+    return 0.0
 
 
 def write_json(path: Path, values: Any) -> None:

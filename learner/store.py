@@ -8,13 +8,13 @@ at any point resumes without losing an episode or training on one twice.
 import json
 import sqlite3
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.process.clock import unix_s
 from agent.wire.errors import PerennialError
 from agent.wire.messages import Outcome, Phase, SealedEpisode
 from learner.store_schema import DISPOSITIONS, SCHEMA
@@ -140,7 +140,7 @@ class LearnerStore:
         with self._transaction():
             self._db.execute(
                 "INSERT OR IGNORE INTO quarantined VALUES (?,?,?,?)",
-                (episode_id, sha256, reason, time.time()),
+                (episode_id, sha256, reason, unix_s()),
             )
 
     def counted_episodes(self, order_ids: Iterable[str]) -> dict[str, EpisodeRow]:
@@ -185,7 +185,7 @@ class LearnerStore:
             values = (
                 update.update_id, update.task_index, update.iteration, update.checkpoint,
                 update.checkpoint_sha256, update.version, update.parent,
-                json.dumps(update.metrics), time.time(),
+                json.dumps(update.metrics), unix_s(),
             )  # fmt: skip
             try:
                 self._db.execute("INSERT INTO updates VALUES (?,?,?,?,?,?,?,?,0,?)", values)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.process.clock import since_boot_s
 from agent.wire.errors import ConfigError
 
 PERIOD_S = 1.0  # between two writes, at least
@@ -20,17 +20,18 @@ MAX_AGE_S = 30.0
 
 
 class Heartbeat:
-    """Keeps the Unix time [s] of the last answered request in the file `path`.
+    """Keeps the time of the last answered request in the file `path`, in seconds since boot.
 
-    The file is replaced, never half written. Raises ConfigError if it cannot be created; a later
-    failure is reported once and leaves the file to grow old.
+    Nobody sets that clock, and the check, on the same machine, reads it too. The file is replaced,
+    never half written. Raises ConfigError if it cannot be created; a later failure is reported once
+    and leaves the file to grow old.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = since_boot_s) -> None:
         self._path, self._clock = path, clock
         self._next_path = path.with_name(f"{path.name}.next")
         self._answered = 0
-        self._answered_unix_s = self._written_unix_s = float("-inf")
+        self._answered_s = self._written_s = float("-inf")
         self._has_failed = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,13 +47,13 @@ class Heartbeat:
         """Takes in how many requests were answered so far; call it once a pass."""
         now_s = self._clock()
         if answered != self._answered:
-            self._answered, self._answered_unix_s = answered, now_s
-        is_news = self._answered_unix_s != self._written_unix_s
-        if not is_news or abs(now_s - self._written_unix_s) < PERIOD_S:
+            self._answered, self._answered_s = answered, now_s
+        is_news = self._answered_s != self._written_s
+        if not is_news or now_s - self._written_s < PERIOD_S:
             return
-        self._written_unix_s = self._answered_unix_s
+        self._written_s = self._answered_s
         try:
-            self._next_path.write_text(f"{self._written_unix_s:.3f}\n")
+            self._next_path.write_text(f"{self._written_s:.3f}\n")
             os.replace(self._next_path, self._path)
         except OSError as error:
             if not self._has_failed:
@@ -61,21 +62,21 @@ class Heartbeat:
                 print(f"sim_bridge: {text}", file=sys.stderr, flush=True)
 
 
-def check(path: Path, max_age_s: float, now_unix_s: float) -> tuple[bool, str]:
+def check(path: Path, max_age_s: float, now_s: float) -> tuple[bool, str]:
     """Whether the last answer is young enough, and a line that says so.
 
-    A time in the future is judged by its distance too: the clock was set back since.
+    A time in the future was left from before the machine was started again.
     """
     try:
-        age_s = now_unix_s - float(path.read_text())
+        age_s = now_s - float(path.read_text())
     except FileNotFoundError:
         return False, f"no answer yet: there is no '{path}'"
     except OSError as error:
         return False, f"cannot read '{path}': {error.strerror}"
     except ValueError:
-        return False, f"'{path}' does not hold a Unix time"
+        return False, f"'{path}' does not hold a time"
     line = f"last answer {age_s:.1f} s ago, at most {max_age_s:g} s are allowed"
-    return abs(age_s) <= max_age_s, line
+    return -PERIOD_S <= age_s <= max_age_s, line  # the time in the file is rounded
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("path", type=Path, help="the bridge's heartbeat_path")
     parser.add_argument("--max-age-s", type=float, default=MAX_AGE_S, help="default: %(default)g")
     arguments = parser.parse_args(argv)
-    is_alive, line = check(arguments.path, arguments.max_age_s, time.time())
+    is_alive, line = check(arguments.path, arguments.max_age_s, since_boot_s())
     print(line)
     return 0 if is_alive else 1
 

@@ -9,13 +9,13 @@ sends it and brings the answer back.
 
 from __future__ import annotations
 
-import time
 import uuid
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 import numpy as np
 
+from agent.process.clock import unix_s
 from agent.wire.messages import (
     Act,
     Chunk,
@@ -170,7 +170,7 @@ class Lane:
             outcome=reply.outcome,
             steps=episode.steps,
             counted=reply.counted,
-            unix_s=time.time(),
+            unix_s=unix_s(),
         )
 
     def release(self) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from agent.process.clock import unix_s
 from agent.wire.errors import ConfigError
 from agent.wire.messages import (
     Act,
@@ -60,7 +61,7 @@ class ProbeLog:
         """Appends the line of one request; `reply` None: it was given up."""
         line = {
             "event": type(request).__name__,
-            "unix_s": time.time(),
+            "unix_s": unix_s(),
             "elapsed_s": elapsed_s,
             "sent": sent,
             "episode_id": getattr(request, "episode_id", getattr(reply, "episode_id", "")),

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from agent.adapters import AdapterError, version_number
 from agent.durable import StorageError
 from agent.ledger import ActivationRow
+from agent.process.clock import unix_s
 from agent.server.core import Core
 from agent.server.exchange import Exchange
 from agent.server.faults import answering
@@ -118,7 +119,7 @@ class Activation:
         else:
             log.info("the active version %s is loaded", version)
         self._serve(version)
-        self._core.success.on_activated(ActivationRow(version, time.time(), 0))
+        self._core.success.on_activated(ActivationRow(version, unix_s(), 0))
 
     def _refuse(self, fault: str) -> None:
         if fault != self._core.state.active_fault:

@@ -15,6 +15,7 @@ import numpy as np
 from agent.episode import EndRecord, EpisodeMeta, mint_episode_id
 from agent.ledger import SealedRow
 from agent.policy import ActRequest, ActResult
+from agent.process.clock import unix_s
 from agent.server.clients import Clients
 from agent.server.core import Core
 from agent.server.exchange import Exchange
@@ -272,7 +273,7 @@ class Episodes:
         # A slot has one open episode, so the first end that is not an abort fills it.
         counted = bool(meta.slot_id) and end.outcome != Outcome.ABORTED
         executed_TK = episode.executed_TK(end.executed, self._core.policy.chunk_steps)
-        record = EndRecord(end.outcome, end.steps, executed_TK, end.reason, time.time())
+        record = EndRecord(end.outcome, end.steps, executed_TK, end.reason, unix_s())
         self._core.journal.seal(
             meta.episode_id,
             record,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from agent.episode import ChunkRecord, EpisodeMeta
 from agent.metrics import AgentMetrics
 from agent.policy import ActResult, Policy, slot_hash
+from agent.process.clock import unix_s
 from agent.server.exchange import Exchange
 from agent.server.permissions import check_episode_owner
 from agent.server.seams import SeamMeter
@@ -162,7 +162,7 @@ def make_meta(
         policy=policy.name,
         base_sha256=policy.base_sha256,
         client_id=client_id,
-        started_unix_s=time.time(),
+        started_unix_s=unix_s(),
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from agent.episode import EpisodeCorrupt
 from agent.ledger import SealedRow
+from agent.process.clock import by_wall_clock
 from agent.server.activation import Activation
 from agent.server.core import Core
 from agent.server.episodes import Episodes
@@ -181,7 +182,8 @@ class Operator:
         metrics = self._core.metrics
         metrics.episodes_unacked.set(len(self._unacked))
         if self._unacked:
-            metrics.oldest_unacked_timestamp_seconds.set(next(iter(self._unacked.values())))
+            oldest = next(iter(self._unacked.values()))
+            metrics.oldest_unacked_timestamp_seconds.set(by_wall_clock(oldest))
         else:
             metrics.oldest_unacked_timestamp_seconds.clear()
 

@@ -39,16 +39,25 @@ def draw_plots(records: Records, summary: dict[str, Any]) -> list[Path]:
     return paths
 
 
+def training_ends(records: Records) -> list[dict[str, Any]]:
+    """The workers' lines of counted training episodes, in the order in which the agent sealed them.
+
+    Workers may run on machines whose clocks differ.
+    """
+    places = {episode_id: place for place, episode_id in enumerate(records.agent_rows)}
+    return sorted(
+        (e for e in records.ends if e["counted"] and e["phase"] == "train"),
+        key=lambda end: places.get(end["episode_id"], len(places)),
+    )
+
+
 def draw_success(records: Records, matrix: Matrix, summary: dict[str, Any], path: Path) -> None:
     """Success per task over training episodes: moving rate with Wilson band, evaluations as dots.
 
     Dotted verticals part the tasks; ticks along the bottom are adapter swaps.
     """
     figure, axes = plt.subplots(figsize=(10, 5.2), layout="constrained")
-    ends = sorted(
-        (e for e in records.ends if e["counted"] and e["phase"] == "train"),
-        key=lambda end: end["unix_s"],
-    )
+    ends = training_ends(records)
     colours = {task: COLOURS[i % len(COLOURS)] for i, task in enumerate(matrix.tasks)}
     borders = _draw_training(axes, ends, matrix, colours)
     for task in matrix.tasks:

@@ -42,7 +42,10 @@ class Update:
 
 @dataclass(frozen=True)
 class Records:
-    """Everything a report is made of. Episode rows cover ordered episodes only, by id."""
+    """Everything a report is made of.
+
+    Episode rows cover ordered episodes only, by id; the agent's come in the order of their seals.
+    """
 
     run_dir: Path
     config: dict[str, Any]
@@ -79,8 +82,8 @@ def read_records(run_dir: Path) -> Records:
         events=JsonTail(run_dir / "learner" / "progress.jsonl").read(),
         ends=[line for path in client_logs for line in JsonTail(path).read()],
         probe=JsonTail(run_dir / "probe.jsonl").read(),
-        agent_rows=_read_rows(agent_db, "state"),
-        learner_rows=_read_rows(learner_db, "disposition"),
+        agent_rows=_read_rows(agent_db, "state", "sealed_seq"),
+        learner_rows=_read_rows(learner_db, "disposition", "rowid"),
         updates=[
             Update(*row)
             for row in query(
@@ -93,12 +96,12 @@ def read_records(run_dir: Path) -> Records:
     )
 
 
-def _read_rows(path: Path, column: str) -> dict[str, EpisodeRow]:
+def _read_rows(path: Path, column: str, order: str) -> dict[str, EpisodeRow]:
     """Ordered episodes of a ledger with its own `column` (state or disposition), by id."""
     rows = query(
         path,
         "SELECT episode_id, slot_id, task, phase, version, outcome, counted, steps, "
-        f"{column} FROM episodes WHERE slot_id <> ''",
+        f"{column} FROM episodes WHERE slot_id <> '' ORDER BY {order}",
     )
     found = {}
     for episode_id, slot_id, task, phase, version, outcome, counted, steps, value in rows:

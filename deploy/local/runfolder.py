@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from agent.durable import make_folder, replace_file
 from agent.process.changes import Difference, explain, find_differences
+from agent.process.clock import go_on_from, share_clock, unix_s
 from deploy.local.composition import compose_tree
 from deploy.local.overrides import Override, has_value, parse_overrides
 from deploy.local.placement import BadSetting, make_socket_folder, socket_folder
@@ -119,16 +119,22 @@ class RunFolder:
         for name, values in {"run": config.tree, **config.processes}.items():
             text = OmegaConf.to_yaml(OmegaConf.create(values))
             replace_file(self.path / "config" / f"{name}.yaml", text.encode())
-        now_s = time.time()
+        sessions = self._state.get("sessions", [])
+        go_on_from(max((session["ended_unix_s"] for session in sessions), default=0.0))
+        share_clock()
+        now_s = unix_s()
         self._session = {"began_unix_s": now_s, "ended_unix_s": now_s, "restarts": {}}
-        sessions = [*self._state.get("sessions", []), self._session]
-        self._state = {"settings": settings, "versions": versions, "sessions": sessions}
+        self._state = {
+            "settings": settings,
+            "versions": versions,
+            "sessions": [*sessions, self._session],
+        }
         self._save()
         return is_resumed
 
     def keep(self, restarts: dict[str, int], *, finished: bool = False) -> None:
         """Notes that the session still lasts; writes every few seconds, and when it is finished."""
-        now_s = time.time()
+        now_s = unix_s()
         if finished or now_s - self._session["ended_unix_s"] >= KEEP_S:
             self._session |= {"ended_unix_s": now_s, "restarts": restarts}
             self._state["finished"] = finished

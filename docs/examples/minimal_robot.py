@@ -1,12 +1,12 @@
 """A whole robot client: python minimal_robot.py ENDPOINT TASK CLIENT_LOG EPISODES"""
 
 import sys
-import time
 import uuid
 from pathlib import Path
 
 import numpy as np
 
+from agent.process.clock import unix_s
 from agent.wire.messages import Act, EpisodeEnd, EpisodeStart, Executed, Hello, Outcome
 from agent.wire.sockets import DealerClient
 from sim_bridge.log import EndLine, EndLog
@@ -49,7 +49,7 @@ def run_episode(client: DealerClient, arm: Arm, task: str) -> EndLine:
         step_index += 1
     end = client.request(EpisodeEnd(at.episode_id, outcome, steps, executed_K), retries=RETRIES)
     return EndLine(at.episode_id, "", task, "", 0, "serve", at.version,
-                   [at.version], end.outcome, steps, end.counted, time.time())  # fmt: skip
+                   [at.version], end.outcome, steps, end.counted, unix_s())  # fmt: skip
 
 
 if __name__ == "__main__":

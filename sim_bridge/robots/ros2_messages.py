@@ -51,7 +51,8 @@ def numbers_of(source: Ros2Topic, message: dict[str, Any]) -> np.ndarray:
 
 
 def command_of(command: Ros2Topic, share: np.ndarray) -> dict[str, Any]:
-    """The message that commands these numbers, f64[n]; stamped with this machine's time."""
+    """The message that commands these numbers, f64[n], stamped with the machine's time."""
+    # Not with our own: other nodes compare the stamp with theirs.
     now_ns = time.time_ns()
     stamp = {"sec": now_ns // 1_000_000_000, "nanosec": now_ns % 1_000_000_000}
     if command.type == cdr.FLOATS:

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from agent.process.clock import unix_s
 from agent.wire.errors import ConfigError
 from agent.wire.messages import (
     Act,
@@ -116,7 +117,7 @@ class Runtime:
             self._mishaps = 0
         return EndLine(
             started.episode_id, "", task, "", 0, "serve", started.version, episode.versions,
-            sealed.outcome, episode.steps, sealed.counted, time.time(),
+            sealed.outcome, episode.steps, sealed.counted, unix_s(),
         )  # fmt: skip
 
     # ---- the conversation around an episode ----------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from finished_run import FinishedRun, change_ledger, write_lines
 
 from deploy.local import report
+from deploy.local.plots import training_ends
 from deploy.local.records import read_records
 from deploy.local.summary import measure_swaps
 
@@ -139,6 +140,19 @@ def test_a_request_is_dropped_unless_a_restart_explains_it(
     sessions = [{"began_unix_s": s, "ended_unix_s": s, "restarts": restarts} for s in began_s]
     (run.run_dir / "state.json").write_text(json.dumps({"versions": {}, "sessions": sessions}))
     assert measure_swaps(read_records(run.run_dir))["dropped_requests"] == dropped
+
+
+def test_training_is_drawn_in_the_order_of_the_seals_whatever_the_workers_clocks_said(
+    tmp_path: Path,
+) -> None:
+    run = FinishedRun(tmp_path / "run")
+    run.add_everything()
+    for number, end in enumerate(run.ends):
+        end["unix_s"] = 1000.0 - number  # a clock that went backwards
+    run.write()
+    drawn = [end["episode_id"] for end in training_ends(read_records(run.run_dir))]
+    assert len(drawn) > 4
+    assert drawn == sorted(drawn)
 
 
 def test_plots_are_made(run: FinishedRun) -> None:

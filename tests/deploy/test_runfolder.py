@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from wall_clock import WallClock
 
 from deploy.local.placement import BadSetting, socket_folder
 from deploy.local.processes import PACKAGE_ROOT
@@ -163,3 +164,27 @@ def test_a_run_with_another_model_is_not_resumed(folder, compose):
     begin(folder, compose(), lambda settings: None)
     with pytest.raises(BadSetting, match=r"model\.model_dir"):
         folder.prepare(compose_run(["model.model_dir=agent/assets/nano"]), {})
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0], ids=["back", "forward"])
+def test_sessions_last_as_long_as_they_do_while_the_clock_is_set(
+    folder, compose, monkeypatch, step_s
+):
+    wall = WallClock(monkeypatch)
+    begin(folder, compose(), lambda settings: None)
+    wall.set_by_s = step_s
+    folder.keep({}, finished=True)
+    (session,) = json.loads((folder.path / STATE_NAME).read_text())["sessions"]
+    assert 0 <= session["ended_unix_s"] - session["began_unix_s"] < 60
+
+
+def test_a_session_begins_after_the_one_before_though_the_clock_was_set_back(
+    folder, compose, monkeypatch
+):
+    wall = WallClock(monkeypatch)
+    begin(folder, compose(), lambda settings: None)
+    wall.set_by_s = -3600.0
+    wall.start_process()
+    assert folder.prepare(compose(), {})
+    first, second = json.loads((folder.path / STATE_NAME).read_text())["sessions"]
+    assert first["ended_unix_s"] - 1e-3 <= second["began_unix_s"] < first["ended_unix_s"] + 60
