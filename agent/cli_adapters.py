@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.process.paths import user_path
+
 if TYPE_CHECKING:
     from agent.wire.messages import Activated, ServerStatus
 
@@ -124,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         ("export", "copy a verified version as a plain PEFT folder, for use elsewhere"),
     ):
         action = actions.add_parser(name, help=summary, description=summary)
-        action.add_argument("folder", type=Path, help="a run's folder")
+        action.add_argument("folder", type=user_path, help="a run's folder")
         if name != "export":
             action.add_argument("--keys", default="", help="this operator's folder of keys")
             action.add_argument(
@@ -134,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
             action.add_argument("version", help="as `perennial adapters list` shows it, or base")
         if name == "export":
             action.add_argument("version", help="as `perennial adapters list` shows it")
-            action.add_argument("out", type=Path, help="the new folder")
+            action.add_argument("out", type=user_path, help="the new folder")
             action.add_argument(
                 "--base",
                 default="",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from pathlib import Path
+
+from agent.process.paths import user_path
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         ("verify", "read every file, check every hash"),
     ):
         action = actions.add_parser(name, help=summary, description=summary)
-        action.add_argument("folder", type=Path, help="a run's folder, or its agent folder")
+        action.add_argument("folder", type=user_path, help="a run's folder, or its agent folder")
         if name == "show":
             action.add_argument("episode_id", help="the id, or its unambiguous beginning or end")
     return parser

@@ -7,6 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
+from agent.process.paths import user_path
+
 MAY_HELP = "some of act (ask for actions), report (say how episodes ended), operate (learner, CLI)"
 
 
@@ -117,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         ("remove", "refuse a client from its next message on"),
     ):
         action = actions.add_parser(name, help=summary, description=summary)
-        action.add_argument("folder", type=Path, help="the server's keys_dir")
+        action.add_argument("folder", type=user_path, help="the server's keys_dir")
         if name in ("add", "allow", "remove"):
             action.add_argument("name", help="the client's name in logs and permissions")
         if name == "allow":
@@ -130,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "add":
             action.add_argument(
-                "--out", type=Path, help="the client's new folder (default: FOLDER/clients/NAME)"
+                "--out",
+                type=user_path,
+                help="the client's new folder (default: FOLDER/clients/NAME)",
             )
     return parser
 

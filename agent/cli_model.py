@@ -6,10 +6,11 @@ import argparse
 import json
 import signal
 import sys
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from agent.config import DTYPES
+from agent.process.paths import user_path
 from agent.process.terminal import counting
 
 _EPILOG = """\
@@ -111,24 +112,22 @@ def _merge(arguments: argparse.Namespace, architecture: dict[str, Any]) -> None:
 
 
 def _parse_settings(settings: list[str]) -> dict[str, Any]:
-    """`name=value` to config fields, values as YAML. Raises ConfigError."""
-    if not settings:
-        return {}
-    import yaml
+    """`name=value` to config fields. Raises ConfigError."""
+    from agent.process import load_config
+    from agent.process.errors import ConfigError
 
-    from agent.wire.errors import ConfigError
+    try:
+        words = [f"architecture.{setting}" for setting in settings]
+        return load_config(_Stated, None, words).architecture
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("architecture.", "--set ")) from error
 
-    architecture = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--set {setting}: expected name=value, e.g. --set variant=openvla")
-        try:
-            architecture[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"--set {setting}: the value is not YAML: {reason}") from error
-    return architecture
+
+@dataclass
+class _Stated:
+    """What `--set` states, read as any settings are."""
+
+    architecture: dict[str, Any] = field(default_factory=dict)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -145,12 +144,16 @@ def _parser() -> argparse.ArgumentParser:
         ("merge", "write a new folder with a LoRA adapter merged into the weights"),
     ):
         action = actions.add_parser(name, help=summary, description=summary)
-        action.add_argument("folder", type=Path, help="a published OpenVLA or OpenVLA-OFT folder")
+        action.add_argument(
+            "folder", type=user_path, help="a published OpenVLA or OpenVLA-OFT folder"
+        )
         if name == "merge":
             action.add_argument(
-                "adapter", type=Path, help="a PEFT folder, or a version of an adapter store"
+                "adapter",
+                type=user_path,
+                help="a PEFT folder, or a version of an adapter store",
             )
-            action.add_argument("out", type=Path, help="the new folder")
+            action.add_argument("out", type=user_path, help="the new folder")
         action.add_argument(
             "--set",
             action="append",

@@ -11,11 +11,15 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from agent.durable import StorageError
 from agent.process import BAD_INPUT
+from agent.process.paths import is_path, user_path
+from agent.process.settings import Reference
+from agent.process.words import literal
 from deploy.local.placement import BadSetting, Placement
 from deploy.local.processes import module_command, module_environment
 
@@ -73,7 +77,9 @@ TARGETS = {
         # In a volume that robots' and simulators' containers do not have.
         operator="ipc:///run/perennial-operator/operator.sock",
         open_http=True,
-        client_id="${oc.env:HOSTNAME}",  # every replica is a container with a name of its own
+        client_id=Reference(
+            "${oc.env:HOSTNAME}"
+        ),  # every replica is a container with a name of its own
         heartbeat_path="/run/perennial/heartbeat",
         ways_out={
             **_WAYS_OUT,
@@ -87,7 +93,9 @@ TARGETS = {
         agent_host="127.0.0.1",
         operator="tcp://127.0.0.1:5556",
         open_http=False,
-        client_id="sim-${oc.env:PERENNIAL_INSTANCE}",  # of the template unit, perennial-sim@1
+        client_id=Reference(
+            "sim-${oc.env:PERENNIAL_INSTANCE}"
+        ),  # of the template unit, perennial-sim@1
         heartbeat_path="",
         ways_out={
             **_WAYS_OUT,
@@ -103,7 +111,8 @@ def service_placement(
     target: Target, state_dir: Path, keys_dir: Path
 ) -> Callable[[Path, int], Placement]:
     """Places a run's processes as services that outlive each other and share no parent."""
-    run_dir = state_dir.expanduser().resolve()
+    run_dir, keys_dir = (path.expanduser().resolve() for path in (state_dir, keys_dir))
+    client_log = f"{literal(str(run_dir / 'sim'))}/{target.client_id}/client.jsonl"
 
     def place(_run_dir: Path, _workers: int) -> Placement:
         http = {"http_host": target.bind_host, "http_open": target.open_http}
@@ -123,7 +132,7 @@ def service_placement(
             client={
                 "keys_dir": str(keys_dir / "sim"),
                 "client_id": target.client_id,
-                "log_path": str(run_dir / "sim" / target.client_id / "client.jsonl"),
+                "log_path": Reference(client_log),
                 "heartbeat_path": target.heartbeat_path,
             },
             # One file of settings serves any number of simulators; nobody waits for the end.
@@ -139,8 +148,8 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 ready, 2 something the user must mend."""
     parser = argparse.ArgumentParser(prog="perennial setup", description=__doc__)
     parser.add_argument("target", choices=TARGETS, help="how the services are run")
-    parser.add_argument("--state-dir", type=Path, default=Path("/var/lib/perennial"))
-    parser.add_argument("--keys-dir", type=Path, default=Path("/etc/perennial/keys"))
+    parser.add_argument("--state-dir", type=user_path, default=Path("/var/lib/perennial"))
+    parser.add_argument("--keys-dir", type=user_path, default=Path("/etc/perennial/keys"))
     parser.add_argument("settings", nargs="*", metavar="key=value", help="as for perennial run")
     arguments = parser.parse_intermixed_args(argv)  # options may stand between settings
     try:
@@ -170,10 +179,24 @@ def set_up(target: Target, state_dir: Path, keys_dir: Path, overrides: list[str]
     from deploy.local.versions import installed_versions
 
     config = compose_run(overrides, service_placement(target, state_dir, keys_dir))
+    own = {name: _from_here(values) for name, values in config.processes.items()}
+    config = replace(config, processes=own)  # services start in another folder
     make_keys(keys_dir)
     folder = RunFolder(config.settings.run_dir)
     with folder.lock():
         folder.prepare(config, installed_versions())
+
+
+def _from_here(value: Any, key: str = "") -> Any:
+    """Settings with every path absolute, as seen by whoever calls this command."""
+    from deploy.local.settings import absolute_path
+
+    if isinstance(value, dict):
+        return {name: _from_here(each, name) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_from_here(each, key) for each in value]
+    is_ours = isinstance(value, str) and value and is_path(key) and not isinstance(value, Reference)
+    return str(absolute_path(key, value)) if is_ours else value
 
 
 def make_keys(keys_dir: Path) -> None:

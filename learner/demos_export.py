@@ -7,6 +7,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from agent.process.paths import user_path
+
 DEFAULT_RATE_HZ = 20
 
 
@@ -80,9 +82,9 @@ def _rate(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="perennial demos export", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a run, or any folder with episodes (.mcap)")
+    parser.add_argument("folder", type=user_path, help="a run, or any folder with episodes (.mcap)")
     parser.add_argument("--to", choices=["lerobot-v3"], required=True, help="the format")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--out", type=user_path, required=True, help="folder of the data set")
     parser.add_argument(
         "--rate-hz", type=_rate, default=DEFAULT_RATE_HZ, help="control steps per second (20)"
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+
+from agent.process.paths import user_path
 
 _EPILOG = """\
 example:
@@ -55,9 +56,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("paths", type=Path, nargs="+", metavar="FILE", help="one for each task")
+    parser.add_argument(
+        "paths", type=user_path, nargs="+", metavar="FILE", help="one for each task"
+    )
     parser.add_argument("--from", choices=["libero-hdf5"], required=True, help="the format")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--out", type=user_path, required=True, help="folder of the shards")
     parser.add_argument("--chunk", type=_count, default=8, help="actions per label (8)")
     parser.add_argument("--stride", type=_count, default=1, help="control steps between frames (1)")
     parser.add_argument("--image-size", type=_count, help="pixels (as in the files)")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.process import BAD_INPUT, load_config
+from agent.process.paths import user_path
 from agent.wire.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def _hours_lines(hours: Hours, gpus: int, conditions: Conditions, speed: str) ->
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="learner.dryrun", description=__doc__)
     for name in ("agent", "learner"):
-        parser.add_argument(f"--{name}", type=Path, required=True, metavar="FILE.yaml")
+        parser.add_argument(f"--{name}", type=user_path, required=True, metavar="FILE.yaml")
     parser.add_argument("--published", action="store_true", help="there is no model folder")
     parser.add_argument("--gpu", required=True)
     parser.add_argument("--utilisation", type=float, required=True)

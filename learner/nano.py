@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.process import load_config
+from agent.process.errors import ConfigError
+
 if TYPE_CHECKING:
     from agent.model.network import PolicyNetwork
     from agent.model.processing import PromptEncoder
@@ -41,11 +44,10 @@ class NanoConfig:
 def main(arguments: list[str]) -> None:
     """Compose the config, set thread counts before torch loads, build and save the model."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from omegaconf import OmegaConf
-
-    merged = OmegaConf.merge(OmegaConf.structured(NanoConfig), OmegaConf.from_cli(arguments))
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, NanoConfig)
+    try:
+        config = load_config(NanoConfig, None, arguments)
+    except ConfigError as error:
+        sys.exit(f"learner.nano: {error}")
     if not (config.demos and config.out and config.work):
         sys.exit("learner.nano: expected demos=[DIR,...] out=DIR work=DIR")
     if config.variant not in VARIANTS:

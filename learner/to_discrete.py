@@ -13,8 +13,9 @@ import argparse
 import os
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from agent.process.paths import user_path
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 CAMERAS = ("agentview", "wrist")  # arrays of a demonstration shard
@@ -80,10 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-    from agent.wire.errors import ConfigError, PerennialError  # after the parser: help is instant
+    from agent.process import load_config  # after the parser: help is instant
+    from agent.process.errors import ConfigError, PerennialError
 
     try:
-        settings = _read_settings(arguments.settings)
+        settings = load_config(ConversionSettings, None, arguments.settings)
     except ConfigError as error:
         print(f"perennial model to-discrete: {error}", file=sys.stderr)
         return 2
@@ -103,23 +105,6 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _read_settings(words: list[str]) -> ConversionSettings:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    from agent.wire.errors import ConfigError
-
-    try:
-        stated = OmegaConf.from_cli(words)
-        merged = OmegaConf.merge(OmegaConf.structured(ConversionSettings), stated)
-        settings = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(str(error).partition("\n")[0]) from error
-    assert isinstance(settings, ConversionSettings)
-    return settings
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="perennial model to-discrete",
@@ -127,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("base", type=Path, help="an OpenVLA-OFT folder with an L1 head")
-    parser.add_argument("out", type=Path, help="the new folder")
+    parser.add_argument("base", type=user_path, help="an OpenVLA-OFT folder with an L1 head")
+    parser.add_argument("out", type=user_path, help="the new folder")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="see below")
     return parser
 

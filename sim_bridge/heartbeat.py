@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.process.clock import since_boot_s
+from agent.process.paths import user_path
 from agent.wire.errors import ConfigError
 
 PERIOD_S = 1.0  # between two writes, at least
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m sim_bridge.heartbeat",
         description="Says how long ago a bridge had its last answer from the agent.",
     )
-    parser.add_argument("path", type=Path, help="the bridge's heartbeat_path")
+    parser.add_argument("path", type=user_path, help="the bridge's heartbeat_path")
     parser.add_argument("--max-age-s", type=float, default=MAX_AGE_S, help="default: %(default)g")
     arguments = parser.parse_args(argv)
     is_alive, line = check(arguments.path, arguments.max_age_s, since_boot_s())

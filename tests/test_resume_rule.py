@@ -1,14 +1,11 @@
-"""Learner and supervisor judge alike what may differ when a run is resumed."""
+"""What may differ when a run is resumed."""
 
 import copy
-import dataclasses
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.local import changes as of_deploy
-from learner import changes as of_learner
+from agent.process.changes import find_differences
 
 NAMES = st.sampled_from("abcd")
 VALUES = st.none() | st.booleans() | st.integers(0, 3) | st.lists(st.integers(0, 1), max_size=2)
@@ -17,45 +14,30 @@ TREES = st.recursive(
     lambda inner: st.dictionaries(NAMES, VALUES | inner | st.lists(inner, max_size=2)),
     max_leaves=12,
 )
-BOTH = pytest.mark.parametrize("changes", [of_deploy, of_learner], ids=["deploy", "learner"])
 
 
-def refused(changes, recorded, present, defaults):
-    found = changes.find_differences(recorded, present, defaults)
+def refused(recorded, present, defaults):
+    found = find_differences(recorded, present, defaults)
     return [difference.key for difference in found if difference.kind != "gone"]
 
 
-@given(TREES, TREES, TREES)
-def test_both_say_the_same_in_the_same_words(recorded, present, defaults):
-    one, other = (
-        list(changes.find_differences(recorded, present, defaults))
-        for changes in (of_deploy, of_learner)
-    )
-    assert list(map(dataclasses.astuple, one)) == list(map(dataclasses.astuple, other))
-    if one:
-        assert of_deploy.explain(one) == of_learner.explain(other)
-
-
-@BOTH
 @given(TREES, TREES)
-def test_the_same_settings_differ_in_nothing(changes, settings, defaults):
-    assert list(changes.find_differences(settings, settings, defaults)) == []
+def test_the_same_settings_differ_in_nothing(settings, defaults):
+    assert list(find_differences(settings, settings, defaults)) == []
 
 
-@BOTH
 @given(TREES, st.data())
-def test_settings_at_their_defaults_may_come_and_settings_may_go(changes, settings, data):
+def test_settings_at_their_defaults_may_come_and_settings_may_go(settings, data):
     recorded = copy.deepcopy(settings)
     for node in nodes(recorded):
         for name in data.draw(st.sets(st.sampled_from(sorted(node)))) if node else ():
             del node[name]
-    assert refused(changes, recorded, settings, settings) == []
-    assert refused(changes, settings, recorded, {}) == []
+    assert refused(recorded, settings, settings) == []
+    assert refused(settings, recorded, {}) == []
 
 
-@BOTH
 @given(TREES, st.data())
-def test_another_value_is_refused_and_named(changes, settings, data):
+def test_another_value_is_refused_and_named(settings, data):
     paths = [path for path in leaves(settings) if path]
     if not paths:
         return
@@ -66,14 +48,14 @@ def test_another_value_is_refused_and_named(changes, settings, data):
         node = node[step]
     node[last] = "another"
     key = ".".join(map(str, (*inner, last)))
-    assert refused(changes, settings, present, settings) == [key]
+    assert refused(settings, present, settings) == [key]
     without = copy.deepcopy(settings)
     node = without
     for step in inner:
         node = node[step]
     if isinstance(node, dict):
         del node[last]
-        assert refused(changes, without, present, settings) == [key]
+        assert refused(without, present, settings) == [key]
 
 
 def nodes(tree):

@@ -11,10 +11,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from agent.process.errors import ConfigError, PerennialError
+from agent.process.paths import user_path
 from agent.process.settings import load_config
 
 BAD_INPUT = 2  # exit status
@@ -64,7 +64,9 @@ def run_process(
     """
     parent = os.getppid()
     parser = argparse.ArgumentParser(prog=program, description=purpose)
-    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings to start from")
+    parser.add_argument(
+        "--config", type=user_path, metavar="FILE.yaml", help="settings to start from"
+    )
     parser.add_argument("--check", action="store_true", help="check the settings, start nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     arguments = parser.parse_intermixed_args(argv)  # options may stand between settings

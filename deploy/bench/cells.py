@@ -19,7 +19,7 @@ from typing import Any
 from deploy.local.overrides import find_value, parse_overrides
 from deploy.local.placement import BadSetting
 from deploy.local.runfolder import recorded_settings
-from deploy.local.settings import RunConfig, compose_run, find_model
+from deploy.local.settings import RunConfig, absolute_path, compose_run, find_model
 
 BEGINNINGS = "beginnings"
 # Continual methods that do the same as sequential fine-tuning until the end of row 1. Others act
@@ -92,7 +92,7 @@ def _place_of_model(model_dir: str) -> Path:
     try:
         return find_model(model_dir)
     except BadSetting:
-        return Path(model_dir).expanduser().resolve()
+        return absolute_path("model.model_dir", model_dir)
 
 
 def _base(cell: Cell) -> Step:

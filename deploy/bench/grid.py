@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.process.words import unquoted
 from deploy.bench.cells import Cell, compose, settings_of
 from deploy.local.composition import CONFIGS
 from deploy.local.placement import BadSetting
+from deploy.local.settings import absolute_path
 
 BUDGET = "budget=bench"  # if no other is chosen
 SEEDS = 3
@@ -62,8 +64,8 @@ def parse_grid(words: Sequence[str]) -> Grid:
     ]
     _refuse_alike([cell for cell in cells if cell.seed == 0])
     suite = compose(cells[0].overrides).processes["learner"]["suite"]["name"]
-    out = Path(own.get("out", f"runs/bench-{suite}")).expanduser().resolve()
-    runs = Path(own["runs"]).expanduser().resolve() if "runs" in own else out / "runs"
+    out = absolute_path("out", own.get("out", f"runs/bench-{suite}"))
+    runs = absolute_path("runs", own["runs"]) if "runs" in own else out / "runs"
     return Grid(tuple(cells), methods, tuple(shared), out, runs)
 
 
@@ -76,7 +78,7 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         if name in ("method", "seeds", "out", "runs"):
             if not separator or not value or name in own:
                 raise BadSetting(f"{word}: expected {name}=VALUE, once")
-            own[name] = value
+            own[name] = unquoted(value)
         elif (bare := name.lstrip("+~").partition("@")[0]) in OF_A_RUN:
             raise BadSetting(f"{word}: drop it; {OF_A_RUN[bare]}")
         else:

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from agent.durable import StorageError
+from agent.process.words import setting_of
 from deploy.bench.cells import Cell, Step, compose, plan_cell, require_model
 from deploy.bench.estimate import Estimate, clock, describe, estimate, own_effort
 from deploy.bench.fork import fork_run
@@ -127,8 +128,7 @@ class Runner:
 
     def _run_processes(self, step: Step, run_dir: Path) -> None:
         learner = compose(step.overrides).processes["learner"]
-        quoted = str(run_dir).replace("'", "\\'")
-        own = [f"run_dir='{quoted}'", "report=false", f"parent_pid={os.getpid()}"]
+        own = [setting_of("run_dir", str(run_dir)), "report=false", f"parent_pid={os.getpid()}"]
         progress = RunProgress(run_dir, learner)
         planned = Plan.from_learner(learner)
         episodes = planned.train_episodes + planned.eval_episodes

@@ -7,7 +7,6 @@ data, and prints parameters, GPU memory, episodes and estimated hours.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.process import BAD_INPUT
+from agent.process.settings import settings_text
 from deploy.local.processes import module_command, module_environment
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _write_settings(folder: Path, processes: Mapping[str, dict[str, Any]]) -> di
         if name.startswith("sim-") and name != "sim-0":
             continue
         files[name] = folder / f"{name}.yaml"
-        files[name].write_text(json.dumps(values), encoding="utf-8")
+        files[name].write_text(settings_text(values), encoding="utf-8")
     return files
 
 

@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from agent.process.paths import user_path
+from agent.process.words import list_setting_of, setting_of
 from deploy.local.composition import CONFIGS
 from deploy.local.processes import PACKAGE_ROOT, module_command, module_environment
 
@@ -62,7 +64,9 @@ def tabletop_steps(work: Path, out: Path) -> Steps:
         _record("tabletop", work / "expert-demos", [*TABLETOP_RECORD, *expert]),
         _train(work / "expert-demos", work / "pretrain", clean, *PRETRAIN),
         _record("tabletop", work / "rig-demos", [*TABLETOP_RECORD, *RIG]),
-        _train(work / "rig-demos", work / "fine-tune", out, f"base={clean}", *FINE_TUNE),
+        _train(
+            work / "rig-demos", work / "fine-tune", out, setting_of("base", str(clean)), *FINE_TUNE
+        ),
     ]
 
 
@@ -80,12 +84,16 @@ def libero_steps(work: Path, out: Path) -> Steps:
     from omegaconf import OmegaConf
 
     suite = OmegaConf.load(CONFIGS / "suite" / f"{LIBERO}.yaml")
-    readable = ",".join(task.instruction for task in suite.tasks)
+    readable = [task.instruction for task in suite.tasks]
     record = [
         f"--tasks={','.join(map(str, LIBERO_TASKS))}", f"--frames={LIBERO_FRAMES}",
         f"--chunk={LIBERO_CHUNK}", "--shard-frames=500",
     ]  # fmt: skip
-    learn = [f"unnorm_key={LIBERO}", f"chunk_size={LIBERO_CHUNK}", f"readable=[{readable}]"]
+    learn = [
+        f"unnorm_key={LIBERO}",
+        f"chunk_size={LIBERO_CHUNK}",
+        list_setting_of("readable", readable),
+    ]
     return [
         _record(LIBERO, work / "demos", record),
         _train(work / "demos", work / "clone", out, *learn, *CLONE),
@@ -107,7 +115,8 @@ def _record(suite: str, out: Path, settings: Sequence[str]) -> tuple[str, list[s
 
 
 def _train(demos: Path, work: Path, out: Path, *settings: str) -> tuple[str, list[str]]:
-    words = [f"demos=[{demos}]", f"work={work}", f"out={out}", f"torch_threads={WORKERS}"]
+    words = [list_setting_of("demos", [str(demos)]), f"torch_threads={WORKERS}"]
+    words += [setting_of("work", str(work)), setting_of("out", str(out))]
     return "learner.nano", [*words, *settings, *COMMON]
 
 
@@ -115,9 +124,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the steps; returns the exit status of the first that fails, else 0."""
     parser = argparse.ArgumentParser(prog="deploy.local.nano", description=__doc__)
     parser.add_argument("--policy", choices=list(POLICIES), default="nano")
-    parser.add_argument("--work", type=Path, help="what is kept (default: runs/ and its name)")
+    parser.add_argument("--work", type=user_path, help="what is kept (default: runs/ and its name)")
     parser.add_argument(
-        "--out", type=Path,
+        "--out", type=user_path,
         help="folder of the model (default: the bundled one; of a baseline runs/NAME/model)",
     )  # fmt: skip
     arguments = parser.parse_args(argv)

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.local.composition import CONFIGS, compose_unresolved
+from agent.process.words import Word, parse_word, read_value
+from deploy.local.composition import compose_unresolved, is_choice
 from deploy.local.placement import WAYS_OUT, BadSetting, Placement, Process
 
 DROP = "drop it"
@@ -31,10 +32,7 @@ class Override:
 
 def parse_overrides(texts: Sequence[str]) -> list[Override]:
     """What each override touches. `texts` were composed before, so they are well-formed."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(list(texts))
-    return [Override(str(one.input_line), tuple(_touched_keys(one))) for one in parsed]
+    return [Override(text, tuple(_touched_keys(parse_word(text)))) for text in texts]
 
 
 def refuse_overrides(
@@ -81,16 +79,16 @@ def _chosen(placement: Placement, processes: Iterable[Process]) -> Iterator[tupl
         yield from _flatten(process.chosen, process.section).items()
 
 
-def _touched_keys(override: Any) -> Iterable[str]:
-    """`override` is Hydra's."""
-    key = override.key_or_group
-    if not (CONFIGS / key).is_dir():
-        return [key] if override.is_delete() else _flatten(override.value(), key)
-    if override.package is None:
+def _touched_keys(word: Word) -> Iterable[str]:
+    if not is_choice(word):
+        value = word.value or ""
+        is_table = word.mark != "~" and value.startswith("{")
+        return _flatten(read_value(word.key, value), word.key) if is_table else [word.key]
+    if word.package is None:
         return []  # a choice of ours, which sets only what may be set
     # A group put somewhere else: what does it change there?
     before = _flatten(compose_unresolved([]))
-    after = _flatten(compose_unresolved([override.input_line]))
+    after = _flatten(compose_unresolved([word.text]))
     return [key for key, value in after.items() if before.get(key, _ABSENT) != value]
 
 

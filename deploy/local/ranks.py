@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.process.paths import expand_home
+
 GROWING = ("retain",)  # continual methods whose published adapter gains a rank with every task
 
 
@@ -21,7 +23,7 @@ def served_rank(
     Raises ValueError if that is none.
     """
     if start_adapter:
-        return max(rank, _rank_in(Path(start_adapter)))
+        return max(rank, _rank_in(Path(expand_home("start_adapter", start_adapter))))
     if method not in GROWING:
         return rank
     is_list = isinstance(task_order, Sequence) and not isinstance(task_order, str)

@@ -69,7 +69,7 @@ def read_records(run_dir: Path) -> Records:
     results_path = run_dir / "learner" / "results.json"
     if not results_path.is_file():
         raise RecordError(f"{run_dir} is not finished; start it again to go on from where it is")
-    config = OmegaConf.to_container(OmegaConf.load(run_dir / "config" / "run.yaml"))
+    config = OmegaConf.to_container(OmegaConf.load(run_dir / "config" / "run.yaml"), resolve=True)
     assert isinstance(config, dict)
     logs = ("sim-*/client.jsonl", "sim/*/client.jsonl")  # of workers, and of services
     client_logs = sorted(path for pattern in logs for path in run_dir.glob(pattern))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.durable import StorageError, replace_file
 from agent.process import BAD_INPUT
+from agent.process.paths import user_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +25,7 @@ DIFFERENT = 1
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 all agrees, 1 a recount differs, 2 bad input."""
     parser = argparse.ArgumentParser(prog="perennial report", description=__doc__)
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("run_dir", type=user_path, metavar="RUN", help="the run's folder")
     parser.add_argument(
         "--recount",
         action="store_true",

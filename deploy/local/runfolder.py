@@ -19,6 +19,7 @@ from typing import Any
 from agent.durable import make_folder, replace_file
 from agent.process.changes import Difference, explain, find_differences
 from agent.process.clock import go_on_from, share_clock, unix_s
+from agent.process.settings import settings_text
 from deploy.local.composition import compose_tree
 from deploy.local.overrides import Override, has_value, parse_overrides
 from deploy.local.placement import BadSetting, make_socket_folder, socket_folder
@@ -107,8 +108,6 @@ class RunFolder:
         Raises BadSetting if it was begun with other settings; those that came or went with a
         release may differ as changes.py says.
         """
-        from omegaconf import OmegaConf
-
         settings = recorded_settings(config)
         self._state = read_state(self.path)
         is_resumed = bool(self._state)
@@ -117,8 +116,8 @@ class RunFolder:
         for name in ("config", "logs"):
             (self.path / name).mkdir(exist_ok=True)
         for name, values in {"run": config.tree, **config.processes}.items():
-            text = OmegaConf.to_yaml(OmegaConf.create(values))
-            replace_file(self.path / "config" / f"{name}.yaml", text.encode())
+            path = self.path / "config" / f"{name}.yaml"
+            replace_file(path, settings_text(values).encode())
         sessions = self._state.get("sessions", [])
         go_on_from(max((session["ended_unix_s"] for session in sessions), default=0.0))
         share_clock()

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.process.errors import ConfigError
+from agent.process.paths import expand_home
+from agent.process.shown import shown
 from deploy.local.capacity import AUTO, count_workers
 from deploy.local.composition import compose_tree
 from deploy.local.overrides import parse_overrides, refuse_overrides
@@ -61,14 +64,35 @@ def find_model(model_dir: str) -> Path:
 
     Raises BadSetting if it is in neither place.
     """
-    candidates = [Path(model_dir).expanduser().resolve(), PACKAGE_ROOT / model_dir]
+    candidates = [absolute_path("model.model_dir", model_dir), PACKAGE_ROOT / model_dir]
     for folder in candidates:
-        if (folder / "config.json").is_file():
+        if model_dir and has_file(folder / "config.json"):
             return folder
     raise BadSetting(
         f"model.model_dir: no config.json in {candidates[0]}; "
         "name an OpenVLA-OFT checkpoint folder, or leave the setting out for the nano model"
     )
+
+
+def absolute_path(key: str, text: str) -> Path:
+    """The place that a user means: below the working directory, or at home with ~.
+
+    Raises BadSetting.
+    """
+    try:
+        return Path(expand_home(key, text)).resolve()
+    except ConfigError as error:
+        raise BadSetting(str(error)) from error
+    except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle
+        raise BadSetting(f"{key}: {shown(text)} cannot be a path here ({error})") from error
+
+
+def has_file(path: Path) -> bool:
+    """Whether there is a file; False where the system refuses the name."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def compose_run(
@@ -106,7 +130,9 @@ def compose_run(
 
 
 def _run_dir(tree: dict[str, Any]) -> Path:
-    return Path(tree["run_dir"]).expanduser().resolve()
+    if not tree["run_dir"]:
+        raise BadSetting("run_dir: name a folder, e.g. run_dir=runs/mine")
+    return absolute_path("run_dir", str(tree["run_dir"]))
 
 
 def _count_workers(tree: dict[str, Any]) -> int:
@@ -159,6 +185,8 @@ def _check_settings(tree: dict[str, Any]) -> None:
             continue
         if not isinstance(value, int) or value < low:
             raise BadSetting(f"{name}: expected an integer of at least {low}, got {value!r}")
+    if not isinstance(tree["report"], bool):
+        raise BadSetting(f"report: expected true or false, got {tree['report']!r}")
     envs = tree["suite"]["envs"]
     if not isinstance(envs, int) or envs < 1:
         raise BadSetting(f"suite.envs: expected an integer of at least 1, got {envs!r}")

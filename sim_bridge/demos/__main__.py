@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.process import BAD_INPUT, FAILED
+from agent.process.paths import user_path
 from agent.wire.errors import ConfigError, PerennialError
 
 _EPILOG = """\
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     summary = "record a scripted expert under disturbances"
     collect = actions.add_parser("collect", help=summary, description=summary)
     collect.add_argument("--suite", required=True, help="tabletop, or a LIBERO suite")
-    collect.add_argument("--out", type=Path, required=True, help="folder of the shards")
+    collect.add_argument("--out", type=user_path, required=True, help="folder of the shards")
     collect.add_argument("--workers", type=_count, default=1, help="processes (1)")
     for name, (parse, text) in _SETTINGS.items():
         collect.add_argument(f"--{name.replace('_', '-')}", type=parse, help=text)

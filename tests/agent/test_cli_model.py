@@ -149,8 +149,8 @@ def test_the_golden_folder_needs_its_geometry(capsys: pytest.CaptureFixture[str]
     ("words", "status", "message"),
     [
         (["inspect", "nowhere"], 2, "no folder"),
-        (["inspect", ".", "--set", "variant"], 2, "expected name=value"),
-        (["inspect", ".", "--set", "variant=[1"], 2, "not YAML"),
+        (["inspect", ".", "--set", "variant"], 2, "settings look like key=value"),
+        (["inspect", ".", "--set", "variant=[1"], 2, "--set variant: cannot read"),
         (["inspect", "."], 1, "config.json"),
         (["verify", "base", "--set", "variants=openvla"], 1, "unknown model override"),
         (["verify", "base", "--set", "chunk_size=many"], 1, "chunk_size"),
