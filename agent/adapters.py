@@ -19,6 +19,7 @@ from pathlib import Path
 
 from agent.durable import StorageError, locked, storage_errors, sync_folder, write_synced
 from agent.process.clock import unix_s
+from agent.process.stand_ins import describe_stand_in
 from agent.records import from_json
 from agent.wire.errors import PerennialError, WireError
 
@@ -137,7 +138,8 @@ class AdapterStore:
                 data = file.read(_MAX_MANIFEST_BYTES + 1)
             manifest = from_json(Manifest, data, MANIFEST_NAME)
         except (StorageError, WireError) as error:
-            raise AdapterCorrupt(f"{version}: {MANIFEST_NAME} is unreadable: {error}") from error
+            what = describe_stand_in(path) or f"is unreadable: {error}"
+            raise AdapterCorrupt(f"{version}: {MANIFEST_NAME} {what}") from error
         expected = version_name(manifest.number, manifest.files)
         if not manifest.version == version == expected:
             raise AdapterCorrupt(
@@ -161,9 +163,10 @@ class AdapterStore:
         for name, expected in manifest.files.items():
             sha256 = _file_sha256(folder / name)
             if sha256 != expected:
-                raise AdapterCorrupt(
-                    f"{version}/{name}: SHA-256 {sha256[:12]}, published {expected[:12]}"
+                what = describe_stand_in(folder / name) or (
+                    f"has SHA-256 {sha256[:12]}, published was {expected[:12]}"
                 )
+                raise AdapterCorrupt(f"{version}/{name} {what}")
         return folder
 
     def _folder(self, version: str) -> Path:

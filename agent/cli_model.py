@@ -37,16 +37,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"perennial model: {error}", file=sys.stderr)
         return 2
 
-    from agent.model.adapter_config import AdapterError
-    from agent.model.errors import ModelFolderError
-
     actions = {"inspect": _inspect, "verify": _verify, "merge": _merge}
     try:
         actions[arguments.action](arguments, architecture)
     except ConfigError as error:
         print(f"perennial model: {error}", file=sys.stderr)
         return 2
-    except (ModelFolderError, AdapterError, PerennialError, OSError) as error:
+    except (PerennialError, OSError) as error:
         print(f"perennial model: {error}", file=sys.stderr)
         return 1
     return 0

@@ -24,6 +24,7 @@ from mcap.records import Channel, Message
 from mcap.stream_reader import StreamReader
 
 from agent.process.clock import unix_ns
+from agent.process.stand_ins import describe_stand_in
 from agent.records import from_plain
 from agent.wire.codec import unpack
 from agent.wire.errors import PerennialError, WireError
@@ -225,8 +226,10 @@ def read_episode(source: Path | bytes) -> Episode:
 
     Raises EpisodeCorrupt for anything else, OSError if the file cannot be read.
     """
-    data = source if isinstance(source, bytes) else source.read_bytes()
-    name = "episode" if isinstance(source, bytes) else str(source)
+    if isinstance(source, bytes):
+        data, name = source, "episode"
+    else:
+        data, name = _read_file(source), str(source)
     _check_checksums(data, name)
     prefix = _read_records(io.BytesIO(data))
     if prefix.problem or prefix.meta is None or prefix.end is None:
@@ -241,6 +244,18 @@ def read_prefix(path: Path) -> EpisodePrefix:
     """
     with open(path, "rb") as file:
         return _read_records(file)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        data = b""
+        if not path.is_symlink():
+            raise
+    if not data.startswith(_MAGIC) and (what := describe_stand_in(path)):
+        raise EpisodeCorrupt(f"{path}: {what}")
+    return data
 
 
 def _check_checksums(data: bytes, name: str) -> None:

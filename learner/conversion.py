@@ -18,6 +18,7 @@ from agent.durable import locked, sync_folder
 from agent.model.actions import decode_tokens, encode_actions
 from agent.model.devices import check_device
 from agent.model.errors import ModelFolderError
+from agent.model.folder import load_saved
 from agent.model.lora import save_adapter
 from agent.model.merging import merge_adapter
 from agent.model.policy_model import PolicyModel, load_policy_model
@@ -247,7 +248,7 @@ class Conversion:
     def _resume(self, path: Path) -> None:
         if not path.exists():
             return
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = load_saved(path)
         if saved["identity"] != json.dumps(self._identity(), sort_keys=True):
             raise ModelFolderError(
                 f"{path} belongs to a conversion with other settings, frames or base: use the same "

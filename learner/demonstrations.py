@@ -10,6 +10,8 @@ demonstrator's simulator is not at hand); episode i32[N].
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,27 @@ from typing import Any
 
 import numpy as np
 
+from agent.process.instruction import clean_instruction
+from agent.process.shown import printable
+from agent.process.stand_ins import describe_stand_in
 from agent.wire.errors import PerennialError
 
-FRAME_ARRAYS = ("agentview", "wrist", "proprio", "task", "actions", "state", "target")
+META_FILE = "meta.json"
+FRAME_ARRAYS = {
+    "agentview": ("u", 4),
+    "wrist": ("u", 4),
+    "proprio": ("f", 2),
+    "task": ("iu", 1),
+    "actions": ("f", 3),
+    "state": ("f", 2),
+    "target": ("f", 2),
+}
+"""What a shard holds: numpy's kinds of number, and the axes."""
+# All that numpy and the archive below it raise for bytes that are no whole archive of arrays.
+_BAD_ARCHIVE = (
+    OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 class DemonstrationError(PerennialError):
@@ -56,6 +76,7 @@ def load_demonstrations(folders: list[Path], tasks: Sequence[str] | None = None)
 
     def kept(path: Path) -> dict[str, np.ndarray]:
         shard = _read_shard(path)
+        _check_tasks(path, shard["task"], slugs)
         keep = slice(None) if wanted is None else np.isin(shard["task"], wanted)
         return {name: array[keep] for name, array in shard.items()}
 
@@ -97,15 +118,15 @@ def read_tasks(folders: list[Path], tasks: Sequence[str]) -> list[dict[str, Any]
 
     Raises DemonstrationError when they differ or one of `tasks` is not among them.
     """
-    metas = [_read_meta(folder) for folder in folders]
-    if any(meta["tasks"] != metas[0]["tasks"] for meta in metas):
+    lists = [_read_task_list(folder) for folder in folders]
+    if any(entries != lists[0] for entries in lists):
         raise DemonstrationError(f"the task lists of {[str(f) for f in folders]} differ")
-    slugs = [entry["slug"] for entry in metas[0]["tasks"]]
+    slugs = [entry["slug"] for entry in lists[0]]
     if unknown := [task for task in tasks if task not in slugs]:
         raise DemonstrationError(
             f"no task {unknown[0]!r} in {folders[0]}; it has {', '.join(slugs)}"
         )
-    return list(metas[0]["tasks"])
+    return lists[0]
 
 
 def normalisation_statistics(demos: Demonstrations, dataset: str) -> dict[str, dict]:
@@ -169,33 +190,70 @@ def _episodes_of(path: Path, task: int) -> list[int]:
     return [int(n) for n in numbers if np.bincount(tasks[episodes == n]).argmax() == task]
 
 
+def _check_tasks(path: Path, tasks: np.ndarray, slugs: list[str]) -> None:
+    if len(tasks) and not 0 <= tasks.min() <= tasks.max() < len(slugs):
+        raise DemonstrationError(
+            f"{path}: frames of tasks {tasks.min()} to {tasks.max()}, the folder's {META_FILE} "
+            f"lists {len(slugs)}: shards and list belong to different sets"
+        )
+
+
 def _labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Task and episode of each frame of a shard."""
-    with np.load(path, allow_pickle=False) as archive:
-        if missing := [name for name in ("task", "episode") if name not in archive.files]:
-            raise DemonstrationError(
-                f"{path}: arrays {missing} are missing; it has {archive.files}"
-            )
-        return archive["task"], archive["episode"]
+    arrays = read_arrays(path, ("task", "episode"))
+    return arrays["task"], arrays["episode"]
 
 
-def _read_meta(folder: Path) -> dict:
-    path = folder / "meta.json"
+def _read_task_list(folder: Path) -> list[dict[str, Any]]:
+    path = folder / META_FILE
+    if what := describe_stand_in(path):
+        raise DemonstrationError(f"{path} {what}")
     if not path.is_file():
         raise DemonstrationError(f"{path} is missing: is {folder} a demonstration folder?")
-    return json.loads(path.read_text())
+    try:
+        tasks = json.loads(path.read_text("utf-8"))["tasks"]
+        return [
+            {"slug": str(task["slug"]), "instruction": clean_instruction(task["instruction"])}
+            for task in tasks
+        ]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+        raise DemonstrationError(
+            f"{path} is damaged, expected a list of tasks with slug and instruction "
+            f"({type(error).__name__}: {printable(error)}): make the folder anew"
+        ) from error
+
+
+def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Arrays of one shard.
+
+    Raises:
+        DemonstrationError: the file is damaged or none, or lacks one of them.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if missing := [name for name in names if name not in archive.files]:
+                raise DemonstrationError(
+                    f"{path}: arrays {missing} are missing; it has {archive.files}"
+                )
+            return {name: archive[name] for name in names}
+    except _BAD_ARCHIVE as error:
+        what = describe_stand_in(path) or (
+            f"is damaged ({type(error).__name__}: {printable(error)}): make it anew, or take it "
+            "out of the folder"
+        )
+        raise DemonstrationError(f"{path} {what}") from error
 
 
 def _read_shard(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as archive:
-        missing = [name for name in FRAME_ARRAYS if name not in archive.files]
-        if missing:
-            raise DemonstrationError(
-                f"{path}: arrays {missing} are missing; it has {archive.files}"
-            )
-        shard = {name: archive[name] for name in FRAME_ARRAYS}
-    frames = len(shard["task"])
+    shard = read_arrays(path, FRAME_ARRAYS)
+    frames = shard["task"].size
     for name, array in shard.items():
+        kind, axes = FRAME_ARRAYS[name]
+        if array.dtype.kind not in kind or array.ndim != axes:
+            raise DemonstrationError(
+                f"{path}: {name} is {array.dtype} with {array.ndim} axes, expected kind {kind} "
+                f"with {axes}"
+            )
         if len(array) != frames:
             raise DemonstrationError(f"{path}: {name} has {len(array)} frames, expected {frames}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():

@@ -20,13 +20,6 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         counts = export(arguments.folder, arguments.out, arguments.rate_hz)
-    except ImportError as error:
-        print(
-            f"perennial demos export: a package is missing ({error}); "
-            "pip install 'perennial-vla[demos]'",
-            file=sys.stderr,
-        )
-        return 1
     except (PerennialError, OSError) as error:
         print(f"perennial demos export: {error}", file=sys.stderr)
         return 1

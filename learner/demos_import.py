@@ -7,16 +7,20 @@ import sys
 
 from agent.process.paths import user_path
 
+SKIPPED = 3  # exit status
 _EPILOG = """\
 example:
   perennial demos import --from libero-hdf5 libero_spatial/*.hdf5 --out demos --image-size 64
 
-Killed at any moment, the same command goes on where it was.
+Killed at any moment, the same command goes on where it was. A demonstration that is damaged is
+named and skipped (exit status 3); with the file mended, the same command adds it.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 imported, 1 a file that cannot be used, 2 bad arguments."""
+    """Exit status: 0 imported, 1 nothing that can be used, 2 bad arguments, 3 imported but for
+    some demonstrations, each of which was named.
+    """
     arguments = _parser().parse_args(argv)
 
     from agent.wire.errors import PerennialError  # after the parser: help is instant
@@ -27,25 +31,29 @@ def main(argv: list[str] | None = None) -> int:
         settings = ImportSettings(
             arguments.chunk, arguments.stride, arguments.image_size, arguments.keep_noops
         )
-        episodes, frames = import_files(arguments.paths, arguments.out, settings)
-    except ImportError as error:
-        print(
-            f"perennial demos import: a package is missing ({error}); "
-            "pip install 'perennial-vla[server,demos]'",
-            file=sys.stderr,
-        )
-        return 1
+        imported = import_files(arguments.paths, arguments.out, settings)
     except (PerennialError, OSError) as error:
         print(f"perennial demos import: {error}", file=sys.stderr)
         return 1
-    print(f"{arguments.out}: {episodes} demonstrations, {frames} frames")
+    print(f"{arguments.out}: {imported.demonstrations} demonstrations, {imported.frames} frames")
+    if imported.skipped:
+        print(f"skipped: {imported.skipped} demonstrations, named above")
+        return SKIPPED
     return 0
 
 
 def _count(text: str) -> int:
+    return _between(1, 1_000, text)
+
+
+def _side(text: str) -> int:
+    return _between(2, 4096, text)
+
+
+def _between(low: int, high: int, text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    if not low <= number <= high:
+        raise argparse.ArgumentTypeError(f"expected {low} to {high}, got {number}")
     return number
 
 
@@ -63,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=user_path, required=True, help="folder of the shards")
     parser.add_argument("--chunk", type=_count, default=8, help="actions per label (8)")
     parser.add_argument("--stride", type=_count, default=1, help="control steps between frames (1)")
-    parser.add_argument("--image-size", type=_count, help="pixels (as in the files)")
+    parser.add_argument("--image-size", type=_side, help="pixels (as in the files)")
     parser.add_argument(
         "--keep-noops",
         action="store_true",

@@ -4,10 +4,10 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from agent.durable import make_folder, replace_file, storage_errors
 from agent.episode import Episode
+from agent.process.optional import needing
 
 FRAMES = 8
 FRAME_PIXELS = 160
@@ -18,7 +18,12 @@ def save_filmstrip(episode: Episode, cameras: list[str], path: Path) -> bool:
     """Write a PNG with one row a camera and up to 8 evenly spaced frames.
 
     Returns False, and writes nothing, when the episode was kept without images.
+
+    Raises:
+        PackageError: Pillow, which draws it, is missing or broken.
     """
+    with needing("server"):
+        from PIL import Image
     chunks = [chunk for chunk in episode.chunks if all(name in chunk.images for name in cameras)]
     if not chunks:
         return False

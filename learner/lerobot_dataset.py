@@ -15,11 +15,9 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
 
 from agent.episode import ChunkRecord
+from agent.process.optional import needing
 from agent.wire.errors import PerennialError
 from agent.wire.messages import Outcome
 from learner.lerobot_statistics import (
@@ -29,6 +27,11 @@ from learner.lerobot_statistics import (
     pixel_counts,
 )
 from learner.recording import Recording
+
+with needing("demos"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
 
 VERSION = "v3.0"
 FILE_BYTES, FILES_PER_CHUNK = 100 << 20, 1000

@@ -16,17 +16,27 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import h5py
 import numpy as np
 
+from agent.model.images import MAX_SIDE
+from agent.process.instruction import clean_instruction
+from agent.process.optional import needing
+from agent.process.shown import printable, shown
+from agent.process.stand_ins import describe_stand_in
 from learner.demonstrations import DemonstrationError
+
+with needing("demos"):
+    import h5py
 
 ACTION_DIM = 7
 ARM_JOINTS = slice(1, 8)  # of a state; its first number is the time
 CAMERAS = {"agentview": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
 NOOP_LIMIT = 1e-4
+STEPS_MAX = 100_000
+ARRAY_BYTES_MAX = 8 << 30
+_TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _SCENE = re.compile(r"^[A-Z_]+SCENE\d+_")  # where a task of libero_90 and libero_10 takes place
 
 
@@ -62,15 +72,22 @@ class DemonstrationFile:
     data: h5py.Group
 
     def read(self, name: str) -> Demonstration:
-        """Raises DemonstrationError unless it has the arrays, shapes and finite values above."""
+        """Read one demonstration; nothing of it that is too large, or of another kind, is read.
+
+        Raises:
+            DemonstrationError: it lacks arrays, or they are damaged or not as described above; the
+                message names file and demonstration.
+        """
         place = f"{self.path}: data/{name}"
-        group = self.data[name]
+        with _reading(place):
+            return self._read(name, place)
+
+    def _read(self, name: str, place: str) -> Demonstration:
+        group = _group(self.data, name, place)
         actions_TA = _numbers(group, "actions", ACTION_DIM, place)
         steps = len(actions_TA)
         states_TS = _numbers(group, "states", None, place, steps)
-        obs = group.get("obs")
-        if not isinstance(obs, h5py.Group):
-            raise DemonstrationError(f"{place} has no observations (group obs)")
+        obs = _group(group, "obs", place)
         hand_TP = _numbers(obs, "ee_states", 6, place, steps)
         fingers_TP = _numbers(obs, "gripper_states", 2, place, steps)
         joints_TJ = _numbers(obs, "joint_states", 7, place, steps)
@@ -84,30 +101,73 @@ class DemonstrationFile:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[DemonstrationFile]:
-    """Raises DemonstrationError for a file of another kind."""
+    """Open a file of demonstrations; none of them is read.
+
+    Raises:
+        DemonstrationError: the file cannot be opened, or is of another kind.
+    """
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise DemonstrationError(f"{path}: {error}; expected a LIBERO HDF5 file") from error
+        what = describe_stand_in(path) or f"cannot be opened ({printable(error)})"
+        raise DemonstrationError(f"{path} {what}; expected a LIBERO HDF5 file") from error
     with file:
-        data = file.get("data")
-        if not isinstance(data, h5py.Group):
-            raise DemonstrationError(f"{path} has no group 'data': not a LIBERO demonstration file")
-        convention = data.attrs.get("macros_image_convention", "opengl")
-        if convention != "opengl":
-            raise DemonstrationError(
-                f"{path}: pictures by the convention '{convention}', expected 'opengl'"
-            )
-        names = [name for name in data if re.fullmatch(r"demo_\d+", name)]
-        task = PurePosixPath(data.attrs.get("bddl_file_name", path.stem.removesuffix("_demo"))).stem
-        yield DemonstrationFile(
-            path,
-            task.lower(),
-            # What published policies were told; the language in the BDDL file is often another.
-            _SCENE.sub("", task).replace("_", " "),
-            tuple(sorted(names, key=lambda name: int(name[len("demo_") :]))),
-            data,
+        with _reading(str(path)):
+            found = _look_into(path, file)
+        yield found
+
+
+def _look_into(path: Path, file: h5py.File) -> DemonstrationFile:
+    data = file.get("data")
+    if not isinstance(data, h5py.Group):
+        raise DemonstrationError(f"{path} has no group 'data': not a LIBERO demonstration file")
+    convention = _text(data, "macros_image_convention", "opengl", path)
+    if convention != "opengl":
+        raise DemonstrationError(
+            f"{path}: pictures by the convention {shown(convention)}, expected 'opengl'"
         )
+    named = _text(data, "bddl_file_name", path.stem.removesuffix("_demo"), path)
+    task = re.split(r"[/\\]", named)[-1].removesuffix(".bddl")
+    if not _TASK.fullmatch(task):
+        raise DemonstrationError(
+            f"{path}: a task named {shown(task)}; expected letters, digits, '_' and '-', as in "
+            "'turn_on_the_stove_demo.hdf5'"
+        )
+    try:
+        # What published policies were told; the language in the BDDL file is often another.
+        instruction = clean_instruction(_SCENE.sub("", task).replace("_", " "))
+    except ValueError as error:
+        raise DemonstrationError(f"{path}: {error}") from error
+    names = [name for name in data if re.fullmatch(r"demo_[0-9]{1,9}", name)]
+    names.sort(key=lambda name: int(name[len("demo_") :]))
+    return DemonstrationFile(path, task.lower(), instruction, tuple(names), data)
+
+
+@contextmanager
+def _reading(place: str) -> Iterator[None]:
+    """Have damage that HDF5 meets inside say where: its own words name neither file nor place."""
+    try:
+        yield
+    except DemonstrationError:
+        raise
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, MemoryError) as error:
+        raise DemonstrationError(
+            f"{place}: damaged ({printable(error)}): fetch the file again"
+        ) from error
+
+
+def _text(data: h5py.Group, name: str, default: str, path: Path) -> str:
+    """An attribute as text, however the program that wrote it stores text."""
+    value = data.attrs.get(name, default)
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if not isinstance(value, str):
+        raise DemonstrationError(
+            f"{path}: attribute {name}: expected text, got {type(value).__name__}"
+        )
+    return value
 
 
 def noop_mask(actions_TA: np.ndarray) -> np.ndarray:
@@ -141,28 +201,45 @@ def _seen_before(shifted: Demonstration) -> Demonstration:
 def _numbers(
     group: h5py.Group, name: str, width: int | None, place: str, steps: int | None = None
 ) -> np.ndarray:
-    values = _array(group, name, place)
-    rows = steps if steps is not None else len(values)
-    if values.ndim != 2 or values.shape != (rows, width or values.shape[1]) or rows < 2:
+    stored = _dataset(group, name, place)
+    rows = steps if steps is not None else stored.shape[0]
+    wanted = (rows, width or stored.shape[-1])
+    if stored.ndim != 2 or stored.shape != wanted or not 2 <= rows <= STEPS_MAX:
         raise DemonstrationError(
-            f"{place}: {name} has shape {values.shape}, expected ({rows}, {width or 'any'})"
+            f"{place}: {name} has shape {stored.shape}, expected ({rows}, {width or 'any'}) and 2 "
+            f"to {STEPS_MAX} steps"
         )
-    if values.dtype.kind != "f" or not np.isfinite(values).all():
-        raise DemonstrationError(f"{place}: {name} ({values.dtype}) are not finite numbers")
+    values = stored[()] if stored.dtype.kind == "f" else None
+    if values is None or not np.isfinite(values).all():
+        raise DemonstrationError(f"{place}: {name} ({stored.dtype}) are not finite numbers")
     return values
 
 
 def _pictures(obs: h5py.Group, name: str, place: str, steps: int) -> np.ndarray:
-    images = _array(obs, name, place)
-    if images.dtype != np.uint8 or images.ndim != 4 or (len(images), images.shape[3]) != (steps, 3):
+    stored = _dataset(obs, name, place)
+    fits = stored.dtype == np.uint8 and stored.ndim == 4 and stored.shape[::3] == (steps, 3)
+    if not fits or not 1 <= min(stored.shape[1:3]) <= max(stored.shape[1:3]) <= MAX_SIDE:
         raise DemonstrationError(
-            f"{place}: {name} is {images.dtype} {images.shape}, expected uint8 ({steps}, H, W, 3)"
+            f"{place}: {name} is {stored.dtype} {stored.shape}, expected uint8 ({steps}, H, W, 3) "
+            f"with sides up to {MAX_SIDE}"
         )
-    return images[:, ::-1, ::-1]
+    return stored[()][:, ::-1, ::-1]
 
 
-def _array(group: h5py.Group, name: str, place: str) -> np.ndarray:
+def _group(parent: h5py.Group, name: str, place: str) -> h5py.Group:
+    found = parent.get(name)
+    if not isinstance(found, h5py.Group):
+        raise DemonstrationError(f"{place} has no group {name}")
+    return found
+
+
+def _dataset(group: h5py.Group, name: str, place: str) -> h5py.Dataset:
+    """An array that is there and not yet read: a few bytes can claim any size."""
     found = group.get(name)
     if not isinstance(found, h5py.Dataset) or found.ndim == 0:
         raise DemonstrationError(f"{place}: {name} is missing")
-    return found[()]
+    if found.nbytes > ARRAY_BYTES_MAX:
+        raise DemonstrationError(
+            f"{place}: {name} has shape {found.shape}, more than {ARRAY_BYTES_MAX >> 30} GiB"
+        )
+    return found

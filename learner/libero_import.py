@@ -17,8 +17,9 @@ import numpy as np
 
 from agent.durable import replace_file
 from agent.model.images import ImagePipeline
+from agent.process.shown import printable
 from agent.process.terminal import counting
-from learner.demonstrations import DemonstrationError
+from learner.demonstrations import META_FILE, DemonstrationError, read_arrays
 from learner.libero_hdf5 import ACTION_DIM, Demonstration, DemonstrationFile, noop_mask, open_file
 
 
@@ -32,25 +33,47 @@ class ImportSettings:
     keep_noops: bool = False
 
 
-def import_files(paths: list[Path], out: Path, settings: ImportSettings) -> tuple[int, int]:
-    """Writes the shards that `out` lacks; returns demonstrations and frames of the whole set.
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What `out` holds now: demonstrations, their frames, and how many others were skipped."""
 
-    Raises DemonstrationError for a file that is none, or if `out` holds another set; StorageError;
-    OSError.
+    demonstrations: int
+    frames: int
+    skipped: int
+
+
+def import_files(paths: list[Path], out: Path, settings: ImportSettings) -> Imported:
+    """Write the shards that `out` lacks.
+
+    A demonstration that cannot be used is named, with its file and why; the others go on. It keeps
+    its number: once the file is mended, the same import adds it.
+
+    Raises:
+        DemonstrationError: a file that is none, no demonstration that can be used, or `out` holds
+            another set.
+        StorageError, OSError: the disk refused.
     """
     tasks, places = _survey(paths)
     out.mkdir(parents=True, exist_ok=True)
     files = [path.name for path in paths]
     _write_meta(out, {"config": {**asdict(settings), "files": files}, "tasks": tasks})
-    frames = 0
+    imported = frames = 0
     with counting("demonstrations", len(places)) as count:
         for task, path in enumerate(paths):
             with open_file(path) as file:
                 for name in file.names:
                     episode = places.index((task, name))
-                    frames += _import_one(file, name, task, episode, out, settings)
+                    try:
+                        frames += _import_one(file, name, task, episode, out, settings)
+                        imported += 1
+                    except DemonstrationError as error:
+                        count.say(f"skipped {printable(error, 1000)}")
                     count.advance()
-    return len(places), frames
+    if not imported:
+        raise DemonstrationError(
+            f"none of {len(places)} demonstrations in {', '.join(map(str, paths))} can be used"
+        )
+    return Imported(imported, frames, len(places) - imported)
 
 
 def frames_of(demo: Demonstration, settings: ImportSettings) -> dict[str, np.ndarray]:
@@ -92,8 +115,7 @@ def _import_one(
     """Writes the shard unless it is there; returns its frames."""
     path = out / f"shard-{episode:05d}.npz"
     if path.exists():
-        with np.load(path, allow_pickle=False) as shard:
-            return len(shard["task"])
+        return len(read_arrays(path, ("task",))["task"])
     demo = file.read(name)
     if not settings.keep_noops:
         demo = demo.steps(~noop_mask(demo.actions_TA))
@@ -110,7 +132,11 @@ def _import_one(
 
 
 def _write_meta(out: Path, meta: dict[str, Any]) -> None:
-    path = out / "meta.json"
-    if path.exists() and json.loads(path.read_text("utf-8")) != meta:
+    path = out / META_FILE
+    try:
+        is_other = path.exists() and json.loads(path.read_text("utf-8")) != meta
+    except (ValueError, RecursionError):
+        is_other = True
+    if is_other:
         raise DemonstrationError(f"{path}: describes other demonstrations; choose another --out")
     replace_file(path, json.dumps(meta, indent=1).encode())

@@ -14,6 +14,7 @@ repeated: orders, commits, publishes and activations are idempotent, and what is
 computed next is a function of the last committed checkpoint and of the episodes alone.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 
 from agent.episode import read_episode
+from agent.process.optional import PackageError
 from agent.wire.messages import BASE_VERSION
 from learner.checkpoint import Place
 from learner.config import LearnerConfig
@@ -46,6 +48,8 @@ from learner.publication import Publication
 from learner.receiver import Inbox
 from learner.store import EpisodeRow
 from learner.update import UpdateReport
+
+log = logging.getLogger(__name__)
 
 
 class Teacher(Protocol):
@@ -262,7 +266,11 @@ class Loop:
             return
         for slot in slots:
             episode = read_episode(self.inbox.folder / episodes[slot].file)
-            if save_filmstrip(episode, self.config.cameras, path):
+            try:
+                if save_filmstrip(episode, self.config.cameras, path):
+                    return
+            except PackageError as error:  # a picture for people: learning goes on without it
+                log.warning("no filmstrip of %s: %s", cell.task, error)
                 return
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from agent.model import action_scale
 from agent.model.distributions import ActionDistribution, action_distribution
 from agent.model.full_rank import train_whole_weights, whole_rank
+from agent.model.libraries import get_peft_model_state_dict
 from agent.model.lora import (
     AdapterError,
     attach_lora,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from agent.durable import sync_folder
 from agent.model.actions import ActionCodec, normalise_proprio
 from agent.model.cnn import CnnPolicy
+from agent.model.folder import load_saved
 from agent.model.images import images_to_pixels
 from agent.model.network import PolicyNetwork
 from agent.model.policy_model import norm_bounds
@@ -217,7 +218,7 @@ class Stage:
     def _resume(self, path: Path) -> None:
         if not path.exists():
             return
-        saved = torch.load(path, weights_only=True)
+        saved = load_saved(path)
         if saved["config"] != dataclasses.asdict(self.config):
             raise ValueError(
                 f"{path} was made with {saved['config']}, this run has "

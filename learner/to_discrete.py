@@ -90,13 +90,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"perennial model to-discrete: {error}", file=sys.stderr)
         return 2
 
-    from agent.model.adapter_config import AdapterError
-    from agent.model.errors import ModelFolderError
     from learner.conversion import convert
 
     try:
         convert(arguments.base, arguments.out, settings)
-    except (ModelFolderError, AdapterError, PerennialError, OSError) as error:
+    except (PerennialError, OSError) as error:
         print(f"perennial model to-discrete: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

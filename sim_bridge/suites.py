@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from agent.process.optional import describe_failed_import
 from agent.wire.errors import ConfigError
 from sim_bridge.config import SimConfig
 from sim_bridge.libero.tasks import SUITES as LIBERO_SUITES
@@ -46,6 +47,10 @@ def make_suite(config: SimConfig) -> Suite:
             f"suite '{config.suite}': a library of the system is missing ({error}); if OpenCV "
             "asks for one of a display: pip install --no-deps opencv-python-headless"
         ) from error
+    except Exception as error:
+        if failure := describe_failed_import(error):
+            raise ConfigError(f"suite '{config.suite}': {failure}") from error
+        raise
     return PerturbedSuite(suite, config.suite, perturbations) if perturbations else suite
 
 

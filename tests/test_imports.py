@@ -65,6 +65,16 @@ def test_only_the_wire_uses_zmq_in_the_agent() -> None:
     assert users == {f"agent/wire/{name}.py" for name in names}
 
 
+def test_one_module_imports_the_libraries_that_import_whatever_is_installed() -> None:
+    users = {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        for module in imported_modules(path)
+        if any(is_under(module, name) for name in ("transformers", "peft", "huggingface_hub"))
+    }
+    assert users == {"agent/model/libraries.py"}
+
+
 def test_nothing_unpickles() -> None:
     forbidden = ("pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib")
     users = [

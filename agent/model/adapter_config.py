@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft.tuners.tuners_utils import check_target_module_exists
+from agent.model.libraries import check_target_module_exists
+from agent.wire.errors import PerennialError
 
 ALL_LINEAR = "all-linear"
 OUTSIDE_ALL_LINEAR = ("patch_embed.proj", "lm_head")
@@ -35,7 +36,7 @@ PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "eva", "mica", "orthogon
 """Those that leave the base weights alone; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change them."""
 
 
-class AdapterError(ValueError):
+class AdapterError(PerennialError, ValueError):
     """An adapter does not fit the model; the message names tensor, expected and got."""
 
 

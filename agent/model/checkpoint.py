@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from agent.model.building import build_network
 from agent.model.config import OpenVLAConfig, read_json
@@ -29,6 +27,7 @@ from agent.model.folder import (
     read_shapes,
     stream_tensors,
 )
+from agent.model.libraries import LlamaRotaryEmbedding, StrictDataclassError
 from agent.model.network import PolicyNetwork
 from agent.model.openvla import OpenVLA
 

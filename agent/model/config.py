@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from transformers import LlamaConfig
-
 from agent.model.errors import ModelFolderError
 from agent.model.images import PipelineKind
+from agent.model.libraries import LlamaConfig
 from agent.model.towers import PUBLISHED_TOWERS, TowerConfig, check_towers, parse_tower
+from agent.process.shown import shown
+from agent.process.stand_ins import describe_stand_in
 
 VARIANTS = ("openvla", "oft-l1", "oft-discrete", "cnn")
 CHOICES = {
@@ -289,11 +290,13 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelFolderError(
-            f"{path} does not exist: expected an OpenVLA folder with config.json"
-        ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelFolderError(f"{path} is not JSON: {error}") from error
+        what = describe_stand_in(path) or (
+            "does not exist: expected an OpenVLA folder with config.json"
+        )
+        raise ModelFolderError(f"{path} {what}") from error
+    except (ValueError, RecursionError) as error:
+        what = describe_stand_in(path) or f"is not JSON ({shown(error)}): fetch it again"
+        raise ModelFolderError(f"{path} {what}") from error
     if not isinstance(values, dict):
         raise ModelFolderError(f"{path} must hold a JSON object, got {type(values).__name__}")
     return values

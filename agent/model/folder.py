@@ -11,6 +11,7 @@ lora_adapter/                                what training merged into the weigh
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from torch import Tensor
 
 from agent.model.config import read_json
 from agent.model.errors import ModelFolderError
+from agent.process.shown import shown
+from agent.process.stand_ins import describe_stand_in
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -51,7 +54,13 @@ class ModelFolder:
 
     @classmethod
     def open(cls, path: Path) -> "ModelFolder":
-        """Raises ModelFolderError: no config, no usable weights, or two files of one component."""
+        """Look which files there are.
+
+        Raises:
+            ModelFolderError: no config, no usable weights, two files of one component, or a link
+                that leads nowhere.
+        """
+        _refuse_broken_links(path)
         if not (path / "config.json").exists():
             raise ModelFolderError(
                 f"{path / 'config.json'} does not exist: expected an OpenVLA folder"
@@ -68,6 +77,12 @@ class ModelFolder:
                 components[component] = files[0]
         has_adapter = (path / ADAPTER_FOLDER).is_dir()
         return cls(path, tuple(_find_shards(path, has_adapter)), components, has_adapter)
+
+
+def _refuse_broken_links(path: Path) -> None:
+    for file in sorted(path.iterdir()) if path.is_dir() else []:
+        if file.is_symlink() and not file.exists():
+            raise ModelFolderError(f"{file} {describe_stand_in(file)}")
 
 
 def _find_shards(path: Path, has_adapter: bool) -> list[Path]:
@@ -104,10 +119,11 @@ def open_shard(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as shard:
             yield shard
     except SafetensorError as error:
-        raise ModelFolderError(
-            f"{file} is damaged or incomplete ({file.stat().st_size:,} bytes): {error}; fetch it "
+        what = describe_stand_in(file) or (
+            f"is damaged or incomplete ({file.stat().st_size:,} bytes; {shown(error)}): fetch it "
             "again"
-        ) from error
+        )
+        raise ModelFolderError(f"{file} {what}") from error
 
 
 def read_shapes(folder: ModelFolder) -> dict[str, tuple[int, ...]]:
@@ -153,18 +169,8 @@ def read_component(file: Path) -> dict[str, Tensor]:
     Raises:
         ModelFolderError: no plain dictionary of tensors. Nothing else is ever unpickled.
     """
-    try:
-        # Mapped, not read: a look at the shapes alone costs nothing.
-        stored = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelFolderError(
-            f"{file} is damaged or holds more than tensors, and is not loaded: "
-            f"{reason or type(error).__name__}. Fetch it again; a file that holds other objects "
-            "must be saved anew as a plain state dict"
-        ) from error
+    # Mapped, not read: a look at the shapes alone costs nothing.
+    stored = load_saved(file, mmap=is_zipfile(file))
     if not isinstance(stored, dict) or not all(_is_plain(v) for v in stored.values()):
         raise ModelFolderError(
             f"{file} must hold a dictionary of dense tensors: save the module's state dict"
@@ -176,6 +182,28 @@ def read_component(file: Path) -> dict[str, Tensor]:
             f"{file} holds keys with and without `module.`: {twice[:8]}; keep one of each"
         )
     return tensors
+
+
+def load_saved(file: Path, mmap: bool = False) -> Any:
+    """What `torch.save` wrote: tensors, numbers and text in plain containers.
+
+    Raises:
+        ModelFolderError: damaged, or holding anything else, which is never unpickled.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
+        if what := describe_stand_in(file):
+            raise ModelFolderError(f"{file} {what}") from error
+        # The library's text advises to unpickle whatever it is; only the name in it is of use.
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        held = f" ({foreign[1]})" if foreign else f" ({file.stat().st_size:,} bytes)"
+        raise ModelFolderError(
+            f"{file} is damaged or holds more than tensors{held}, and is not loaded. Fetch it "
+            "again; a file that holds other objects must be saved anew as a plain state dict"
+        ) from error
 
 
 def _is_plain(value: object) -> bool:

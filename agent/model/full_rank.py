@@ -12,9 +12,9 @@ projector of the robot's state and regressing heads.
 """
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
+from agent.model.libraries import PeftModel
 from agent.model.lora import TRAINED, lora_targets
 from agent.model.network import PolicyNetwork
 

@@ -13,12 +13,11 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
-import simplejpeg
 import torch
-from PIL import Image
 from torch import Tensor
 
 from agent.model.resample import resize_bicubic, resize_lanczos
+from agent.process.optional import needing
 
 PipelineKind = Literal["bicubic", "jpeg-lanczos-crop"]
 MAX_SIDE = 4096
@@ -79,6 +78,7 @@ class ImagePipeline:
 
     Raises:
         ValueError: unknown kind or size out of range.
+        PackageError: the JPEG round trip needs a package that is missing or broken.
     """
 
     size: int
@@ -94,6 +94,8 @@ class ImagePipeline:
             )
         if not 1 < self.size <= MAX_SIDE:
             raise ValueError(f"image size: expected 2..{MAX_SIDE} pixels, got {self.size}")
+        if self.kind != "bicubic":
+            jpeg_round_trip(np.zeros((1, 8, 8, 3), np.uint8))  # say now what it needs and lacks
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
         """Resize (and rotate, and crop) images of one size.
@@ -164,7 +166,13 @@ def jpeg_round_trip(images: np.ndarray) -> np.ndarray:
 
     TensorFlow encodes as Pillow does, but decodes with the fast integer DCT, which Pillow does
     not offer and which moves values by up to 11 levels.
+
+    Raises:
+        PackageError: one of the two packages is missing or broken; `bicubic` needs neither.
     """
+    with needing("server"):
+        import simplejpeg
+        from PIL import Image
     decoded = np.empty(images.shape, np.uint8)
     for index, image in enumerate(images):
         data = io.BytesIO()

@@ -12,15 +12,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agent.model.adapter_config import AdapterError, LoraSpec
+from agent.model.libraries import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from agent.model.network import PolicyNetwork
 from agent.model.openvla import OpenVLA
+from agent.process.shown import shown
+from agent.process.stand_ins import describe_stand_in
 
 VISION_SUFFIXES = ("proj", "qkv", "fc1", "fc2", "q", "kv", "fc3")
 LLAMA_SUFFIXES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -159,13 +166,20 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], LoraSpec]:
         values = json.loads(config.read_text(encoding="utf-8"))
         tensors = load_file(weights)
     except OSError as error:
+        for file in (config, weights):
+            if what := describe_stand_in(file):
+                raise AdapterError(f"{file} {what}") from error
         raise AdapterError(
             f"{folder} must hold {CONFIG_NAME} and {WEIGHTS_NAME}: {error}"
         ) from error
-    except ValueError as error:
-        raise AdapterError(f"{config} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        what = describe_stand_in(config) or f"is not JSON ({shown(error)})"
+        raise AdapterError(f"{config} {what}") from error
     except SafetensorError as error:
-        raise AdapterError(f"{weights} is truncated or no safetensors file: {error}") from error
+        what = describe_stand_in(weights) or (
+            f"is truncated or no safetensors file ({shown(error)})"
+        )
+        raise AdapterError(f"{weights} {what}") from error
     if not isinstance(values, dict):
         raise AdapterError(f"{config} must hold a JSON object, got {type(values).__name__}")
     return tensors, LoraSpec.from_dict(values)

@@ -9,9 +9,9 @@ action position i is read one position before its placeholder. The causal varian
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaModel
 
 from agent.model.config import OpenVLAConfig
+from agent.model.libraries import LlamaModel
 from agent.model.network import ActionOutput, PolicyNetwork, full_precision
 from agent.model.projector import FusedProjector, ProprioProjector
 from agent.model.regression import RegressionHead

@@ -1,10 +1,10 @@
 """`preprocessor_config.json`: the towers' statistics, and proof that we compute what it says."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+from agent.model.config import read_json
 from agent.model.errors import ModelFolderError
 from agent.model.images import PUBLISHED_STATISTICS, PixelStatistics
 
@@ -36,13 +36,9 @@ def read_preprocessor(folder: Path, size: int) -> PixelStatistics:
     if not path.exists():
         return PUBLISHED_STATISTICS
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelFolderError(f"{path} is not JSON: {error}; {WAY_OUT}") from error
-    if not isinstance(values, dict):
-        raise ModelFolderError(
-            f"{path}: expected a JSON object, got {type(values).__name__}; {WAY_OUT}"
-        )
+        values = read_json(path)
+    except ModelFolderError as error:
+        raise ModelFolderError(f"{error}; {WAY_OUT}") from error
     statistics = PixelStatistics(
         means=_read_triples(path, values, "means", positive=False),
         stds=_read_triples(path, values, "stds", positive=True),

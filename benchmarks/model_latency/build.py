@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from agent.model.config import OpenVLAConfig
 from agent.model.cost import published_config
+from agent.model.libraries import LlamaRotaryEmbedding
 from agent.model.lora import KEY_PREFIX, lora_targets
 from agent.model.nano import build_nano_config, build_nano_tokenizer
 from agent.model.openvla import OpenVLA

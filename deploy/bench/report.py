@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.durable import replace_file
+from agent.process.optional import PackageError, needing
 from deploy.bench.grid import Grid
 from deploy.bench.results import read_cells
 from deploy.bench.tables import Rows, cost_table, figures_table, matrix_table
@@ -102,14 +103,13 @@ def _flat(values: Mapping[str, Any]) -> str:
 
 
 def _draw(rows: Rows, folder: Path) -> list[Path]:
-    """The pictures; none without matplotlib or without anything that was trained."""
+    """The pictures; none without a matplotlib that works or without anything that was trained."""
     if not any(result.curve for results in rows.values() for result in results):
         return []
     try:
-        from deploy.bench.drawing import draw_curves
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
+        with needing("report"):
+            from deploy.bench.drawing import draw_curves
+    except PackageError:
         return []
     path = folder / CURVES
     draw_curves(rows, path)

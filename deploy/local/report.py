@@ -67,14 +67,13 @@ def _report(console: Console, records: Records, recounted: Recount) -> int:
 
 
 def _plot(console: Console, records: Records, summary: dict[str, Any]) -> list[Path]:
+    from agent.process.optional import PackageError, needing
+
     try:
-        from deploy.local.plots import draw_plots
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        console.print(
-            "No plots: install them with pip install 'perennial-vla[report]'", markup=False
-        )
+        with needing("report"):
+            from deploy.local.plots import draw_plots
+    except PackageError as error:
+        console.print(f"No plots: {error}", markup=False, highlight=False)
         return []
     return draw_plots(records, summary)
 

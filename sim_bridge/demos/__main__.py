@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.process import BAD_INPUT, FAILED
+from agent.process.optional import describe_failed_import
 from agent.process.paths import user_path
 from agent.wire.errors import ConfigError, PerennialError
 
@@ -87,6 +88,10 @@ def _collect(suite: str, settings: dict[str, Any], out: Path, workers: int) -> N
             f"--suite {suite} needs a package that is missing ({error}); "
             f"pip install 'perennial-vla[{extra}]'"
         ) from error
+    except Exception as error:
+        if failure := describe_failed_import(error):
+            raise ConfigError(f"--suite {suite}: {failure}") from error
+        raise
 
 
 def _refuse_others(suite: str, settings: dict[str, Any], known: Container[str]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
+from agent.process.shown import printable
 from agent.wire.errors import ConfigError
 from agent.wire.messages import Outcome
 from sim_bridge.robot import BridgeError, Observation
@@ -114,9 +115,10 @@ class Detector(Silent):
             self._function: Callable[..., str | None] = getattr(
                 importlib.import_module(module), function
             )
-        except (ImportError, AttributeError, ValueError) as error:
+        except Exception as error:  # a module of the user's may raise anything
             raise ConfigError(
-                f"outcome: expected robot, operator or module:function, got '{name}' ({error})"
+                f"outcome: expected robot, operator or module:function, got '{name}' "
+                f"({type(error).__name__}: {printable(error)})"
             ) from error
         self._said: Outcome | None = None
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from agent.process.optional import describe_failed_import
+from agent.process.shown import printable
 from agent.wire.errors import ConfigError
 from agent.wire.messages import Outcome
 from sim_bridge.robot import BridgeError, Observation
@@ -128,10 +130,11 @@ def make_lerobot(config: LeRobotConfig) -> Any:
     try:
         import draccus
         from lerobot.robots import Robot
-    except ImportError as error:
-        raise ConfigError(
-            f"robot=lerobot needs the lerobot package ({error}): {INSTALL}"
-        ) from error
+    except Exception as error:
+        why = describe_failed_import(error)
+        if not why:
+            raise
+        raise ConfigError(f"robot=lerobot needs the lerobot package ({why}): {INSTALL}") from error
     kind = _named(config)
     is_robot = inspect.isclass(kind) and issubclass(kind, Robot)
     if not is_robot:
@@ -145,6 +148,10 @@ def make_lerobot(config: LeRobotConfig) -> Any:
         ) from error
     except (draccus.utils.DecodingError, TypeError, ValueError) as error:
         raise ConfigError(f"lerobot.arguments: {error}") from error
+    except Exception as error:
+        if failure := describe_failed_import(error):
+            raise ConfigError(f"lerobot.robot: '{config.robot}': {failure}") from error
+        raise
 
 
 def _named(config: LeRobotConfig) -> Any:
@@ -153,10 +160,11 @@ def _named(config: LeRobotConfig) -> Any:
         for each in config.modules:
             importlib.import_module(each)
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a module of the user's may raise anything
         raise ConfigError(
             "lerobot.robot: expected module:Class, e.g. "
-            f"lerobot.robots.so101_follower:SO101Follower, got '{config.robot}' ({error})"
+            f"lerobot.robots.so101_follower:SO101Follower, got '{config.robot}' "
+            f"({type(error).__name__}: {printable(error)})"
         ) from error
 
 

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.process.shown import printable
 from agent.wire.errors import ConfigError, PerennialError
 from sim_bridge.config import SimConfig
 from sim_bridge.robot import BridgeError
@@ -34,9 +35,10 @@ def _own(name: str) -> Robot:
     module, _, function = name.partition(":")
     try:
         make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a module of the user's may raise anything
         raise ConfigError(
-            f"robot: there is no '{name}' ({error}); its folder must be on PYTHONPATH"
+            f"robot: there is no '{name}' ({type(error).__name__}: {printable(error)}); its folder "
+            "must be on PYTHONPATH"
         ) from error
     try:
         robot: Robot = make()

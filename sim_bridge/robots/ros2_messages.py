@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from agent.process.optional import needing
 from sim_bridge.robot import BridgeError
 from sim_bridge.robots import cdr
 from sim_bridge.robots.config import Ros2Topic
@@ -86,8 +87,8 @@ def picture_of(source: Ros2Topic, message: dict[str, Any]) -> np.ndarray:
 
 
 def _decode_jpeg(source: Ros2Topic, message: dict[str, Any]) -> np.ndarray:
-    import simplejpeg
-
+    with needing("ros2"):
+        import simplejpeg
     try:
         pixels: np.ndarray = simplejpeg.decode_jpeg(message["data"].tobytes(), colorspace="RGB")
     except ValueError as error:

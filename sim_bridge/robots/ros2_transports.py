@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from agent.process.optional import PackageError, needing
 from agent.wire.errors import ConfigError
 from sim_bridge.robots.cdr import MESSAGES, NUMBERS
 from sim_bridge.robots.config import Ros2Config
@@ -39,21 +40,48 @@ class Transport(Protocol):
 
 
 def make_transport(config: Ros2Config) -> Transport:
-    """The one that is named; `auto` is the first that is installed. Raises ConfigError."""
+    """The one that is named; `auto` is the first that is installed and works.
+
+    Raises ConfigError.
+    """
     found = [name for name, (package, _) in PACKAGES.items() if importlib.util.find_spec(package)]
     wanted = config.transport
     if wanted == "auto":
         if not found:
             raise ConfigError(f"ros2.transport: none is installed; {PACKAGES['dds'][1]}")
-        wanted = found[0]
+        wanted = _first_that_works(found)
     elif wanted not in found:
         package, way_out = PACKAGES[wanted]
         raise ConfigError(f"ros2.transport: '{wanted}' needs {package}: {way_out}")
+    else:
+        _import(wanted)
     if wanted == "rclpy":
         return RclpyTransport(config.domain)
     if wanted == "dds":
         return DdsTransport(config.domain)
     return ZenohTransport(config.zenoh_endpoints)
+
+
+def _first_that_works(names: list[str]) -> str:
+    failures = []
+    for name in names:
+        try:
+            _import(name)
+        except PackageError as error:
+            failures.append(str(error))
+        else:
+            return name
+    raise ConfigError("; ".join(failures))
+
+
+def _import(name: str) -> None:
+    """Raises PackageError if the package of a transport is broken."""
+    package, way_out = PACKAGES[name]
+    try:
+        with needing("ros2", way_out):
+            importlib.import_module(package)
+    except PackageError as error:
+        raise PackageError(f"ros2.transport: '{name}': {error}") from error
 
 
 class RclpyTransport:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from learner import demos_import
-from learner.demonstrations import load_demonstrations
+from learner.demonstrations import DemonstrationError, load_demonstrations
 
 T, K, SIZE = 9, 3, 8
 TASK = "KITCHEN_SCENE3_turn_on_the_stove"
@@ -140,3 +140,134 @@ def test_what_is_no_demonstration_is_named(
         assert word in said
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
     assert meta["config"]["files"] == ["x_demo.hdf5"]
+
+
+def damage(path: Path, name: str) -> None:
+    """Zeroes part of the first compressed block of an array."""
+    with h5py.File(path, "r") as file:
+        block = file["data"][name].id.get_chunk_info(0)
+    data = bytearray(path.read_bytes())
+    start = block.byte_offset + block.size // 3
+    data[start : start + block.size // 3] = bytes(block.size // 3)
+    path.write_bytes(data)
+
+
+def compress(path: Path, name: str) -> None:
+    with h5py.File(path, "r+") as file:
+        pictures = file["data"][name][()]
+        del file["data"][name]
+        file["data"].create_dataset(name, data=pictures, compression="gzip")
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("demo_1/obs/agentview_rgb", "damaged"),
+        ("demo_1/actions", "finite"),
+        ("demo_1", "no group obs"),
+    ],
+)
+def test_one_bad_demonstration_does_not_stop_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str, said: str
+) -> None:
+    path, whole, out = tmp_path / "x_demo.hdf5", tmp_path / "whole.hdf5", tmp_path / "out"
+    write(path, [episode(0), episode(1), episode(2)])
+    if "rgb" in bad:
+        compress(path, bad)
+        whole.write_bytes(path.read_bytes())
+        damage(path, bad)
+    else:
+        whole.write_bytes(path.read_bytes())
+        with h5py.File(path, "r+") as file:
+            if bad == "demo_1":
+                del file["data/demo_1/obs"]
+            else:
+                file["data"][bad][0] = np.nan
+    assert run(path, out) == demos_import.SKIPPED
+    streams = capsys.readouterr()
+    (line,) = [line for line in streams.err.splitlines() if "skipped" in line]
+    assert f"{path}: data/demo_1" in line
+    assert said in line
+    assert "2 demonstrations" in streams.out
+    assert "skipped: 1 demonstrations" in streams.out
+    assert [p.name for p in sorted(out.glob("*.npz"))] == ["shard-00000.npz", "shard-00002.npz"]
+    assert len(load_demonstrations([out])) > 0
+    path.write_bytes(whole.read_bytes())  # fetched again
+    assert run(path, out) == 0
+    assert len(list(out.glob("*.npz"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "said"),
+    [
+        ("bddl_file_name", 7, "expected text"),
+        ("bddl_file_name", "a/\x1b[2Jpwned\n.bddl", "task named"),
+        ("bddl_file_name", "x/.bddl", "task named"),
+        ("bddl_file_name", "KITCHEN_SCENE3_-.bddl", "says nothing"),
+        ("macros_image_convention", "open\u202ecv\n", "convention"),
+    ],
+)
+def test_text_in_a_file_is_checked_and_harmless(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], attribute: str, value: object, said: str
+) -> None:
+    path = tmp_path / "x_demo.hdf5"
+    write(path, [episode(0)])
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs[attribute] = value
+    assert run(path, tmp_path / "out") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line
+    assert said in line
+    assert line.isprintable()
+
+
+def test_text_may_be_stored_as_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "x_demo.hdf5"
+    write(path, [episode(0)])
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["bddl_file_name"] = np.bytes_(f"C:\\libero\\{TASK}.bddl")
+        file["data"].attrs["macros_image_convention"] = b"opengl"
+    assert run(path, tmp_path / "out") == 0
+    assert load_demonstrations([tmp_path / "out"]).instructions == ("turn on the stove",)
+
+
+def test_a_size_that_a_file_claims_is_not_believed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x_demo.hdf5"
+    write(path, [episode(0)])
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_0/obs/agentview_rgb"]
+        shape = (T, 200_000, 200_000, 3)
+        chunks = (1, 64, 64, 3)
+        file["data/demo_0/obs"].create_dataset("agentview_rgb", shape, np.uint8, chunks=chunks)
+    assert run(path, tmp_path / "out") == 1
+    assert "more than 8 GiB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [0, 30, 500])
+def test_a_damaged_shard_or_list_is_named(tmp_path: Path, left: int) -> None:
+    path, out = tmp_path / "x_demo.hdf5", tmp_path / "out"
+    write(path, [episode(0)])
+    assert run(path, out) == 0
+    (shard,) = out.glob("*.npz")
+    shard.write_bytes(shard.read_bytes()[:left])
+    with pytest.raises(DemonstrationError, match=r"shard-00000\.npz is damaged"):
+        load_demonstrations([out])
+    meta = out / "meta.json"
+    meta.write_bytes(meta.read_bytes()[:left])
+    if left < 100:
+        with pytest.raises(DemonstrationError, match=r"meta\.json is damaged"):
+            load_demonstrations([out])
+
+
+def test_frames_of_tasks_that_nobody_listed_are_refused(tmp_path: Path) -> None:
+    path, out = tmp_path / "x_demo.hdf5", tmp_path / "out"
+    write(path, [episode(0)])
+    assert run(path, out) == 0
+    (shard,) = out.glob("*.npz")
+    with np.load(shard) as archive:
+        arrays = dict(archive)
+    np.savez(shard, **{**arrays, "task": arrays["task"] + 3})
+    with pytest.raises(DemonstrationError, match=r"shard-00000.*tasks 3 to 3.*lists 1"):
+        load_demonstrations([out])
