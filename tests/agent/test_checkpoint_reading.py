@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_fixtures import forget, narrow_config, outputs, published_keys, random_model
+from closeness import assert_near
 from safetensors.torch import load_file, save_file
 
 from agent.model.checkpoint import load_model, save_model
@@ -69,7 +70,7 @@ def test_sharded_folder_of_every_variant_round_trips(stated: dict, tmp_path: Pat
     assert all(torch.equal(wanted[key], found[key]) for key in wanted)
     for left, right in zip(outputs(model), outputs(loaded), strict=True):
         # Where a tensor lies in memory moves the last bit of a product.
-        torch.testing.assert_close(left, right, atol=1e-6, rtol=0)
+        assert_near(left, right)
 
 
 def test_weights_come_in_the_asked_precision_and_frozen(regression_folder: Path) -> None:
@@ -130,7 +131,7 @@ def test_the_prefix_of_distributed_training_is_optional(component: str, editable
     for tensors in (plain, {f"module.{key}": tensor for key, tensor in plain.items()}):
         torch.save(tensors, file)
         for left, right in zip(outputs(load_model(editable)), expected, strict=True):
-            torch.testing.assert_close(left, right, atol=1e-6, rtol=0)
+            assert_near(left, right)
 
 
 def test_both_spellings_of_one_key_are_refused(editable: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import assert_near
 from model_fixtures import STATS, random_inputs, tiny_config
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def test_a_row_depends_on_nothing_but_itself() -> None:
     for row, prompt in enumerate(prompts):
         one = slice(row, row + 1)
         alone = model(torch.tensor([prompt]), pixels[one], proprio[one]).logits_BKAV
-        torch.testing.assert_close(together[one], alone, atol=1e-6, rtol=0)
+        assert_near(together[one], alone)
     assert not list(model.buffers()), "statistics that change as batches are seen"
 
 
@@ -76,7 +77,7 @@ def test_the_encoder_shares_its_weights_and_keeps_places_apart() -> None:
         x = nn.functional.gelu(block.norm(block.conv(x)))
     assert x.shape[2:] == (2, 2)
     by_place = x[0].reshape(64, 4).T
-    torch.testing.assert_close(seen[1, 4:], by_place, atol=1e-5, rtol=0)
+    assert_near(seen[1, 4:], by_place)
     assert not torch.allclose(seen[1, 4], seen[1, 5])
 
 
@@ -87,7 +88,7 @@ def test_the_hidden_state_is_what_the_logits_were_read_from() -> None:
     chunk = (model.config.chunk_size, model.config.action_dim)
     assert output.hidden_BKAH.shape == (2, *chunk, model.config.llama_config().hidden_size)
     logits = model.output_layer(output.hidden_BKAH[:, 0, 0]).view(output.logits_BKAV.shape)
-    torch.testing.assert_close(logits, output.logits_BKAV)
+    assert_near(logits, output.logits_BKAV)
     assert torch.equal(model.greedy_tokens(output.hidden_BKAH), output.logits_BKAV.argmax(-1))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checkpoint_fixtures import narrow_config, random_model
+from closeness import assert_near
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
@@ -89,7 +90,7 @@ def test_modulation_against_plain_products() -> None:
             )
             expected = model.projector(torch.cat([dino, siglip], dim=-1))
             found = prefix[row, image * len(dino) : (image + 1) * len(dino)]
-            torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+            assert_near(found, expected, share=1e-12)
 
 
 @torch.no_grad()
@@ -106,9 +107,7 @@ def test_pads_and_a_dropped_stop_are_no_language(model: OpenVLA) -> None:
         for row, prompt in enumerate(prompts):
             language = table[prompt + ending].mean(0, keepdim=True)
             features = network.vision_backbone(pixels[row : row + 1], language)
-            torch.testing.assert_close(
-                prefix[row : row + 1], network.projector(features), atol=1e-5, rtol=1e-5
-            )
+            assert_near(prefix[row : row + 1], network.projector(features))
 
 
 def published_names(state: dict[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
@@ -165,7 +164,7 @@ def test_published_layout_with_unmerged_lora(
 
     assert set(found) == set(expected)
     for key, tensor in expected.items():
-        torch.testing.assert_close(found[key], tensor, atol=1e-5, rtol=1e-5, msg=key)
+        assert_near(found[key], tensor, name=key)
 
 
 @torch.no_grad()
@@ -183,7 +182,7 @@ def test_merged_factors_compute_what_peft_computes() -> None:
     merged = read_film_backbone(stored)
     tower.load_state_dict({k.removeprefix("vision_backbone."): t for k, t in merged.items()})
     pixels = torch.randn(2, 1, 6, 28, 28, generator=generator)
-    torch.testing.assert_close(tower(pixels), adapted(pixels), atol=1e-4, rtol=1e-4)
+    assert_near(tower(pixels), adapted(pixels))
 
 
 def test_a_merge_keeps_the_precision_of_its_factors(model: OpenVLA) -> None:
@@ -196,7 +195,7 @@ def test_a_merge_keeps_the_precision_of_its_factors(model: OpenVLA) -> None:
         f"{module}.lora_B.default.weight": torch.full((24, 1), 1e-2),
     }
     merged = read_film_backbone(stored)["vision_backbone.featurizer.blocks.0.attn.qkv.weight"]
-    torch.testing.assert_close(merged, torch.full((24, 8), 1.0001))
+    assert_near(merged, torch.full((24, 8), 1.0001), share=1e-6)
 
 
 def test_writing_is_the_inverse_of_reading(model: OpenVLA) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from closeness import assert_near
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -103,8 +104,8 @@ def test_pixels_equal_the_reference_and_swapped_towers_do_not() -> None:
     cases = load_file(GOLDEN / "cases_oft.safetensors")
     image = read_stage("image_0.png")
     pixels = images_to_pixels(image, SIZE, statistics)
-    torch.testing.assert_close(
-        pixels[0, :, ::16, ::16], cases["pixel_values.0.strided"].view(6, 14, 14), atol=1e-6, rtol=0
+    assert_near(
+        pixels[0, :, ::16, ::16], cases["pixel_values.0.strided"].view(6, 14, 14), share=1e-6
     )
     swapped = PixelStatistics(statistics.means[::-1], statistics.stds[::-1])
     assert (images_to_pixels(image, SIZE, swapped) - pixels).abs().max() > 0.1
@@ -119,7 +120,7 @@ def test_rotation_turns_both_axes_before_all_else() -> None:
         ImagePipeline(16, rotate_180=True).prepare(same_size), np.rot90(same_size, 2)
     )
     pixels = ImagePipeline(16, rotate_180=True).pixels(same_size)
-    torch.testing.assert_close(pixels, images_to_pixels(same_size, 16).flip(-1, -2))
+    assert_near(pixels, images_to_pixels(same_size, 16).flip(-1, -2), share=1e-6)
 
 
 def test_images_at_the_models_size_are_cropped_but_not_coded() -> None:
@@ -191,7 +192,7 @@ def test_normalisation_follows_the_file(tmp_path: Path) -> None:
         for channel in range(3):
             mean, std = values["means"][tower][channel], values["stds"][tower][channel]
             expected = (images[..., channel] / 255 - mean) / std
-            np.testing.assert_allclose(pixels[:, 3 * tower + channel], expected, atol=1e-5)
+            assert_near(pixels[:, 3 * tower + channel], expected, share=1e-6)
 
 
 def golden_preprocessor() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closeness import assert_near
 from model_fixtures import INSTRUCTIONS, STATS, random_inputs, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 
@@ -46,7 +47,7 @@ def test_padding_changes_nothing() -> None:
     for row, prompt in enumerate(prompts):
         one = slice(row, row + 1)
         alone = model(torch.tensor([prompt]), pixels[one], proprio[one]).logits_BKAV
-        torch.testing.assert_close(padded[one], alone, atol=1e-4, rtol=0)
+        assert_near(padded[one], alone)
     assert pad_prompts([prompts[0]] * 2, 0)[1] is None
 
 
@@ -192,8 +193,8 @@ def test_pixels_hold_both_normalisations() -> None:
     pixels = images_to_pixels(images, 16).numpy()
     assert pixels.shape == (2, 3, 6, 16, 16)
     channel_first = np.moveaxis(images, -1, 2) / 255.0
-    np.testing.assert_allclose(pixels[:, :, 3:], channel_first * 2 - 1, atol=1e-6)
+    assert_near(pixels[:, :, 3:], channel_first * 2 - 1, share=1e-6)
     green = (channel_first[:, :, 1] - 0.456) / 0.224
-    np.testing.assert_allclose(pixels[:, :, 1], green, atol=1e-5)
+    assert_near(pixels[:, :, 1], green, share=1e-6)
     with pytest.raises(ValueError, match="uint8"):
         images_to_pixels(images.astype(np.float32), 16)

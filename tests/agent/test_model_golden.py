@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import GRADIENT, REFERENCE, assert_near
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -75,9 +76,9 @@ def test_oft_discrete_cases(case: str, images: list[int]) -> None:
     output = model(torch.tensor([ids]), read_pixels([images]))
 
     hidden = output.hidden_BKAH.flatten(1, 2)
-    torch.testing.assert_close(hidden, OFT[f"{case}.hidden_at_actions"], atol=1e-4, rtol=0)
+    assert_near(hidden, OFT[f"{case}.hidden_at_actions"], REFERENCE)
     expected = OFT[f"{case}.logits_at_actions"][..., : config.n_action_bins]
-    torch.testing.assert_close(output.logits_BKAV.flatten(1, 2), expected, atol=1e-3, rtol=0)
+    assert_near(output.logits_BKAV.flatten(1, 2), expected, REFERENCE)
     full = model.greedy_ids(hidden)
     assert torch.equal(full, OFT[f"{case}.full_argmax"])
     tokens = (full[0] - config.action_vocab_start).numpy().reshape(8, 7)
@@ -98,13 +99,11 @@ def test_oft_regression_cases(case: str, images: list[int]) -> None:
     proprio = None if proprio is None else proprio.float().view(1, -1)
     output = model(torch.tensor([ids]), read_pixels([images]), proprio)
     hidden = output.hidden_BKAH.flatten(1, 2)
-    torch.testing.assert_close(hidden, OFT[f"{case}.hidden_at_actions"], atol=1e-4, rtol=0)
+    assert_near(hidden, OFT[f"{case}.hidden_at_actions"], REFERENCE)
     assert output.means_BKA is not None
     means = output.means_BKA[0]
-    torch.testing.assert_close(means, OFT[f"{case}.normalized"].float(), atol=1e-4, rtol=0)
-    np.testing.assert_allclose(
-        actions_of(means.numpy(), model.config), OFT[f"{case}.actions"], atol=1e-4, rtol=0
-    )
+    assert_near(means, OFT[f"{case}.normalized"].float(), REFERENCE)
+    assert_near(actions_of(means.numpy(), model.config), OFT[f"{case}.actions"], REFERENCE)
 
 
 def test_the_regression_head_is_found_without_being_named() -> None:
@@ -126,13 +125,13 @@ def test_causal_cases(case: int) -> None:
     tokens = drawn.tokens_BKA[0, 0]
     assert torch.equal(tokens + config.action_vocab_start, AR[f"ar{case}.tokens"])
     expected = AR[f"ar{case}.logits"][:, : config.n_action_bins]
-    torch.testing.assert_close(drawn.logits_BKAV[0, 0], expected, atol=1e-3, rtol=0)
+    assert_near(drawn.logits_BKAV[0, 0], expected, REFERENCE)
     np.testing.assert_array_equal(
         actions_of(tokens.numpy(), config), AR[f"ar{case}.actions"].numpy()
     )
     # One forward over the finished tokens is what a learner scores with.
     scored = model(ids, pixels, tokens_BKA=drawn.tokens_BKA)
-    torch.testing.assert_close(scored.logits_BKAV[0, 0], expected, atol=1e-3, rtol=0)
+    assert_near(scored.logits_BKAV[0, 0], expected, REFERENCE)
 
 
 @torch.no_grad()
@@ -150,17 +149,13 @@ def test_training_batch_and_its_loss() -> None:
     hidden = hidden[:, : config.action_tokens + 1]  # the last of them predicts STOP
     logits = model.language_model.lm_head(hidden)
     for row in range(2):
-        torch.testing.assert_close(
-            hidden[row, : config.action_tokens],
-            OFT[f"train.hidden_at_actions.{row}"], atol=1e-4, rtol=0,
-        )  # fmt: skip
-        torch.testing.assert_close(
-            logits[row, :, config.action_vocab_start :],
-            OFT[f"train.logits_at_actions.{row}"], atol=1e-3, rtol=0,
-        )  # fmt: skip
+        at_actions = hidden[row, : config.action_tokens]
+        assert_near(at_actions, OFT[f"train.hidden_at_actions.{row}"], REFERENCE)
+        bins = logits[row, :, config.action_vocab_start :]
+        assert_near(bins, OFT[f"train.logits_at_actions.{row}"], REFERENCE)
     targets = torch.stack([row[keep] for row, keep in zip(labels, is_label, strict=True)])
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    torch.testing.assert_close(loss, OFT["train.loss"], atol=1e-4, rtol=0)
+    assert_near(loss, OFT["train.loss"], REFERENCE)
     bounds_free = encode_actions(OFT["train.gt_actions.0"].numpy(), config.n_action_bins)
     expected = targets[0, : config.action_tokens] - config.action_vocab_start
     np.testing.assert_array_equal(bounds_free.flatten(), expected.numpy())
@@ -174,10 +169,10 @@ def test_vision_and_projector_intermediates() -> None:
         pixels[0, 0].double().sum((1, 2)), OFT["pixel_values.0.channel_sums"], rtol=1e-5, atol=0.05
     )
     strided = OFT["pixel_values.0.strided"][0]
-    torch.testing.assert_close(pixels[0, 0, :, ::16, ::16], strided, atol=1e-6, rtol=0)
+    assert_near(pixels[0, 0, :, ::16, ::16], strided, share=1e-6)
     features = model.vision_backbone(pixels)
-    torch.testing.assert_close(features[:, ::17], OFT["disc1.vision"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(model.projector(features), OFT["disc1.projected"], atol=1e-4, rtol=0)
+    assert_near(features[:, ::17], OFT["disc1.vision"], REFERENCE)
+    assert_near(model.projector(features), OFT["disc1.projected"], REFERENCE)
 
 
 def rlinf_output(model: torch.nn.Module) -> ActionOutput:
@@ -194,10 +189,8 @@ def test_rlinf_padded_batch() -> None:
     config = model.config
     output = rlinf_output(model)
     logits = output.logits_BKAV
-    torch.testing.assert_close(
-        output.hidden_BKAH.flatten(1, 2), RL["rlinf.hidden_at_actions"], atol=1e-4, rtol=0
-    )
-    torch.testing.assert_close(logits.flatten(1, 2), RL["rlinf.masked_logits"], atol=1e-3, rtol=0)
+    assert_near(output.hidden_BKAH.flatten(1, 2), RL["rlinf.hidden_at_actions"], REFERENCE)
+    assert_near(logits.flatten(1, 2), RL["rlinf.masked_logits"], REFERENCE)
     greedy = sample_tokens(logits, 0.0)
     ids = greedy + config.action_vocab_start
     assert torch.equal(ids.flatten(1), RL["rlinf.greedy_tokens"])
@@ -206,9 +199,9 @@ def test_rlinf_padded_batch() -> None:
     )
     given = (RL["rlinf.given_tokens"] - config.action_vocab_start).view(3, 8, 7)
     logprobs = token_logprobs(logits, given, 1.6).flatten(1)
-    torch.testing.assert_close(logprobs, RL["rlinf.given_logprobs_T1.6"], atol=1e-3, rtol=0)
+    assert_near(logprobs, RL["rlinf.given_logprobs_T1.6"], REFERENCE)
     entropy = token_entropy(logits, 1.6).flatten(1)
-    torch.testing.assert_close(entropy, RL["rlinf.entropy_T1.6"], atol=1e-3, rtol=0)
+    assert_near(entropy, RL["rlinf.entropy_T1.6"], REFERENCE)
 
 
 @torch.no_grad()
@@ -218,7 +211,7 @@ def test_rlinf_rows_equal_their_unpadded_selves() -> None:
     for row, mask in enumerate(RL["rlinf.attention_mask"].bool()):
         ids = RL["rlinf.input_ids"][row][mask].unsqueeze(0)
         alone = model(ids, read_pixels([[row]])).logits_BKAV[0]
-        torch.testing.assert_close(alone, padded[row], atol=1e-3, rtol=0)
+        assert_near(alone, padded[row], REFERENCE)
 
 
 @torch.no_grad()
@@ -230,7 +223,7 @@ def test_rlinf_two_images() -> None:
         attention_mask_BL=RL["rlinf.attention_mask"][:2],
     )
     logits = output.logits_BKAV.flatten(1, 2)
-    torch.testing.assert_close(logits, RL["rlinf2.masked_logits"], atol=1e-3, rtol=0)
+    assert_near(logits, RL["rlinf2.masked_logits"], REFERENCE)
     ids = logits.argmax(-1) + model.config.action_vocab_start
     assert torch.equal(ids, RL["rlinf2.greedy_tokens"])
 
@@ -277,9 +270,9 @@ def test_lora_training_matches_peft_reference() -> None:
     loss.backward()
 
     bins = LORA["lora.logits"][..., : model.config.n_action_bins]
-    torch.testing.assert_close(logits.detach().flatten(1, 2), bins, atol=1e-3, rtol=0)
-    torch.testing.assert_close(logprobs.detach(), LORA["lora.logprobs_T1.6"], atol=1e-3, rtol=0)
-    torch.testing.assert_close(loss.detach(), LORA["lora.loss"], atol=1e-4, rtol=0)
+    assert_near(logits.detach().flatten(1, 2), bins, REFERENCE)
+    assert_near(logprobs.detach(), LORA["lora.logprobs_T1.6"], REFERENCE)
+    assert_near(loss.detach(), LORA["lora.loss"], REFERENCE)
     gradients = {k.replace(".default", ""): p.grad for k, p in parameters.items()}
     norms = json.loads((GOLDEN / "lora_grad_norms.json").read_text())
     assert set(gradients) == {k for k, norm in norms.items() if norm > 0}
@@ -287,7 +280,7 @@ def test_lora_training_matches_peft_reference() -> None:
         assert gradient is not None
         assert float(gradient.norm()) == pytest.approx(norms[name], rel=1e-3), name
         if f"grad.{name}" in LORA:
-            torch.testing.assert_close(gradient, LORA[f"grad.{name}"], atol=1e-4, rtol=1e-3)
+            assert_near(gradient, LORA[f"grad.{name}"], GRADIENT)
 
 
 @torch.no_grad()
@@ -299,7 +292,7 @@ def test_slot_bank_serves_the_reference_adapter() -> None:
     logits = rlinf_output(model).logits_BKAV.flatten(1, 2)
     adapted = LORA["lora.logits"][..., : model.config.n_action_bins]
     expected = torch.stack([adapted[0], RL["rlinf.masked_logits"][1], adapted[2]])
-    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=0)
+    assert_near(logits, expected, REFERENCE)
 
 
 def test_rlinf_resize_is_exact() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapter_fixtures import train_fake_adapter
+from closeness import assert_near
 from model_fixtures import random_inputs, tiny_model
 from peft import PeftModel
 
@@ -60,12 +61,12 @@ def test_mixed_batch_equals_peft(tmp_path: Path) -> None:
         logits = served(*inputs).logits_BKAV
         for row, slot in enumerate(slots):
             expected = by_slot[slot].logits_BKAV[row]
-            torch.testing.assert_close(logits[row], expected, atol=1e-5, rtol=0)
+            assert_near(logits[row], expected)
 
     bank.load(1, *read_adapter(tmp_path / "two"))
     bank.select([1] * 5)
     expected = by_slot[3].logits_BKAV
-    torch.testing.assert_close(served(*inputs).logits_BKAV, expected, atol=1e-5, rtol=0)
+    assert_near(served(*inputs).logits_BKAV, expected)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapter_fixtures import answer, randomise, train_fake_adapter, variant_model
+from closeness import assert_near
 from model_fixtures import tiny_config
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -82,7 +83,7 @@ def test_merged_is_what_peft_and_the_slot_bank_compute(variant: str, tmp_path: P
     found = folder_answer(tmp_path / "new" / "out")
     assert not torch.allclose(found, folder_answer(base), atol=1e-2)
     for expected in (peft_answer, bank_answer):
-        torch.testing.assert_close(found, expected(base, tmp_path / "lora"), atol=2e-5, rtol=1e-5)
+        assert_near(found, expected(base, tmp_path / "lora"))
 
 
 def test_every_target_and_nothing_else_changes(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_a_film_backbone_is_merged_in_its_own_file(tmp_path: Path) -> None:
     train_fake_adapter(tmp_path / "lora", 4, 8.0, seed=1, model=film_model())
     merge_adapter(base, tmp_path / "lora", tmp_path / "out")
     expected = peft_answer(base, tmp_path / "lora")
-    torch.testing.assert_close(folder_answer(tmp_path / "out"), expected, atol=2e-5, rtol=1e-5)
+    assert_near(folder_answer(tmp_path / "out"), expected)
 
 
 def test_stock_folders_with_dead_modules_and_the_saved_head(tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_stock_folders_with_dead_modules_and_the_saved_head(tmp_path: Path) -> N
     merged = merge_adapter(base, lora, tmp_path / "out")
     assert merged.dead > 0
     expected = peft_answer(base, lora)
-    torch.testing.assert_close(folder_answer(tmp_path / "out"), expected, atol=2e-5, rtol=1e-5)
+    assert_near(folder_answer(tmp_path / "out"), expected)
 
     other = {key: tensor + 0.1 for key, tensor in head.items()}
     save_file({**load_file(lora / "adapter_model.safetensors"), **other},

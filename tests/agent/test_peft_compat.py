@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from adapter_fixtures import answer, randomise, shallow_model, train_fake_adapter, variant_model
+from closeness import assert_near
 from model_fixtures import random_inputs, tiny_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -66,7 +67,7 @@ def served(folder: Path) -> Tensor:
 def assert_served(folder: Path, wrapped: nn.Module) -> None:
     with torch.no_grad():
         expected = answer(wrapped, foreign_model().config)
-    torch.testing.assert_close(served(folder), expected, atol=1e-5, rtol=0)
+    assert_near(served(folder), expected)
 
 
 @pytest.mark.parametrize("variant", ["openvla", "oft-l1", "oft-discrete", "cnn"])
@@ -80,9 +81,7 @@ def test_stock_peft_loads_every_variant(variant: str, tmp_path: Path) -> None:
     bank = SlotBank(variant_model(variant), slots=2, rank=4)
     bank.load(1, *read_adapter(tmp_path))
     bank.select([1, 1])
-    torch.testing.assert_close(
-        answer(bank.model, config), answer(trained, config), atol=1e-5, rtol=0
-    )
+    assert_near(answer(bank.model, config), answer(trained, config))
 
 
 def test_current_stock_folders_with_dead_modules_load(tmp_path: Path) -> None:

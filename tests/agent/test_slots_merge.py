@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapter_fixtures import RANKS, answer, fill_bank, shallow_model, write_adapters
+from closeness import assert_near
 
 from agent.model.lora import read_adapter
 from agent.model.slots import SlotBank
@@ -63,12 +64,12 @@ def test_another_version_is_published_while_one_is_merged(folder: Path) -> None:
     bank.select([2, 2])
     two = answer(bank.model, config)
     bank.select([3, 3])
-    torch.testing.assert_close(answer(bank.model, config), two, atol=1e-6, rtol=0)
+    assert_near(answer(bank.model, config), two)
 
     bank.load(1, *read_adapter(folder / "3"))
     assert bank.merged_slot is None
     bank.select([1, 1])
-    torch.testing.assert_close(answer(bank.model, config), two, atol=1e-6, rtol=0)
+    assert_near(answer(bank.model, config), two)
 
 
 def test_merging_is_opt_in_and_never_of_the_base() -> None:

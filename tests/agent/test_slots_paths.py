@@ -13,6 +13,7 @@ from adapter_fixtures import (
     variant_model,
     write_adapters,
 )
+from closeness import assert_near
 from peft import PeftModel
 
 from agent.model.lora import read_adapter
@@ -54,7 +55,7 @@ def test_three_ranks_in_one_batch_equal_peft(
         bank.select(slots)
         logits = answer(bank.model, config, 5)
         for row, slot in enumerate(slots):
-            torch.testing.assert_close(logits[row], expected[slot][row], atol=1e-5, rtol=0)
+            assert_near(logits[row], expected[slot][row])
 
 
 @pytest.mark.parametrize("shape", [(6, 8), (6, 5, 8), (6, 2, 3, 8)])
@@ -73,8 +74,8 @@ def test_a_row_is_the_leading_index_whatever_follows(shape: tuple[int, ...]) -> 
     for path in ("gathered", "masked"):
         selection.path = path
         selection.write(slots)
-        torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=0)
-        torch.testing.assert_close(layer.rows(x, 2, 5), expected[..., 2:5], atol=1e-5, rtol=0)
+        assert_near(layer(x), expected)
+        assert_near(layer.rows(x, 2, 5), expected[..., 2:5])
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -93,7 +94,7 @@ def test_an_overflowing_adapter_stays_in_its_rows(
     bank.select([1, 2, 1])
     after = answer(bank.model, config, 3)
     assert not after[1].isfinite().all()
-    torch.testing.assert_close(after[[0, 2]], before[[0, 2]], atol=1e-6, rtol=0)
+    assert_near(after[[0, 2]], before[[0, 2]])
 
 
 @torch.no_grad()

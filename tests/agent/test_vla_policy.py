@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from closeness import FORWARD, assert_near
 from model_fixtures import INSTRUCTIONS, STATS, tiny_config
 from safetensors.torch import load_file, save_file
 
@@ -66,10 +67,10 @@ def make_request(seed: int, **changes) -> ActRequest:
     return ActRequest(**{**fields, **changes})
 
 
-def assert_same(left, right, atol=0.0):
+def assert_same(left, right, share=0.0):
     np.testing.assert_array_equal(left.choices_KA, right.choices_KA)
     np.testing.assert_array_equal(left.actions_KA, right.actions_KA)
-    np.testing.assert_allclose(left.logprobs_KA, right.logprobs_KA, atol=atol, rtol=0)
+    assert_near(left.logprobs_KA, right.logprobs_KA, share)
 
 
 def test_a_result_does_not_depend_on_who_shares_the_batch(policy):
@@ -123,7 +124,7 @@ def test_slots_are_freed_and_refused_when_full(policy, adapters):
     policy.install(policy.stage("v4", adapters[1]))
     assert policy.resident() == {"base", "v2", "v3", "v4"}
     v2, v4 = policy.act([make_request(1, version=v) for v in ("v2", "v4")])
-    assert_same(v2, v4, atol=1e-6)
+    assert_same(v2, v4, FORWARD)
 
 
 def test_misfit_adapters_and_unknown_words_are_refused(policy, adapters, tmp_path):

@@ -101,9 +101,11 @@ def test_after_the_step_between_tasks_nothing_has_drifted_yet(policy, kind):
     assert np.abs(method.old_values_B).max() > 0.01
     figures, gradient = gradient_of(method, policy, critic)
     assert figures["memory_chunks"] == 5  # of six
+    move(policy)
+    drifted, steep = gradient_of(method, policy, critic)
     for name in ("crl_kl", "crl_value_loss", "crl_value_drift"):
-        assert figures[name] == pytest.approx(0, abs=1e-5)
-    assert gradient.abs().max() < 1e-4
+        assert figures[name] < 1e-4 * drifted[name], name
+    assert gradient.abs().max() < 1e-3 * steep.abs().max()
 
 
 def test_the_terms_are_what_they_say_by_hand(policy, kind):
@@ -199,8 +201,10 @@ def test_with_each_task_all_answers_are_renewed_so_that_drift_begins_at_zero(pol
     assert np.abs(method.old_values_B[:5] - first[0]).max() > 1e-3
     assert np.abs(method.memory.rows.targets_BX[:5] - first[1]).max() > 1e-3
     figures, _ = gradient_of(method, policy, critic)
-    assert figures["crl_value_drift"] == pytest.approx(0, abs=1e-5)
-    assert figures["crl_kl"] == pytest.approx(0, abs=1e-5)
+    move(policy)
+    drifted, _ = gradient_of(method, policy, critic)
+    for name in ("crl_kl", "crl_value_drift"):
+        assert figures[name] < 1e-4 * drifted[name], name
 
 
 def test_state_brings_everything_back(policy, kind):

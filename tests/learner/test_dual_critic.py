@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from closeness import assert_near
 from micro_fixtures import BINS, INSTRUCTIONS, A, K, play, renewed_policy
 
 from agent.wire.messages import Outcome
@@ -60,7 +61,7 @@ def test_a_head_reads_the_state_the_goal_and_for_q_the_chosen_actions(policy, ki
     critic, samples = critic_for(policy, kind), samples_of(policy)
     expected = by_hand(critic, policy, samples, kind, samples.choices_BKA)
     found = critic.predict(policy.score(samples, ROWS), samples, ROWS)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert_near(found, expected)
 
 
 @torch.no_grad()
@@ -99,7 +100,7 @@ def test_qs_baseline_is_its_mean_over_draws_from_the_policy(tmp_path, variant):
     rng = keyed_rng(SEED, stream, int(samples.step_index_B[0]))
     drawn = [policy.draw(samples, ROWS, rng) for _ in range(DRAWS)]
     each = [critic.predict(scores, replace(samples, choices_BKA=d), ROWS) for d in drawn]
-    torch.testing.assert_close(found, sum(each) / DRAWS)
+    assert_near(found, sum(each) / DRAWS)
     assert not torch.allclose(found, predicted)
     # What was recorded has no part in it, but for the state.
     assert torch.equal(critic.baseline(predicted + 1, scores, samples, ROWS), found)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from closeness import assert_near
 from learner_run import Run, make_config
 from micro_fixtures import CAMERAS, micro_policy, play
 
@@ -75,7 +76,7 @@ def test_the_scale_multiplies_the_update_and_0_is_the_base(other, tmp_path, scal
         bank.load(1, tensors, spec)
         bank.select([1] * 3)
         served = policy._see(sample, np.arange(3), sample.choices_BKA).logits_BKAV
-    torch.testing.assert_close(served, expected, atol=1e-5, rtol=0)
+    assert_near(served, expected)
     assert torch.equal(served, base) == (scale == 0.0)
 
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from closeness import GRADIENT, assert_near
 from learner_run import STATE_SIZE
 from micro_fixtures import CAMERAS, play, renewed_policy
 
@@ -165,7 +166,7 @@ def test_gradient_does_not_depend_on_the_micro_batch_size(policy, critic):
         updater = updater_for(policy, critic, replace(SETTINGS, micro_batch=size))
         updater.accumulate_gradient(judged, judged.trained_rows)
         found.append(gradient(policy, critic))
-    torch.testing.assert_close(*found, atol=1e-6, rtol=1e-4)
+    assert_near(*found, GRADIENT)
 
 
 def test_every_executed_token_of_a_minibatch_weighs_the_same(policy, critic):
@@ -192,7 +193,7 @@ def test_before_the_first_step_a_coarser_ratio_only_scales_the_policys_gradient(
     actions, dims = samples.mask_BK.sum(), samples.logprobs_BKA.shape[2]
     scale = dims if level == "action" else actions * dims / len(samples)
     assert found["token"].norm() > 1e-3
-    assert (found[level] - scale * found["token"]).norm() < 1e-4 * found[level].norm()
+    assert_near(found[level], scale * found["token"], GRADIENT)
 
 
 @pytest.mark.parametrize("level", ["action", "chunk"])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from closeness import GRADIENT, assert_near
 from micro_fixtures import BINS, INSTRUCTIONS, A, K, micro_policy, play, renewed_policy
 from replay_fixtures import (
     BATCH,
@@ -73,7 +74,7 @@ def test_er_is_the_mean_negative_log_likelihood_of_executed_actions(policy):
 
     total, actions = one_by_one(er, nll)
     figures = check_against_finite_differences(policy, er)
-    assert figures["er_loss"] == pytest.approx(WEIGHT * total / (actions * A), rel=1e-5)
+    assert figures["er_loss"] == pytest.approx(WEIGHT * total / (actions * A), rel=1e-4)
     assert figures["memory_chunks"] == len(er.memory.rows)
 
 
@@ -83,13 +84,12 @@ def test_er_scores_at_the_temperature_of_the_rollouts(discrete):
     output = discrete.score(memory, row).output
     choices = torch.from_numpy(memory.choices_BKA[row])
     expected = torch.log_softmax(output.logits_BKAV / 1.6, -1).gather(-1, choices[..., None])
-    assert torch.allclose(er.losses(memory, row), -expected[..., 0], atol=1e-5)
+    assert_near(er.losses(memory, row), -expected[..., 0])
 
 
 def test_der_is_the_mean_squared_change_of_the_answers(policy):
     der = learn_two(make_der(policy, two_tasks(policy)))
     unchanged = der.add_gradient(UPDATE, STEP)
-    assert unchanged["der_loss"] == pytest.approx(0.0, abs=1e-9)
     with torch.no_grad():
         for parameter in policy.parameters.values():
             parameter.mul_(1.5)
@@ -101,7 +101,8 @@ def test_der_is_the_mean_squared_change_of_the_answers(policy):
 
     total, _ = one_by_one(der, square)
     figures = check_against_finite_differences(policy, der)
-    assert figures["der_loss"] == pytest.approx(WEIGHT * total / BATCH, rel=1e-5)
+    assert figures["der_loss"] == pytest.approx(WEIGHT * total / BATCH, rel=1e-4)
+    assert unchanged["der_loss"] < 1e-8 * figures["der_loss"]
     assert figures["memory_chunks"] == len(der.memory.rows)
 
 
@@ -130,8 +131,8 @@ def test_der_keeps_the_answers_of_the_previous_policy_or_of_the_base(tmp_path):
         bare = policy.score(previous, rows).output.logits_BKAV.numpy()
         policy.load_adapter(tensors)
     assert previous.targets_BX.shape[1:] == (K, A, BINS)
-    assert np.allclose(previous.targets_BX[rows], now, atol=1e-5)
-    assert np.allclose(base.targets_BX[rows], bare, atol=1e-5)
+    assert_near(previous.targets_BX[rows], now)
+    assert_near(base.targets_BX[rows], bare)
     assert np.abs(now - bare).max() > 1e-2
 
 
@@ -154,8 +155,10 @@ def test_without_its_adapter_a_policy_is_the_base_and_gets_it_back(discrete):
 def test_a_bfloat16_base_has_its_answers_kept_in_float32(tmp_path):
     policy = micro_policy(tmp_path, dtype=torch.bfloat16)
     der = learn_two(make_der(policy, two_tasks(policy)))
-    assert der.memory.rows.targets_BX.dtype == np.float32
-    assert der.add_gradient(UPDATE, STEP)["der_loss"] == pytest.approx(0.0, abs=1e-6)
+    answers = der.memory.rows.targets_BX
+    assert answers.dtype == np.float32
+    # A square of bfloat16's rounding, which has 8 bits.
+    assert der.add_gradient(UPDATE, STEP)["der_loss"] < 1e-4 * WEIGHT * np.square(answers).mean()
 
 
 @pytest.mark.parametrize("make", [make_er, make_der])
@@ -168,7 +171,7 @@ def test_the_micro_batch_has_no_influence_on_the_gradient(make, discrete):
         method._config.micro_batch = size
         found, _ = gradient(discrete, method)
         gradients.append(torch.cat([g.flatten() for g in found.values()]))
-    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
+    assert_near(*gradients, GRADIENT)
     assert gradients[0].abs().max() > 1e-3
 
 
@@ -184,7 +187,7 @@ def test_a_gradient_is_added_to_what_is_there_and_weight_0_adds_nothing(make, di
             parameter.grad.fill_(1.0)
         method.add_gradient(UPDATE, STEP)
         for name, parameter in discrete.parameters.items():
-            assert torch.allclose(parameter.grad, alone[name] + 1.0, atol=1e-6)
+            assert_near(parameter.grad, alone[name] + 1.0)
             assert weight or not alone[name].any()
 
 

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from closeness import assert_near
 from learner_run import make_config
 from micro_fixtures import CAMERAS, micro_policy, play
 from safetensors.torch import load
@@ -67,7 +68,7 @@ def test_the_next_task_is_trained_at_scale_1_on_the_scaled_updates_before(learne
             total = C * updates[0][module] + C * updates[1][module] + updates[2][module]
             weight.add_(total.view_as(weight))
         by_hand = merged.score(sample, np.arange(3)).logprobs_BKA
-    torch.testing.assert_close(seen, by_hand, atol=1e-5, rtol=0)
+    assert_near(seen, by_hand)
 
 
 def test_what_is_published_is_served_as_it_was_trained(learned, tmp_path):
@@ -90,7 +91,7 @@ def test_what_is_published_is_served_as_it_was_trained(learned, tmp_path):
         bank.select([1] * 3)
         served.network = network
         answered = served._see(sample, np.arange(3), sample.choices_BKA).logits_BKAV
-    torch.testing.assert_close(answered, trained, atol=1e-5, rtol=0)
+    assert_near(answered, trained)
 
 
 def test_at_its_end_a_task_is_merged_and_the_next_begins_exactly_there(learned):
@@ -99,7 +100,7 @@ def test_at_its_end_a_task_is_merged_and_the_next_begins_exactly_there(learned):
     past = update_of(policy.past)
     for module, update in past.items():
         total = C * (updates[0][module] + updates[1][module] + updates[2][module])
-        torch.testing.assert_close(update, total, atol=1e-6, rtol=1e-5)
+        assert_near(update, total)
     fresh = policy.adapter_tensors()
     assert all(not tensor.any() for name, tensor in fresh.items() if ".lora_B." in name)
     assert all(tensor.any() for name, tensor in fresh.items() if ".lora_A." in name)

@@ -71,7 +71,7 @@ def test_the_first_step_weighs_each_token_by_its_truncated_ratio(past):
     assert report.means["loss"] == pytest.approx(each.sum() / 4, rel=1e-4)
     assert report.first_clip_fraction == 0
     assert report.means["staleness_mean"] == 1.0
-    assert report.means["behaviour_ratio_mean"] == pytest.approx(ratio[trained].mean(), rel=1e-5)
+    assert report.means["behaviour_ratio_mean"] == pytest.approx(ratio[trained].mean(), rel=1e-4)
     assert report.means["behaviour_capped"] == pytest.approx(0.1, abs=0.02)
     assert report.agreement.largest <= 1e-4
 
@@ -122,8 +122,9 @@ def test_without_a_difference_it_is_the_update_of_the_samples_own_version(tmp_pa
         updater = past.updater() if is_stale else Updater(past.policy, optimizer, SETTINGS)
         reports.append(updater.run(past.samples, 4, update_id=1))
     stale, plain = reports
-    assert stale.means["behaviour_ratio_mean"] == pytest.approx(1.0, abs=1e-6)
-    assert stale.means["loss"] == pytest.approx(plain.means["loss"], abs=1e-6)
+    assert stale.means["behaviour_ratio_mean"] == pytest.approx(1.0, rel=1e-5)
+    # A sum of advantages of both signs, each of about 1.
+    assert stale.means["loss"] == pytest.approx(plain.means["loss"], abs=1e-5)
     assert stale.grad_norm == pytest.approx(plain.grad_norm, rel=1e-4)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from closeness import REFERENCE, assert_near
 from micro_fixtures import micro_policy, play, renewed_policy
 
 from agent.model.lora import AdapterError
@@ -74,7 +75,7 @@ def test_what_was_drawn_is_scored_as_it_was_drawn(policy):
     scores = policy.score(samples, np.arange(len(samples)))
     recorded = torch.from_numpy(samples.logprobs_BKA)
     torch.testing.assert_close(scores.logprobs_BKA.detach(), recorded, atol=1e-4, rtol=0)
-    np.testing.assert_allclose(logprobs_by_hand(policy, samples), recorded, atol=1e-4)
+    assert_near(logprobs_by_hand(policy, samples), recorded, REFERENCE)
 
 
 def test_the_loss_is_the_one_computed_by_hand(policy):

@@ -74,7 +74,7 @@ def test_a_reset_moves_home_in_a_straight_line_from_where_the_arm_is(
     assert len(goals_TA) == 4
     np.testing.assert_allclose(goals_TA[-1], HOME)
     steps_TA = np.diff(np.vstack([np.full(7, 10.0), goals_TA]), axis=0)
-    np.testing.assert_allclose(steps_TA, np.tile((np.array(HOME) - 10) / 4, (4, 1)), atol=1e-5)
+    np.testing.assert_allclose(steps_TA, np.tile((np.array(HOME) - 10) / 4, (4, 1)), rtol=1e-5)
 
 
 def test_without_a_home_a_person_resets(
