@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from agent.process.paths import user_path
 
 if TYPE_CHECKING:
     from agent.wire.messages import Activated, ServerStatus
+from agent.process import run_command
 
 TIMEOUT_S = 10.0
 OPERATOR_EPOCH = 0
@@ -146,5 +146,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may stop reading
-    sys.exit(main())
+    run_command(main)

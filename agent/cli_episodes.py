@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 
+from agent.process import run_command
 from agent.process.paths import user_path
 
 
@@ -44,5 +44,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may stop reading
-    sys.exit(main())
+    run_command(main)

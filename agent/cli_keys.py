@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
+from agent.process import run_command
 from agent.process.paths import user_path
 
 MAY_HELP = "some of act (ask for actions), report (say how episodes ended), operate (learner, CLI)"
@@ -140,5 +140,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may stop reading
-    sys.exit(main())
+    run_command(main)

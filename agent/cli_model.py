@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 from agent.config import DTYPES
+from agent.process import run_command
 from agent.process.paths import user_path
 from agent.process.terminal import counting
 
@@ -169,5 +169,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may stop reading
-    sys.exit(main())
+    run_command(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.durable import StorageError
-from agent.process import BAD_INPUT
+from agent.process import BAD_INPUT, run_command
 from agent.process.paths import is_path, user_path
 from agent.process.settings import Reference
 from agent.process.words import literal
@@ -225,4 +225,4 @@ def make_keys(keys_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

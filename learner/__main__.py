@@ -15,7 +15,7 @@ PURPOSE = "Learns a sequence of tasks from the episodes that a running agent col
 def main(argv: list[str] | None = None) -> int:
     """Parse arguments, learn until done or stopped, return the exit status."""
     try:
-        return run_process("perennial learn", PURPOSE, _schema, _work, argv)
+        return run_process("perennial learn", PURPOSE, _schema, _work, argv, EXIT_STATUS)
     except Stopped:
         return EXIT_STATUS
 

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from agent.process import run_command
 from agent.process.paths import user_path
 
 DEFAULT_RATE_HZ = 20
@@ -85,4 +86,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

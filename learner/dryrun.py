@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.process import BAD_INPUT, load_config
+from agent.process import BAD_INPUT, load_config, run_command
 from agent.process.paths import user_path
 from agent.wire.errors import ConfigError
 
@@ -241,4 +241,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

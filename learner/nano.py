@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.process import load_config
+from agent.process import load_config, run_command
 from agent.process.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ class NanoConfig:
     pretrain: dict[str, Any] = field(default_factory=dict)
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Compose the config, set thread counts before torch loads, build and save the model."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        config = load_config(NanoConfig, None, arguments)
+        config = load_config(NanoConfig, None, sys.argv[1:] if arguments is None else arguments)
     except ConfigError as error:
         sys.exit(f"learner.nano: {error}")
     if not (config.demos and config.out and config.work):
@@ -120,4 +120,4 @@ def _start(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main)

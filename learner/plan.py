@@ -9,6 +9,8 @@ import argparse
 from dataclasses import dataclass
 from statistics import fmean
 
+from agent.process import run_command
+
 
 @dataclass(frozen=True)
 class PlanSettings:
@@ -132,4 +134,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

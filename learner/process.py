@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import socket
 import threading
 import time
@@ -21,6 +20,7 @@ from agent.model.devices import check_device
 from agent.model.errors import ModelFolderError
 from agent.model.lora import AdapterError
 from agent.model.policy_model import load_policy_model
+from agent.process import StopFlag as ProcessFlag
 from agent.process.clock import go_on_from
 from agent.wire.errors import ConfigError
 from agent.wire.keys import find_client_keys
@@ -68,12 +68,6 @@ def learn(config: LearnerConfig) -> None:
 
     stop = StopFlag(lambda: manager.beat(status))
 
-    def on_signal(*_: object) -> None:
-        manager.stopping()
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
     state_dir = Path(config.state_dir)
     with (
         locked(state_dir),
@@ -132,18 +126,24 @@ def _learn_locked(
     receiver.start()
     exports.watch_agent(lambda: session.has_agent)
     vitals.loaded(session, receiver)
+
+    def on_stop() -> None:
+        manager.stopping()
+        stop.set()
+
     try:
-        started_s = time.monotonic()
-        manager.ready(f"asking the agent at {config.operator_endpoint}")
-        matrices = loop.run()
-        exports.enter("done")
-        write_json(state_dir / "results.json", results(config, matrices, store))
-        watchers.progress.write(
-            "done", version=publication.version, wall_s=time.monotonic() - started_s
-        )
-        if not config.exit_when_done:
-            log.info("all tasks are learned; receiving episodes until stopped")
-            inbox.idle(stop.is_set)
+        with ProcessFlag().working(on_stop):
+            started_s = time.monotonic()
+            manager.ready(f"asking the agent at {config.operator_endpoint}")
+            matrices = loop.run()
+            exports.enter("done")
+            write_json(state_dir / "results.json", results(config, matrices, store))
+            watchers.progress.write(
+                "done", version=publication.version, wall_s=time.monotonic() - started_s
+            )
+            if not config.exit_when_done:
+                log.info("all tasks are learned; receiving episodes until stopped")
+                inbox.idle(stop.is_set)
     finally:
         stop.set()
         receiver.join(RECEIVER_JOIN_S)

@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.process import Ended, StopFlag, stoppable
 from agent.process.paths import user_path
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
@@ -93,11 +94,12 @@ def main(argv: list[str] | None = None) -> int:
     from learner.conversion import convert
 
     try:
-        convert(arguments.base, arguments.out, settings)
+        with StopFlag().unwinding():
+            convert(arguments.base, arguments.out, settings)
     except (PerennialError, OSError) as error:
         print(f"perennial model to-discrete: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except Ended:
         print("Stopped. The same command goes on from its last checkpoint.", file=sys.stderr)
         return INTERRUPTED
     return 0
@@ -117,4 +119,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with stoppable("perennial model to-discrete", INTERRUPTED):
+        sys.exit(main())

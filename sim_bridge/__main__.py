@@ -53,13 +53,12 @@ def _work(config: SimConfig) -> None:
         if heartbeat is not None:
             heartbeat.observe(requests.answered)
         manager.beat(status)
-        if must_stop := stop():
-            manager.stopping()
-        return must_stop
+        return stop()
 
     try:
-        manager.ready(f"asking {config.endpoint} for work")
-        worker.run(should_stop, config.idle_exit_s)
+        with stop.working(manager.stopping):
+            manager.ready(f"asking {config.endpoint} for work")
+            worker.run(should_stop, config.idle_exit_s)
     finally:
         manager.close()
         dealer.close()

@@ -26,7 +26,9 @@ def _work(config: ProbeConfig) -> None:
     keys = find_client_keys(config.keys_dir)
     with DealerClient(config.endpoint, config.request_timeout_s, keys=keys) as dealer:
         requests = RequestTable(dealer, config.request_timeout_s)
-        Probe(requests, log, config.client_id, config.task, config.rate_hz).run(stop)
+        probe = Probe(requests, log, config.client_id, config.task, config.rate_hz)
+        with stop.working():
+            probe.run(stop)
     log.close()
 
 

@@ -35,7 +35,7 @@ from sim_bridge.client import RequestTable
 CHUNKS_PER_EPISODE = 50
 PAUSE_S = 0.5  # after a refusal
 WAIT_S = 0.1  # between two looks at the stop flag
-STOP_LIMIT_S = 2.0  # for the answer to the last request when the probe stops
+STOP_LIMIT_S = 1.0  # for the answer to the last request when the probe stops
 KEY = "probe"  # of its one open request
 
 

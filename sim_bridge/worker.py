@@ -41,7 +41,7 @@ PAUSE_S = 0.5  # between hellos, after a refused Assign, and of a lane whose epi
 SHORTEST_RETRY_S = 0.02  # between two Assigns
 SILENCE_WARNING_S = 10.0  # between two lines about a server that does not answer
 TELEMETRY_PERIOD_S = 1.0
-STOP_LIMIT_S = 5.0  # for ending the open episodes when the worker stops
+STOP_LIMIT_S = 1.0  # for ending the open episodes when the worker stops
 
 
 class Worker:

@@ -8,21 +8,24 @@ from agent.process.startup import (
     BAD_INPUT,
     FAILED,
     ProcessConfig,
-    StopFlag,
     die_with,
     run_process,
     set_thread_count,
     thread_variables,
 )
+from agent.process.stopping import Ended, StopFlag, run_command, stoppable
 
 __all__ = [
     "BAD_INPUT",
     "FAILED",
+    "Ended",
     "ProcessConfig",
     "StopFlag",
     "die_with",
     "load_config",
+    "run_command",
     "run_process",
     "set_thread_count",
+    "stoppable",
     "thread_variables",
 ]

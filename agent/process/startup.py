@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 from agent.process.errors import ConfigError, PerennialError
 from agent.process.paths import user_path
 from agent.process.settings import load_config
+from agent.process.stopping import stoppable
 
 BAD_INPUT = 2  # exit status
 FAILED = 1
@@ -33,35 +34,32 @@ class ProcessConfig(Protocol):
 Config = TypeVar("Config", bound=ProcessConfig)
 
 
-class StopFlag:
-    """True once SIGTERM or SIGINT came; make it in the main thread."""
-
-    def __init__(self) -> None:
-        self._is_set = False
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
-
-    def __call__(self) -> bool:
-        """Whether to stop."""
-        return self._is_set
-
-    def _on_signal(self, _number: int, _frame: object) -> None:
-        self._is_set = True
-
-
 def run_process(
     program: str,
     purpose: str,
     schema: Callable[[], type[Config]],
     work: Callable[[Config], None],
     argv: list[str] | None = None,
+    stopped_status: int = 0,
 ) -> int:
     """Parse `argv`, prepare the process, run `work`, and return the exit status.
 
     Whatever the user can mend ends in one line on stderr, because a supervisor shows the last line
-    of a log: status 2 for bad input, 1 for a failure while running. `schema` is called after the
-    arguments were parsed and returns the dataclass of the settings.
+    of a log: status 2 for bad input, 1 for a failure while running, `stopped_status` if a signal
+    ended it while it worked. `schema` is called after the arguments were parsed and returns the
+    dataclass of the settings.
     """
+    with stoppable(program, stopped_status):
+        return _run(program, purpose, schema, work, argv)
+
+
+def _run(
+    program: str,
+    purpose: str,
+    schema: Callable[[], type[Config]],
+    work: Callable[[Config], None],
+    argv: list[str] | None,
+) -> int:
     parent = os.getppid()
     parser = argparse.ArgumentParser(prog=program, description=purpose)
     parser.add_argument(

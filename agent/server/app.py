@@ -125,6 +125,8 @@ class Server:
         """
         self._journal.start()
         self._restore(should_stop)
+        if should_stop():
+            return
         self._is_ready = True
         on_ready()
         log.info(

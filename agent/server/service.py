@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-import threading
 from pathlib import Path
 
 from agent.config import AgentConfig, PolicyConfig
@@ -15,6 +13,7 @@ from agent.measuring import add_ready_source
 from agent.metrics import AgentMetrics
 from agent.noop_policy import NoopPolicy
 from agent.policy import Policy
+from agent.process import StopFlag
 from agent.server.app import Server
 from agent.server.endpoints import write_endpoints
 from agent.wire.errors import ConfigError
@@ -32,25 +31,15 @@ def serve(config: AgentConfig) -> None:
     )
     # A thread that computes (journal, inference) gives way to the loop after this long, not 5 ms.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    stop = threading.Event()
+    stop = StopFlag()
     metrics = AgentMetrics()
     manager = ServiceManager()
     manager.show("loading the model")
     current: list[Server] = []  # filled once the policy is loaded
 
-    def on_signal(*_: object) -> None:
-        if stop.is_set():
-            return  # the server may be closed by now
-        manager.stopping()
-        stop.set()
-        for server in current:
-            server.wake()
-
     def health() -> Health:
         return current[0].health() if current else Health(True, False, "loading the model")
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
     add_ready_source(metrics, health)
     http = HttpServer(
         config.http_host, config.http_port, metrics.text, health, is_open=config.http_open
@@ -64,7 +53,11 @@ def serve(config: AgentConfig) -> None:
                 # The loop asks once a turn: it asks only while it turns.
                 if server.health().alive:
                     manager.beat(server.status_line)
-                return stop.is_set()
+                return stop()
+
+            def on_stop() -> None:
+                manager.stopping()
+                server.wake()
 
             def on_ready() -> None:
                 write_endpoints(
@@ -75,7 +68,8 @@ def serve(config: AgentConfig) -> None:
                 )
                 manager.ready(server.status_line())
 
-            server.run(should_stop, on_ready)
+            with stop.working(on_stop), stop.finishing():
+                server.run(should_stop, on_ready)
     finally:
         http.close()
         manager.close()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from typing import TYPE_CHECKING
 
-from agent.process import BAD_INPUT, FAILED
+from agent.process import BAD_INPUT, FAILED, Ended, StopFlag, stoppable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,17 +47,17 @@ def main(argv: list[str] | None = None) -> int:
     from deploy.bench.results import ResultError
     from deploy.local.placement import BadSetting
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = new_console()
     try:
         grid = parse_grid(arguments.words)
         if arguments.report:
             return _report(grid, console)
-        return _run(grid, console, is_estimate=arguments.estimate)
+        with StopFlag().unwinding():
+            return _run(grid, console, is_estimate=arguments.estimate)
     except (BadSetting, ResultError, OSError, StorageError) as error:
         print(f"perennial bench: {error}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
+    except Ended:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return INTERRUPTED
 
@@ -89,4 +88,5 @@ def _report(grid: Grid, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with stoppable("perennial bench", INTERRUPTED):
+        sys.exit(main())

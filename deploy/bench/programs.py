@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.process import StopFlag
 from deploy.local.processes import ProcessFailed, module_command, module_environment
 from deploy.local.progress import Plan, Progress
 from deploy.local.tail import JsonTail
@@ -61,7 +62,8 @@ def run_program(
                     show()
                 time.sleep(POLL_S)
         finally:
-            _stop(child)
+            with StopFlag().finishing():
+                _stop(child)
     if child.returncode != 0:
         lines = log_path.read_text(errors="replace").strip().splitlines()
         reason = lines[-1].strip() if lines else "it printed nothing"

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.process import BAD_INPUT
+from agent.process import BAD_INPUT, StopFlag, stoppable
 from agent.process.settings import settings_text
 from deploy.local.processes import module_command, module_environment
 
@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"settings: {', '.join(files)} fit their schemas\n", flush=True)
         words = _estimate_words(arguments, config.processes, files, published)
         command = module_command("learner.dryrun", words)
-        return subprocess.run(command, env=module_environment(), check=False).returncode
+        with StopFlag().unwinding():
+            return subprocess.run(command, env=module_environment(), check=False).returncode
 
 
 def compose_dry(overrides: list[str]) -> tuple[RunConfig, bool]:
@@ -149,4 +150,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with stoppable("perennial dry-run"):
+        sys.exit(main())

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from agent.process import Ended, StopFlag, stoppable
 from agent.process.paths import user_path
 from agent.process.words import list_setting_of, setting_of
 from deploy.local.composition import CONFIGS
@@ -136,18 +137,27 @@ def main(argv: list[str] | None = None) -> int:
     bundled = PACKAGE_ROOT / "agent" / "assets" / name
     out = arguments.out or (bundled if name in BUNDLED else folder / "model")
     try:
-        for module, words in POLICIES[name](work, out):
-            print(f"$ python -m {module} {shlex.join(words)}", flush=True)
-            command = module_command(module, words)
-            status = subprocess.run(command, env=module_environment(), check=False).returncode
-            if status != 0:
-                return status if status > 0 else 128 - status  # a signal, as a shell reports it
-    except KeyboardInterrupt:
+        with StopFlag().unwinding():
+            status = _take(POLICIES[name](work, out))
+    except Ended:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return INTERRUPTED
-    print(f"The policy {name} is in {out}")
+    if status == 0:
+        print(f"The policy {name} is in {out}")
+    return status
+
+
+def _take(steps: Steps) -> int:
+    """The exit status of the first step that fails, else 0."""
+    for module, words in steps:
+        print(f"$ python -m {module} {shlex.join(words)}", flush=True)
+        command = module_command(module, words)
+        status = subprocess.run(command, env=module_environment(), check=False).returncode
+        if status != 0:
+            return status if status > 0 else 128 - status  # a signal, as a shell reports it
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with stoppable("deploy.local.nano", INTERRUPTED):
+        sys.exit(main())

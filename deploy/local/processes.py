@@ -141,11 +141,16 @@ class Child:
             lines = log.read().decode(errors="replace").strip().splitlines()
         return lines[-1].strip() if lines else "it printed nothing"
 
+    def ask_to_stop(self) -> None:
+        """SIGTERM; a second one changes nothing."""
+        if self.is_running and self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+
     def stop(self, limit_s: float) -> bool:
         """SIGTERM, then SIGKILL after `limit_s`; False if the process had to be killed."""
         if not self.is_running or self._process is None:
             return True
-        self._process.send_signal(signal.SIGTERM)
+        self.ask_to_stop()
         try:
             self._process.wait(limit_s)
         except subprocess.TimeoutExpired:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.durable import StorageError, replace_file
-from agent.process import BAD_INPUT
+from agent.process import BAD_INPUT, run_command
 from agent.process.paths import user_path
 
 if TYPE_CHECKING:
@@ -106,4 +106,4 @@ def _print_problems(console: Console, problems: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

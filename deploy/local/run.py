@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from agent.durable import StorageError
-from agent.process import BAD_INPUT, FAILED, die_with
+from agent.process import BAD_INPUT, FAILED, Ended, StopFlag, die_with, stoppable
 from agent.process.errors import ConfigError
 from deploy.local.processes import (
     ProcessFailed,
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # its own files: the disk filled up, a folder may not be written
         print(f"perennial run: {_explain(error)}", file=sys.stderr)
         return FAILED
-    except Interrupted:
+    except (Interrupted, Ended):
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return INTERRUPTED
 
@@ -101,7 +101,8 @@ def _run(overrides: list[str]) -> int:
         ends = [JsonTail(path) for path in folder.client_logs(config.settings.workers)]
         title = f"{learner['suite']['name']}, seed {config.settings.seed}, {folder.path}"
         console.print("Resuming." if resumes else "Starting: loading the policy.", style="dim")
-        with Supervisor(config, stop) as supervisor:
+        flag = StopFlag()
+        with flag.working(), flag.finishing(), Supervisor(config, stop) as supervisor:
             supervisor.start()
             with new_view(console, title, under, progress) as view:
 
@@ -137,8 +138,10 @@ def _explain(error: OSError) -> str:
 def _report(run_dir: Path) -> int:
     """Runs `perennial report` in its own process: plotting needs the memory only now."""
     words = module_command("deploy.local.report", [str(run_dir)])
-    return subprocess.run(words, env=module_environment(), check=False).returncode
+    with StopFlag().unwinding():
+        return subprocess.run(words, env=module_environment(), check=False).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with stoppable("perennial run", INTERRUPTED):
+        sys.exit(main())

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.process import StopFlag
 from deploy.local.processes import Child, ProcessFailed, ProcessSpec
 from deploy.local.settings import RunConfig
 
 MODULES = {"agent": "agent", "learner": "learner", "probe": "sim_bridge.probe", "sim": "sim_bridge"}
 POLL_S = 0.25
+CLIENTS_FIRST_S = 1.0  # in which clients end their episodes while the others still answer
+STOP_POLL_S = 0.02
 HTTP_LIMIT_S = 2.0
 
 
@@ -23,20 +25,12 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """Turns SIGINT, SIGTERM and SIGHUP into a flag; a second one changes nothing."""
-
-    def __init__(self) -> None:
-        self._received: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
+    """Turns the flag of the process into an exception where a run can be left."""
 
     def check(self) -> None:
         """Raises Interrupted once a signal came."""
-        if self._received is not None:
-            raise Interrupted(signal.Signals(self._received).name)
-
-    def _on_signal(self, number: int, _frame: object) -> None:
-        self._received = number
+        if StopFlag()():
+            raise Interrupted
 
 
 class Supervisor:
@@ -88,10 +82,17 @@ class Supervisor:
             time.sleep(POLL_S)
 
     def stop(self) -> list[str]:
-        """Stops clients, then learner, then agent; returns the names of those that were killed."""
-        order = sorted(self.children, key=lambda name: (name == "agent", name == "learner"))
+        """Stops the clients, and soon after them the others; returns the names of those killed."""
+        clients = [c for name, c in self.children.items() if name not in ("agent", "learner")]
+        for child in clients:
+            child.ask_to_stop()
+        deadline_s = time.monotonic() + CLIENTS_FIRST_S
+        while any(child.is_running for child in clients) and time.monotonic() < deadline_s:
+            time.sleep(STOP_POLL_S)
+        for child in self.children.values():
+            child.ask_to_stop()
         limit_s = self._settings.stop_limit_s
-        return [name for name in order if not self.children[name].stop(limit_s)]
+        return [name for name, child in self.children.items() if not child.stop(limit_s)]
 
     def restarts(self) -> dict[str, int]:
         """How often each process was started again."""

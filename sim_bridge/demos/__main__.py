@@ -8,7 +8,7 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
-from agent.process import BAD_INPUT, FAILED
+from agent.process import BAD_INPUT, FAILED, run_command
 from agent.process.optional import describe_failed_import
 from agent.process.paths import user_path
 from agent.wire.errors import ConfigError, PerennialError
@@ -119,4 +119,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

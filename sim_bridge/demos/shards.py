@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -52,7 +53,7 @@ def write_shards(
     with (
         counting("frames", frames, sys.stdout, done=done_frames) as count,
         ProcessPoolExecutor(
-            workers, mp_context=get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)
+            workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
         ) as pool,
     ):
         count.say(f"{len(counts)} shards, {len(counts) - len(missing)} complete")
@@ -61,6 +62,12 @@ def write_shards(
             job.result()
             count.advance(counts[jobs[job]])
         count.say(f"{frames} frames in {out}")
+
+
+def _begin(parent: int) -> None:
+    """A worker ends with its parent, whoever of the two the terminal's Ctrl-C reaches first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with(parent)
 
 
 def _shard_path(out: Path, shard: int) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from agent.durable import replace_file
 from agent.process import StopFlag, run_process
-from sim_bridge.robots.config import RobotConfig
+from sim_bridge.robots.config import IMAGINED, RobotConfig
 
 if TYPE_CHECKING:
     from sim_bridge.log import EndLog
@@ -52,7 +52,11 @@ def _work(config: RobotConfig) -> None:
         opened.callback(dealer.close)
         log = EndLog(Path(config.log_path))
         opened.callback(log.close)
+        if config.robot not in IMAGINED:
+            # What moves is not cut off: it holds until its driver is closed.
+            opened.enter_context(stop.finishing())
         robot = make_robot(config, stop)
+        opened.enter_context(stop.working())
         opened.callback(_close, robot)
         welcome = session.greet(f"sim_bridge.robots/{config.robot}", stop)
         if welcome is None:

@@ -10,6 +10,7 @@ from agent.wire.errors import ConfigError
 from sim_bridge.config import require_client_id
 
 ROBOTS = ("simulated", "replay", "lerobot", "ros2")
+IMAGINED = ("simulated", "replay")  # nothing moves but numbers
 TRANSPORTS = ("auto", "rclpy", "dds", "zenoh")
 
 

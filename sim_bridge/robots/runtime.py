@@ -40,6 +40,7 @@ from sim_bridge.robots.session import Session, describe
 
 ACT, TELEMETRY = "act", "telemetry"  # keys of open requests
 TELEMETRY_PERIOD_S = 1.0
+STOP_LIMIT_S = 1.0  # for ending the open episode once told to stop
 MISHAPS_MAX = 3  # episodes in a row that went wrong, before the robot is left alone
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Runtime:
     ) -> None:
         self._rate = FixedRate(pace.rate_hz, clock, sleep)
         self.figures = Figures(pace.rate_hz, self._rate.report, guard)
+        self._unheld = ""  # why the robot did not hold when it was last told to
         self._mishaps, self._last_mishap = 0, ""  # since the last episode that went well
         self._tell_at_s = clock()
         self._robot, self._session, self._welcome = robot, session, welcome
@@ -105,7 +107,7 @@ class Runtime:
         self._rate.restart()
         try:
             outcome, reason = self._play(episode, horizon_steps, should_stop)
-            sealed, reason = self._end(episode, outcome, reason)
+            sealed, reason = self._end(episode, outcome, reason, should_stop)
         except EpisodeLost as error:
             self.figures.counts["episodes_lost"] += 1
             self._note_mishap(str(error))
@@ -138,15 +140,19 @@ class Runtime:
     def _start(self, task: str, should_stop: Callable[[], bool]) -> EpisodeStarted:
         session = self._session
         start = EpisodeStart(session.client_id, uuid.uuid4().hex, "", task, session.instance_id)
-        reply = session.ask(start, should_stop)
+        reply = self._ask_holding(start, should_stop)
         if isinstance(reply, Fault) and reply.code == "server_restarted":
             session.greet_again(self._welcome, should_stop)
-            reply = session.ask(start, should_stop)
+            reply = self._ask_holding(start, should_stop)
         if reply is None:
             raise EpisodeLost("the client was stopped before the episode began")
         if not isinstance(reply, EpisodeStarted):
             raise BridgeError(f"episode of '{task}': {describe(reply)}")
         return reply
+
+    def _ask_holding(self, message: object, is_over: Callable[[], bool]) -> object:
+        """The reply, or None once `is_over`; the robot holds while the server is waited for."""
+        return self._session.ask(message, is_over, self._stand_still, 1.0 / self._pace.rate_hz)
 
     def _tell(self, at_once: bool = False) -> None:
         now_s = self._clock()
@@ -196,8 +202,12 @@ class Runtime:
         try:
             self._robot.hold()
         except Exception as error:  # the robot's, whatever it is: there is nothing left to try
-            log.warning("the robot does not hold: %s: %s", type(error).__name__, error)
-            return f"hold: {type(error).__name__}: {error}"
+            failed = f"hold: {type(error).__name__}: {error}"
+            if failed != self._unheld:  # it is tried again at every tick
+                log.warning("the robot does not %s", failed)
+            self._unheld = failed
+            return failed
+        self._unheld = ""
         return ""
 
     def _next_tick(self, episode: RunningEpisode) -> int:
@@ -261,34 +271,56 @@ class Runtime:
                 log.warning("a chunk came %d ticks late: stale", episode.playback.delays_ticks[-1])
 
     def _end(
-        self, episode: RunningEpisode, outcome: Outcome, reason: str
+        self,
+        episode: RunningEpisode,
+        outcome: Outcome,
+        reason: str,
+        should_stop: Callable[[], bool],
     ) -> tuple[EpisodeSealed, str]:
         """Holds, and ends the episode at the server: its answer, and what went wrong up to then.
 
-        Raises EpisodeLost.
+        A silent server is waited for `give_up_s`, or STOP_LIMIT_S once told to stop; meanwhile the
+        robot holds. Raises EpisodeLost.
         """
-        now_s = self._clock()
         failed = self._stand_still()
-        failed = self._await_chunk(episode, now_s + self._pace.give_up_s / 2) or failed
+        share_s = self._pace.give_up_s / 2, STOP_LIMIT_S / 2
+        failed = self._await_chunk(episode, self._patience(*share_s, should_stop)) or failed
         if failed:
             outcome, reason = Outcome.ABORTED, reason or failed
         self._tell(at_once=True)
         end = EpisodeEnd(
             episode.id, outcome, episode.steps, episode.playback.take_all(), reason[:REASON_LIMIT]
         )
-        reply = self._session.ask(end, lambda: self._clock() > now_s + self._pace.give_up_s)
+        reply = self._ask_holding(end, self._patience(*share_s, should_stop))
         if not isinstance(reply, EpisodeSealed):
             raise EpisodeLost(f"episode {episode.id}: {describe(reply)}")
         return reply, reason
 
-    def _await_chunk(self, episode: RunningEpisode, deadline_s: float) -> str:
+    def _patience(
+        self, limit_s: float, stop_limit_s: float, should_stop: Callable[[], bool]
+    ) -> Callable[[], bool]:
+        """Whether a wait that begins now is over: after `limit_s`, or `stop_limit_s` after it was
+        first seen that the process shall stop.
+        """
+        ends_s = self._clock() + limit_s
+        is_told = False
+
+        def is_over() -> bool:
+            nonlocal ends_s, is_told
+            if not is_told and should_stop():
+                ends_s, is_told = min(ends_s, self._clock() + stop_limit_s), True
+            return self._clock() > ends_s
+
+        return is_over
+
+    def _await_chunk(self, episode: RunningEpisode, is_over: Callable[[], bool]) -> str:
         """Holds until no observation is unanswered; what went wrong, or "". Raises EpisodeLost.
 
         A chunk still on its way counts at the server: its actions have to be told of, too.
         """
         failed, requests = "", self._session.requests
         try:
-            while requests.is_open(ACT) and self._clock() < deadline_s:
+            while requests.is_open(ACT) and not is_over():
                 self._take_answers(episode, self._next_tick(episode), 0.0)
                 failed = self._stand_still() or failed
         except EpisodeLost:

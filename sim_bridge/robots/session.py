@@ -51,11 +51,21 @@ class Session:
                 )
         log.warning("the agent was started again: going on with the new one")
 
-    def ask(self, message: object, should_stop: Callable[[], bool]) -> object:
-        """The reply, which may be a Fault; None if `should_stop` before it came."""
+    def ask(
+        self,
+        message: object,
+        should_stop: Callable[[], bool],
+        hold: Callable[[], object] = lambda: None,
+        hold_every_s: float = WAIT_S,
+    ) -> object:
+        """The reply, which may be a Fault; None if `should_stop` before it came.
+
+        hold: called again and again while the server is waited for.
+        """
         self.requests.ask(KEY, message)
         while not should_stop():
-            for answer in self.requests.receive(WAIT_S):
+            hold()
+            for answer in self.requests.receive(hold_every_s):
                 if answer.key == KEY:
                     return answer.reply
         self.requests.cancel(KEY)

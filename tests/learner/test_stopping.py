@@ -28,7 +28,6 @@ def test_a_stopped_learner_does_not_look_finished(
     config = LearnerConfig(suite=suite, state_dir=str(tmp_path))
     monkeypatch.setattr("agent.process.startup.load_config", lambda *_: config)
     monkeypatch.setattr("agent.process.startup.set_thread_count", lambda threads: None)
-    monkeypatch.setattr(process.signal, "signal", lambda *_: None)
     monkeypatch.setattr(process, "_learn_locked", stop)
     with caplog.at_level("INFO"):
         assert command.main([]) == 3

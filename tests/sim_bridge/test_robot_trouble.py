@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 
 import numpy as np
@@ -13,11 +13,20 @@ import pytest
 from scripted_server import CHUNK_STEPS, ScriptedServer
 
 from agent.wire.errors import ConfigError
-from agent.wire.messages import Act, EpisodeEnd, EpisodeSealed, Executed, Fault, Outcome
+from agent.wire.messages import (
+    Act,
+    EpisodeEnd,
+    EpisodeSealed,
+    EpisodeStart,
+    Executed,
+    Fault,
+    Outcome,
+)
 from agent.wire.sockets import DealerClient
 from sim_bridge.client import RequestTable
 from sim_bridge.robot import BridgeError
 from sim_bridge.robots import __main__ as process
+from sim_bridge.robots import runtime as runtime_module
 from sim_bridge.robots.config import LimitsConfig, RobotConfig
 from sim_bridge.robots.guard import Guard, make_limits
 from sim_bridge.robots.judge import Judge, Silent
@@ -209,6 +218,34 @@ def test_a_chunk_of_another_shape_is_not_played() -> None:
     assert "expected (4, 7)" in told.ends[0].reason
 
 
+@pytest.mark.parametrize("silent_to", [EpisodeStart, Act, EpisodeEnd])
+def test_a_robot_told_to_stop_holds_until_it_is_left_though_the_server_is_silent(
+    silent_to: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime_module, "STOP_LIMIT_S", 0.3)
+    arm, told = Arm(), Told()
+    asked_s: list[float] = []
+    held_s: list[float] = []
+
+    def answer(message: object, reply: object) -> list[object]:
+        if isinstance(message, silent_to):
+            asked_s.append(time.monotonic())
+            return []
+        return Told.answer(told, message, reply)
+
+    def is_told() -> bool:
+        return bool(asked_s) and time.monotonic() > asked_s[0] + 0.1
+
+    monkeypatch.setattr(told, "answer", answer)
+    monkeypatch.setattr(arm, "hold", lambda: held_s.append(time.monotonic()))
+    with driving(arm, told) as runtime:
+        with suppress(EpisodeLost):  # if it cannot even be ended
+            runtime.run_episode(TASK, STEPS if silent_to is EpisodeEnd else 10**6, is_told)
+        left_s = time.monotonic()
+    assert left_s - asked_s[0] < 60  # give_up_s is hours
+    assert sum(at > asked_s[0] for at in held_s) > 10  # at every tick, not once
+
+
 def test_a_driver_that_cannot_be_made_or_closed_has_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path
 ) -> None:
@@ -226,10 +263,10 @@ def test_a_driver_that_cannot_be_made_or_closed_has_no_traceback(
             robot=f"{module.__name__}:Arm", task=TASK, episodes=1, horizon_steps=8, lead_ticks=0,
             endpoint=server.endpoint, log_path=f"{tmp_path}/robot.jsonl",
         )  # fmt: skip
-        process._work(config, never)
+        process._work(config)
         said = capsys.readouterr()
         assert "close: ZeroDivisionError: a bug of the driver in close" in said.err
         assert '"executed": 3' in said.out, "the summary is told all the same"
         module.Arm = lambda: 1 / 0
         with pytest.raises(BridgeError, match=r"driver_of_ones_own:Arm\(\): ZeroDivisionError"):
-            process._work(config, never)
+            process._work(config)
