@@ -131,7 +131,10 @@ class ServingMetrics(MetricSet):
         "next chunk, as the policy gave them.",
         "phase", buckets=JUMP_BUCKETS, unit="normalised action units")
     actions_rejected_total: Counter = counter(
-        "Chunks of the policy that were not sent.", "reason=non_finite|wrong_shape")
+        "Chunks of the policy that were not sent.", "reason=non_finite|wrong_shape|far_outside")
+    observations_outside_total: Counter = counter(
+        "Observations whose robot state lies a whole width or more beyond the bounds of the "
+        "policy's statistics; the policy sees it at the bound.")
     clients_refused_total: Counter = counter(
         "Clients without a key that is known, and messages without the permission.",
         "reason=unknown_key|no_curve|wrong_server_key|bad_handshake|forbidden")

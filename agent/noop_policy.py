@@ -57,6 +57,14 @@ class NoopPolicy:
         """Its units are normalised ones."""
         return actions_KA
 
+    def stray_state(self, proprio_P: np.ndarray) -> str:
+        """It learned on nothing."""
+        return ""
+
+    def strays(self, choices_KA: np.ndarray) -> bool:
+        """Zeros never do."""
+        return False
+
     def stage(self, version: str, folder: Path) -> Staged:
         """Nothing to read."""
         return Staged(version, None)

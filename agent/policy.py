@@ -87,6 +87,12 @@ class Policy(Protocol):
     def normalise(self, actions_KA: np.ndarray) -> np.ndarray:
         """Actions in the robot's units in those of the model, -1 to 1 for most. Any thread."""
 
+    def stray_state(self, proprio_P: np.ndarray) -> str:
+        """What of a robot's state is far from all that the policy learned on; "". Any thread."""
+
+    def strays(self, choices_KA: np.ndarray) -> bool:
+        """Whether chosen actions are far from all that the policy learned on. Any thread."""
+
     def stage(self, version: str, folder: Path) -> Staged:
         """Reads a verified adapter folder, off the inference thread. Raises AdapterUnusable."""
 

@@ -128,6 +128,14 @@ class VlaPolicy:
         """By the statistics of the data set that the policy acts for."""
         return self._model.actions.to_normalised(actions_KA)
 
+    def stray_state(self, proprio_P: np.ndarray) -> str:
+        """By the same statistics; the network's input is clipped to them, as published."""
+        return self._model.stray_state(proprio_P)
+
+    def strays(self, choices_KA: np.ndarray) -> bool:
+        """By the same statistics; only a regressing policy can."""
+        return self._model.strays(choices_KA)
+
     def stage(self, version: str, folder: Path) -> Staged:
         """Reads and checks an adapter; touches nothing that `act` uses."""
         try:

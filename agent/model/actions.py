@@ -10,8 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from agent.process.shown import shown
+
 EPSILON = 1e-8  # of OpenVLA-OFT; the causal OpenVLA has none
 BOUND_NAMES = {"q99": ("q01", "q99"), "minmax": ("min", "max")}
+LARGEST = float(np.finfo(np.float32).max)  # of a bound: actions travel as float32
+FAR_STATE = 3.0
+"""A robot's state is far outside when it lies a whole width beyond a bound: half of that is noise,
+ten times that is another unit, another order of joints, or another robot."""
+FAR_ACTION = 10.0
+"""No published policy answers with so many half widths; one that does has come apart."""
 
 
 def bin_centres(n_bins: int) -> np.ndarray:
@@ -21,7 +29,13 @@ def bin_centres(n_bins: int) -> np.ndarray:
 
 
 def encode_actions(actions: np.ndarray, n_bins: int) -> np.ndarray:
-    """Normalised actions (any shape, clipped to [-1, 1]) to tokens int64 0..n_bins-1."""
+    """Normalised actions (any shape, clipped to [-1, 1]) to tokens int64 0..n_bins-1.
+
+    Raises:
+        ValueError: NaN or infinity, which would become the lowest or highest action unseen.
+    """
+    if not np.isfinite(actions).all():
+        raise ValueError("actions: expected finite numbers, got NaN or infinity")
     edges = np.linspace(-1.0, 1.0, n_bins)
     return n_bins - np.digitize(np.clip(actions, -1.0, 1.0), edges)
 
@@ -35,7 +49,13 @@ def decode_tokens(tokens: np.ndarray, n_bins: int) -> np.ndarray:
 class NormBounds:
     """What maps to [-1, 1], per dimension; unmasked dimensions pass unchanged.
 
+    A dimension without width never moved in the data: it normalises to 0, as in the published
+    training, and un-normalises to its one value.
+
     low, high, mask: (D,) in dataset units.
+
+    Raises:
+        ValueError: bounds that are not finite, swapped, or without width in every dimension.
     """
 
     low: np.ndarray
@@ -49,8 +69,20 @@ class NormBounds:
                 f"low, high and mask must be vectors of one length, got {self.low.shape}, "
                 f"{self.high.shape}, {self.mask.shape}"
             )
-        if not (np.isfinite(self.low).all() and np.isfinite(self.high).all()):
-            raise ValueError("low and high must be finite")
+        for name, bound in (("low", self.low), ("high", self.high)):
+            if wrong := np.flatnonzero(~(np.abs(bound) <= LARGEST)).tolist():
+                raise ValueError(
+                    f"low and high must be finite and fit float32; {name} is {bound[wrong[0]]} in "
+                    f"dimension {wrong[0]}"
+                )
+        if swapped := np.flatnonzero(self.mask & (self.low > self.high)).tolist():
+            first = swapped[0]
+            raise ValueError(
+                f"low must not exceed high: swapped in dimensions {swapped}, {self.low[first]:g} "
+                f"to {self.high[first]:g}"
+            )
+        if self.mask.any() and self._is_flat[self.mask].all():
+            raise ValueError("low equals high in every dimension: the data never moved")
 
     @classmethod
     def from_stats(
@@ -80,19 +112,40 @@ class NormBounds:
         names = BOUND_NAMES[kind]
         if not all(name in stats for name in names):
             raise KeyError(f"norm_stats[{key!r}][{modality!r}] lacks {names}: {sorted(stats)}")
-        low, high = (np.asarray(stats[name], dtype=np.float64) for name in names)
-        mask = np.asarray(stats.get("mask", np.ones(low.shape, dtype=bool)), dtype=bool)
-        return cls(low, high, mask, epsilon)
+        low, high = (_numbers(stats[name], name) for name in names)
+        mask = _numbers(stats["mask"], "mask") if "mask" in stats else np.ones(low.shape)
+        if not np.isin(mask, (0, 1)).all():
+            raise ValueError(f"mask must hold true and false, got {mask.tolist()}")
+        return cls(low, high, mask.astype(bool), epsilon)
+
+    @property
+    def _is_flat(self) -> np.ndarray:
+        """(D,) where there is no width to speak of."""
+        return self.high - self.low < EPSILON
 
     def normalise(self, values: np.ndarray) -> np.ndarray:
         """(..., D) in dataset units to [-1, 1] between the bounds, not clipped."""
-        span = self.high - self.low + self.epsilon
-        return np.where(self.mask, 2.0 * (values - self.low) / span - 1.0, values)
+        span = np.where(self._is_flat, 1.0, self.high - self.low + self.epsilon)
+        scaled = np.where(self._is_flat, 0.0, 2.0 * (values - self.low) / span - 1.0)
+        return np.where(self.mask, scaled, values)
 
     def unnormalise(self, values: np.ndarray) -> np.ndarray:
         """Inverse of `normalise`: (..., D) in [-1, 1] to dataset units."""
         span = self.high - self.low + self.epsilon
         return np.where(self.mask, 0.5 * (values + 1.0) * span + self.low, values)
+
+    def far_outside(self, normalised: np.ndarray, limit: float) -> np.ndarray:
+        """Which dimensions (D,) of normalised values (..., D) lie beyond +-limit anywhere."""
+        beyond = np.abs(normalised) > limit
+        return self.mask & beyond.reshape(-1, len(self.mask)).any(axis=0)
+
+
+def _numbers(values: Any, name: str) -> np.ndarray:
+    """A vector of statistics, float64. Raises ValueError for what only looks like numbers."""
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in ("biuf" if name == "mask" else "iuf"):
+        raise ValueError(f"{name} must be a list of numbers, got {shown(values, 60)}")
+    return array.astype(np.float64)
 
 
 def normalise_proprio(proprio: np.ndarray, bounds: NormBounds) -> np.ndarray:

@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agent.model.actions import ActionCodec, NormBounds, normalise_proprio
+from agent.model.actions import (
+    FAR_ACTION,
+    FAR_STATE,
+    ActionCodec,
+    NormBounds,
+    normalise_proprio,
+)
 from agent.model.checkpoint import load_model, read_config
 from agent.model.config import OpenVLAConfig, read_json
 from agent.model.errors import ModelFolderError
@@ -18,6 +24,7 @@ from agent.model.images import ImagePipeline
 from agent.model.network import PolicyNetwork
 from agent.model.preprocessor import read_preprocessor
 from agent.model.processing import PromptEncoder
+from agent.process.shown import printable
 
 NANO_FOLDER = Path(__file__).parents[1] / "assets" / "nano"
 
@@ -54,6 +61,25 @@ class PolicyModel:
         if self.proprio is None:
             return None
         return torch.from_numpy(normalise_proprio(proprio_BP, self.proprio)).to(self.device)
+
+    def stray_state(self, proprio_P: np.ndarray) -> str:
+        """What is far outside the statistics of a robot's state, in words; "" if nothing is."""
+        if self.proprio is None:
+            return ""
+        far = self.proprio.far_outside(self.proprio.normalise(proprio_P), FAR_STATE)
+        if not far.any():
+            return ""
+        first = int(far.argmax())
+        low, high = self.proprio.low[first], self.proprio.high[first]
+        return f"proprio[{first}] is {proprio_P[first]:g}, the data had {low:g} to {high:g}" + (
+            f", and {far.sum() - 1} more" if far.sum() > 1 else ""
+        )
+
+    def strays(self, choices_KA: np.ndarray) -> bool:
+        """Whether a chunk's normalised actions lie far outside all that the data had."""
+        if np.issubdtype(choices_KA.dtype, np.integer):
+            return False  # every action bin lies between the bounds
+        return bool(self.actions.bounds.far_outside(choices_KA, FAR_ACTION).any())
 
 
 def load_policy_model(
@@ -148,8 +174,8 @@ def norm_bounds(config: OpenVLAConfig, unnorm_key: str, modality: str) -> NormBo
         raise ModelFolderError(f"unnorm_key: {error.args[0]}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelFolderError(
-            f"norm_stats of {unnorm_key!r}: {modality} is no table of statistics ({error}); fetch "
-            "dataset_statistics.json again"
+            f"norm_stats of {unnorm_key!r}: {modality} is no table of statistics "
+            f"({printable(error)}); fetch dataset_statistics.json again"
         ) from error
     wanted = config.action_dim if modality == "action" else config.proprio_dim
     if len(bounds.low) != wanted:

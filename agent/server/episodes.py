@@ -6,6 +6,7 @@ request that is already being answered. An episode's end is answered once its se
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -44,6 +45,10 @@ from agent.wire.messages import (
     Phase,
 )
 
+log = logging.getLogger(__name__)
+
+STRAYED_MAX = 256  # clients that get a line
+
 
 class Episodes:
     """All open episodes of the server."""
@@ -56,6 +61,7 @@ class Episodes:
         self._open: dict[str, OpenEpisode] = {}
         self._past = PastEpisodes(core.journal)
         self._eval_kept: Counter[tuple[str, str, float]] = Counter()
+        self._strayed: set[str] = set()  # clients of whose states far outside the log has a line
         clients.on_replaced(self._give_back)
 
     def __len__(self) -> int:
@@ -101,6 +107,7 @@ class Episodes:
         else:
             check_observation(message, self._core.policy)
             episode.require_known(message.executed, self._core.policy.chunk_steps)
+            self._note_stray_state(episode.meta, message.proprio)
             self._infer(episode, PendingAct(message, [exchange]), exchange.received_s)
 
     def end(self, message: EpisodeEnd, exchange: Exchange) -> None:
@@ -208,6 +215,20 @@ class Episodes:
     def _see(self, episode: OpenEpisode, now_s: float) -> None:
         episode.last_seen_s = now_s
         self._core.book.touch_episode(episode.meta.episode_id, now_s)
+
+    def _note_stray_state(self, meta: EpisodeMeta, proprio_P: np.ndarray) -> None:
+        """Count states that the policy cannot tell apart any more; say so once a client."""
+        what = self._core.policy.stray_state(proprio_P)
+        if not what:
+            return
+        self._core.metrics.observations_outside_total.inc()
+        if meta.client_id not in self._strayed and len(self._strayed) < STRAYED_MAX:
+            self._strayed.add(meta.client_id)
+            log.warning(
+                "client %s, episode %s: %s; the policy sees it at the bound. Check the units and "
+                "the order of proprio, and unnorm_key",
+                *(meta.client_id, meta.episode_id, what),
+            )
 
     def _infer(self, episode: OpenEpisode, pending: PendingAct, now_s: float) -> None:
         meta, act = episode.meta, pending.act

@@ -23,6 +23,7 @@ from agent.wire.errors import WireError
 _REFUSALS = {
     "wrong_shape": "the policy produced a chunk of the wrong shape; it was not sent",
     "non_finite": "the policy produced NaN or infinite actions; none was sent",
+    "far_outside": "the policy produced actions far outside its statistics; none was sent",
 }
 
 ActDone = Callable[[ActResult | WireError], None]
@@ -181,4 +182,6 @@ class Inference:
         shape_KA = (self._policy.chunk_steps, self._policy.action_dim)
         if any(array.shape != shape_KA for array in arrays):
             return "wrong_shape"
-        return None if all(np.isfinite(array).all() for array in arrays) else "non_finite"
+        if not all(np.isfinite(array).all() for array in arrays):
+            return "non_finite"
+        return "far_outside" if self._policy.strays(result.choices_KA) else None
