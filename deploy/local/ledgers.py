@@ -36,6 +36,27 @@ def query(
         raise RecordError(f"{path} cannot be read: {error}") from error
 
 
+def achieved(run_dir: Path, name: str) -> int | None:
+    """How much the run's process `name` has made durable; None where that cannot be read.
+
+    learner: episodes that it keeps, and updates. A simulator: answered episode ends that count.
+    Agent and probe: counted episodes, of whoever played them.
+    """
+    try:
+        if name == "learner":
+            sql = "SELECT (SELECT COUNT(*) FROM episodes) + (SELECT COUNT(*) FROM updates)"
+            ((count,),) = query(run_dir / "learner" / "learner.db", sql, limit_s=BRIEF_LIMIT_S)
+            return int(count)
+        if name.startswith("sim"):
+            ends = (run_dir / name / "client.jsonl").read_bytes()
+            return ends.count(b'"counted":true') + ends.count(b'"counted": true')
+        sql = "SELECT COUNT(*) FROM episodes WHERE counted = 1"
+        ((count,),) = query(run_dir / "agent" / "agent.db", sql, limit_s=BRIEF_LIMIT_S)
+        return int(count)
+    except (RecordError, OSError):
+        return None
+
+
 class ActivationTail:
     """The versions that the agent has made active since the last call, oldest first."""
 

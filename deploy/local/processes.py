@@ -12,16 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.process import BAD_INPUT, thread_variables
+from agent.process.shown import printable
+from deploy.local.signs import Signs
 
-QUICK_EXIT_S = 20.0  # a process that lived longer than this starts with a fresh restart budget
 LONGEST_BACKOFF_S = 10.0
+MEASURE_PERIOD_S = 2.0  # between two looks at what a process that ended has achieved since
 LOG_TAIL_BYTES = 4096
+LINE_LIMIT_CHARS = 1000  # of what it printed
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]  # the repository, or site-packages
 
 
 class ProcessFailed(Exception):
     """A child gave up; the text names it, the reason it printed, and its log."""
+
+
+class ProcessRefused(ProcessFailed):
+    """A child refused its settings: another start would not help."""
 
 
 def module_command(module: str, arguments: Sequence[str]) -> list[str]:
@@ -65,18 +72,28 @@ class Child:
         spec: ProcessSpec,
         restart_limit: int,
         backoff_s: float,
+        signs: Signs | None = None,
+        measure: Callable[[], int | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`restart_limit`: quick exits in a row that are forgiven."""
+        """restart_limit: ends without progress in a row that are forgiven.
+
+        signs: what it tells while it runs; None: nothing, it is never found hanging. measure: grows
+        with everything durable that the process achieves; None while that cannot be told.
+        """
         self.spec = spec
         self.restarts = 0
         self._restart_limit = restart_limit
         self._backoff_s = backoff_s
+        self._signs = signs
+        self._measure = measure
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
-        self._started_at_s = 0.0
         self._start_again_at_s: float | None = None
-        self._quick_exits = 0
+        self._achieved = 0
+        self._measure_at_s = 0.0
+        self._vain_ends = 0  # since it last achieved something
+        self._reason = ""  # of the last of them
 
     @property
     def pid(self) -> int | None:
@@ -88,33 +105,52 @@ class Child:
         """Whether the process is alive now."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it runs and has said that it is ready."""
+        return self.is_running and (self._signs is None or self._signs.is_ready)
+
+    @property
+    def trouble(self) -> str:
+        """Why it ended, until it achieves something again; one line, or ""."""
+        if not self._vain_ends:
+            return ""
+        count = f"end {self._vain_ends} of {self._restart_limit + 1}"
+        return f"{self.spec.name} {self._reason} ({count} without progress)"
+
     def start(self) -> None:
         """Starts the process in a group of its own, so that Ctrl-C reaches the supervisor alone."""
+        if self._process is None:
+            self._achieved = self._measure() or 0
         words = module_command(self.spec.module, ["--config", str(self.spec.config_path)])
+        told = {} if self._signs is None else self._signs.expect()
         with self.spec.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=module_environment(self.spec.threads),
+                env=module_environment(self.spec.threads) | told,
                 process_group=0,
             )
-        self._started_at_s = self._clock()
         self._start_again_at_s = None
 
     def watch(self) -> int | None:
-        """Restarts a crashed process after its backoff; returns 0 once it has finished, else None.
+        """Kills a process that hangs, restarts one that ended after its backoff.
 
-        Raises ProcessFailed for refused settings, and after too many quick exits in a row.
+        Returns 0 once it has finished, else None. Raises ProcessRefused for refused settings,
+        ProcessFailed after too many ends without progress.
         """
-        if self._process is None or self._process.poll() is None:
+        if self._process is None:
+            return None
+        if self._process.poll() is None:
+            self._look_at(self._process)
             return None
         status = self._process.returncode
         if status == 0:
             return 0
         if status == BAD_INPUT:
-            raise ProcessFailed(f"{self.spec.name}: {self.last_line()}")
+            raise ProcessRefused(f"{self.spec.name}: {self.last_line()}")
         now_s = self._clock()
         if self._start_again_at_s is None:
             self._plan_restart(status, now_s)
@@ -123,15 +159,33 @@ class Child:
             self.start()
         return None
 
+    def _look_at(self, process: subprocess.Popen[bytes]) -> None:
+        """At a process that runs: does it hang, and has it achieved something since it ended?"""
+        hang = self._signs.find_hang(process.pid) if self._signs is not None else ""
+        if hang:
+            with self.spec.log_path.open("a", encoding="utf-8") as log:
+                log.write(f"perennial run: killed, because {hang}\n")
+            process.kill()
+            process.wait()
+        elif self._vain_ends and self._clock() >= self._measure_at_s:
+            self._measure_at_s = self._clock() + MEASURE_PERIOD_S
+            self._forgive_after_progress()
+
+    def _forgive_after_progress(self) -> None:
+        achieved = self._measure()
+        if achieved is not None and achieved > self._achieved:
+            self._achieved, self._vain_ends = achieved, 0
+
     def _plan_restart(self, status: int, now_s: float) -> None:
-        lived_s = now_s - self._started_at_s
-        self._quick_exits = self._quick_exits + 1 if lived_s < QUICK_EXIT_S else 1
-        if self._quick_exits > self._restart_limit:
+        self._forgive_after_progress()
+        self._vain_ends += 1
+        self._reason = f"ended ({_describe(status)}): {self.last_line()}"
+        if self._vain_ends > self._restart_limit:
             raise ProcessFailed(
-                f"{self.spec.name} ended {self._quick_exits} times in a row ({_describe(status)}): "
-                f"{self.last_line()} (log: {self.spec.log_path})"
+                f"{self.spec.name} ended {self._vain_ends} times in a row without progress "
+                f"({_describe(status)}): {self.last_line()} (log: {self.spec.log_path})"
             )
-        backoff_s = min(self._backoff_s * 2.0 ** (self._quick_exits - 1), LONGEST_BACKOFF_S)
+        backoff_s = min(self._backoff_s * 2.0 ** (self._vain_ends - 1), LONGEST_BACKOFF_S)
         self._start_again_at_s = now_s + backoff_s
 
     def last_line(self) -> str:
@@ -139,25 +193,30 @@ class Child:
         with self.spec.log_path.open("rb") as log:
             log.seek(max(0, self.spec.log_path.stat().st_size - LOG_TAIL_BYTES))
             lines = log.read().decode(errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else "it printed nothing"
+        return printable(lines[-1].strip(), LINE_LIMIT_CHARS) if lines else "it printed nothing"
 
     def ask_to_stop(self) -> None:
         """SIGTERM; a second one changes nothing."""
         if self.is_running and self._process is not None:
             self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(signal.SIGCONT)  # one that is stopped would not hear it
 
     def stop(self, limit_s: float) -> bool:
         """SIGTERM, then SIGKILL after `limit_s`; False if the process had to be killed."""
-        if not self.is_running or self._process is None:
-            return True
-        self.ask_to_stop()
         try:
-            self._process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-            return False
-        return True
+            if not self.is_running or self._process is None:
+                return True
+            self.ask_to_stop()
+            try:
+                self._process.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+                return False
+            return True
+        finally:
+            if self._signs is not None:
+                self._signs.close()
 
 
 def _describe(status: int) -> str:

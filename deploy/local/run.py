@@ -13,6 +13,7 @@ from agent.process import BAD_INPUT, FAILED, Ended, StopFlag, die_with, stoppabl
 from agent.process.errors import ConfigError
 from deploy.local.processes import (
     ProcessFailed,
+    ProcessRefused,
     module_command,
     module_environment,
 )
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         return BAD_INPUT
     except ProcessFailed as error:
         print(f"perennial run: {error}", file=sys.stderr)
-        return FAILED
+        return BAD_INPUT if isinstance(error, ProcessRefused) else FAILED
     except StorageError as error:
         print(f"perennial run: {error}", file=sys.stderr)
         return FAILED
@@ -103,7 +104,6 @@ def _run(overrides: list[str]) -> int:
         console.print("Resuming." if resumes else "Starting: loading the policy.", style="dim")
         flag = StopFlag()
         with flag.working(), flag.finishing(), Supervisor(config, stop) as supervisor:
-            supervisor.start()
             with new_view(console, title, under, progress) as view:
 
                 def look() -> None:
@@ -117,9 +117,10 @@ def _run(overrides: list[str]) -> int:
 
                 def tick() -> None:
                     look()
-                    view.refresh(supervisor.describe())
+                    view.refresh(supervisor.describe(), supervisor.trouble())
                     folder.keep(supervisor.restarts())
 
+                supervisor.start()
                 supervisor.run(tick)
                 tick()
             folder.keep(supervisor.restarts(), finished=True)

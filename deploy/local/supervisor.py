@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 from agent.process import StopFlag
+from deploy.local.ledgers import achieved
+from deploy.local.placement import socket_folder
 from deploy.local.processes import Child, ProcessFailed, ProcessSpec
 from deploy.local.settings import RunConfig
+from deploy.local.signs import Signs
 
 MODULES = {"agent": "agent", "learner": "learner", "probe": "sim_bridge.probe", "sim": "sim_bridge"}
 POLL_S = 0.25
 CLIENTS_FIRST_S = 1.0  # in which clients end their episodes while the others still answer
 STOP_POLL_S = 0.02
-HTTP_LIMIT_S = 2.0
+# After which a process that was ready counts as hung; its longest step must stay below.
+SILENCE_LIMITS_S = {
+    "agent": 60.0,  # a turn of its loop
+    "learner": 600.0,  # a micro-batch, or reading one iteration's episodes
+    "probe": 60.0,  # a look at its socket
+    "sim": 300.0,  # a reset or a chunk of one body
+}
 
 
 class Interrupted(Exception):
@@ -34,16 +40,19 @@ class StopSignal:
 
 
 class Supervisor:
-    """The processes of one run: the agent first, the others once it is ready.
+    """The processes of one run: the agent first, the others once it answers.
 
-    A context manager: leaving it stops every process. Must be used from the main thread.
+    A context manager: leaving it stops every process. Must be used from the main thread, while the
+    run's folder of sockets is there.
     """
 
     def __init__(self, config: RunConfig, stop: StopSignal) -> None:
         self._settings = config.settings
         self._stop = stop
         run_dir = config.settings.run_dir
-        self.children = {name: self._make_child(name, run_dir) for name in config.processes}
+        self.children = {
+            name: self._make_child(name, place) for place, name in enumerate(config.processes)
+        }
         self._endpoints_path = run_dir / "agent" / "endpoints.json"
         self._results_path = run_dir / "learner" / "results.json"
 
@@ -54,20 +63,17 @@ class Supervisor:
         self.stop()
 
     def start(self) -> None:
-        """Starts everything. Raises ProcessFailed when the agent does not become ready."""
-        self._endpoints_path.unlink(missing_ok=True)
+        """Starts the agent; `run` starts the others once it answers."""
+        self._endpoints_path.unlink(missing_ok=True)  # of an agent that is gone
         self.children["agent"].start()
-        self._wait_for_agent()
-        for name, child in self.children.items():
-            if name != "agent":
-                child.start()
 
     def run(self, on_tick: Callable[[], None]) -> None:
         """Until the learner has finished: its exit status is 0 and its results are there.
 
-        Restarts what crashes. Raises ProcessFailed when a process gives up, Interrupted when
-        asked to stop.
+        Restarts what crashes or hangs. Raises ProcessFailed when a process gives up, Interrupted
+        when asked to stop.
         """
+        waiting = [name for name in self.children if name != "agent"]
         while True:
             self._stop.check()
             for name, child in self.children.items():
@@ -78,6 +84,11 @@ class Supervisor:
                     raise ProcessFailed(
                         f"{name} ended {what}: {child.last_line()} (log: {child.spec.log_path})"
                     )
+            if waiting and self.children["agent"].is_ready:
+                # It answers: what it may still lack, the learner may have.
+                for name in waiting:
+                    self.children[name].start()
+                waiting = []
             on_tick()
             time.sleep(POLL_S)
 
@@ -102,40 +113,25 @@ class Supervisor:
         """One line on how the processes are."""
         words = []
         for name, child in self.children.items():
-            state = "●" if child.is_running else "restarting"
+            state = "●" if child.is_ready else "starting" if child.is_running else "waiting"
             words.append(f"{name} {state}" + (f" ({child.restarts}×)" if child.restarts else ""))
         return "  ".join(words)
 
-    def _make_child(self, name: str, run_dir: Path) -> Child:
-        kind = name.partition("-")[0]
-        threads = self._settings.threads
+    def trouble(self) -> str:
+        """Why processes have ended that have achieved nothing since; one line, or ""."""
+        return "; ".join(child.trouble for child in self.children.values() if child.trouble)
+
+    def _make_child(self, name: str, place: int) -> Child:
+        kind, settings = name.partition("-")[0], self._settings
+        run_dir = settings.run_dir
         spec = ProcessSpec(
             name=name,
             module=MODULES[kind],
             config_path=run_dir / "config" / f"{name}.yaml",
             log_path=run_dir / "logs" / f"{name}.log",
-            threads=getattr(threads, kind, 1),
+            threads=getattr(settings.threads, kind, 1),
         )
-        return Child(spec, self._settings.restart_limit, self._settings.restart_backoff_s)
-
-    def _wait_for_agent(self) -> None:
-        agent = self.children["agent"]
-        deadline_s = time.monotonic() + self._settings.ready_limit_s
-        while not self._agent_is_ready():
-            self._stop.check()
-            if agent.watch() == 0:
-                raise ProcessFailed(f"agent ended while starting: {agent.last_line()}")
-            if time.monotonic() > deadline_s:
-                raise ProcessFailed(
-                    f"agent was not ready after {self._settings.ready_limit_s:.0f} s: "
-                    f"{agent.last_line()} (log: {agent.spec.log_path})"
-                )
-            time.sleep(POLL_S)
-
-    def _agent_is_ready(self) -> bool:
-        try:
-            endpoints = json.loads(self._endpoints_path.read_text())
-            with urllib.request.urlopen(f"{endpoints['http']}/readyz", timeout=HTTP_LIMIT_S):
-                return True
-        except (FileNotFoundError, json.JSONDecodeError, urllib.error.URLError, OSError):
-            return False  # not there yet, half written, or 503 until the model is loaded
+        path = socket_folder(run_dir) / f"{place}.notify"
+        signs = Signs(path, SILENCE_LIMITS_S[kind], settings.ready_limit_s)
+        measure = partial(achieved, run_dir, name)
+        return Child(spec, settings.restart_limit, settings.restart_backoff_s, signs, measure)

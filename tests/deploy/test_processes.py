@@ -1,18 +1,22 @@
 """Children that crash, refuse, finish or will not stop, as real processes."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from deploy.local.processes import Child, ProcessFailed, ProcessSpec
+from deploy.local import processes
+from deploy.local.processes import Child, ProcessFailed, ProcessRefused, ProcessSpec
+from deploy.local.signs import Signs
 
 pytestmark = pytest.mark.slow
 
 MakeChild = Callable[..., Child]
-LIMIT_S = 20.0
+LIMIT_S = 90.0
 
 
 @pytest.fixture
@@ -21,10 +25,10 @@ def make_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     children: list[Child] = []
 
-    def make(code: str, restart_limit: int = 2) -> Child:
+    def make(code: str, restart_limit: int = 2, **more: Any) -> Child:
         (tmp_path / "a_child.py").write_text(code)
         spec = ProcessSpec("child", "a_child", tmp_path / "c.yaml", tmp_path / "child.log", 1)
-        child = Child(spec, restart_limit, backoff_s=0.01)
+        child = Child(spec, restart_limit, 0.01, **more)
         children.append(child)
         return child
 
@@ -69,12 +73,95 @@ def test_a_child_that_keeps_crashing_is_given_up_with_its_reason(make_child: Mak
     with pytest.raises(ProcessFailed, match=r"3 times in a row .*the disk is full.*log:"):
         watch_until_end(child)
     assert child.restarts == 2
+    assert "the disk is full" in child.trouble
+
+
+@pytest.mark.parametrize("life_s", [0.0, 3600.0])
+def test_however_long_each_life_lasts_ends_without_progress_are_counted(
+    make_child: MakeChild, life_s: float
+) -> None:
+    now_s = 0.0
+
+    def clock() -> float:
+        nonlocal now_s
+        now_s += life_s + 1.0
+        return now_s
+
+    child = make_child("raise SystemExit('NaN in the loss')", clock=clock, measure=lambda: 7)
+    child.start()
+    with pytest.raises(ProcessFailed, match=r"3 times in a row without progress .*NaN"):
+        watch_until_end(child)
+
+
+def test_a_child_that_achieves_something_in_each_life_is_never_given_up(
+    make_child: MakeChild, tmp_path: Path
+) -> None:
+    done = tmp_path / "done"
+    child = make_child(
+        f"import pathlib\ndone = pathlib.Path({str(done)!r})\n"
+        "count = len(done.read_text()) if done.exists() else 0\n"
+        "done.write_text('x' * (count + 1))\n"
+        "if count < 8:\n    raise SystemExit('again')\n",
+        measure=lambda: len(done.read_text()) if done.exists() else None,
+    )
+    child.start()
+    assert watch_until_end(child) == 0
+    assert child.restarts == 8
+
+
+def test_a_trouble_is_over_once_something_is_achieved(
+    make_child: MakeChild, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "MEASURE_PERIOD_S", 0.0)
+    mark, achieved = tmp_path / "mark", 0
+    child = make_child(
+        f"import pathlib, time\nmark = pathlib.Path({str(mark)!r})\n"
+        "if not mark.exists():\n    mark.touch()\n    raise SystemExit('no memory')\n"
+        "print('up')\ntime.sleep(60)\n",
+        measure=lambda: achieved,
+    )
+    child.start()
+    deadline_s = time.monotonic() + LIMIT_S
+    while child.restarts == 0:
+        assert time.monotonic() < deadline_s
+        child.watch()
+    assert "no memory" in child.trouble
+    child.watch()
+    assert "no memory" in child.trouble
+    achieved = 1
+    child.watch()
+    assert child.trouble == ""
+
+
+def test_a_child_that_falls_silent_is_killed_and_its_log_says_why(
+    make_child: MakeChild, tmp_path: Path
+) -> None:
+    signs = Signs(tmp_path / "0.notify", limit_s=1.0, ready_limit_s=LIMIT_S)
+    child = make_child(
+        "import time\nfrom agent.wire.systemd import ServiceManager\n"
+        "ServiceManager().ready('working')\ntime.sleep(600)\n",
+        restart_limit=0,
+        signs=signs,
+    )
+    child.start()
+    with pytest.raises(ProcessFailed, match="killed, because it gave no sign of life for 1 s"):
+        watch_until_end(child)
+    assert "no sign of life" in child.spec.log_path.read_text()
+
+
+def test_a_stopped_child_is_stopped_for_good(make_child: MakeChild) -> None:
+    child = make_child("import time\nprint('up')\ntime.sleep(60)\n")
+    child.start()
+    wait_for_text(child.spec.log_path, "up")
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGSTOP)
+    assert child.stop(limit_s=LIMIT_S), "it need not be killed"
 
 
 def test_refused_settings_are_not_tried_again(make_child: MakeChild) -> None:
     child = make_child("import sys; print('port 1 is in use'); sys.exit(2)")
     child.start()
-    with pytest.raises(ProcessFailed, match="child: port 1 is in use"):
+    with pytest.raises(ProcessRefused, match="child: port 1 is in use"):
         watch_until_end(child)
     assert child.restarts == 0
 
