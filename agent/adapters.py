@@ -25,6 +25,7 @@ from agent.wire.errors import PerennialError, WireError
 
 MANIFEST_NAME = "manifest.json"
 _TEMPORARY_PREFIX = ".publish-"
+_TEMPORARY = re.compile(r"\.publish-[0-9a-f]{8}")
 _VERSION = re.compile(r"v(\d{5})-([0-9a-f]{12})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _MAX_MANIFEST_BYTES = 1 << 20
@@ -181,8 +182,9 @@ class AdapterStore:
 
     def _write(self, manifest: Manifest, files: Mapping[str, bytes]) -> None:
         with storage_errors(self._root):
-            for leftover in self._root.glob(f"{_TEMPORARY_PREFIX}*"):
-                shutil.rmtree(leftover)  # of a publisher that died: the lock says nobody is at it
+            for leftover in self._root.iterdir():
+                if _TEMPORARY.fullmatch(leftover.name) and not leftover.is_symlink():
+                    shutil.rmtree(leftover)  # a dead publisher's: the lock says nobody is at it
             folder = self._root / f"{_TEMPORARY_PREFIX}{secrets.token_hex(4)}"
             folder.mkdir()
             for name, data in files.items():

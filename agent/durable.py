@@ -12,8 +12,9 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from agent.process.errors import PerennialError
 
@@ -26,7 +27,19 @@ _WAYS_OUT = {
     errno.EPERM: "make the path writable for this user or choose another one",
     errno.EROFS: "the file system is read-only: choose another path",
     errno.ENOTDIR: "a file is where a folder is needed: choose another path",
+    errno.EISDIR: "a folder is where a file is needed: choose another path",
+    errno.EEXIST: "something of that name is there: choose another path",
+    errno.ENOTEMPTY: "something of that name is there: choose another path",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "its links lead in a circle: choose another path",
+    errno.EXDEV: "its folder is spread over several file systems: choose another path",
 }
+# What a file system says that does not know a call at all.
+_UNKNOWN_CALLS = frozenset(
+    {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY}
+)
+_NO_LOCKS = _UNKNOWN_CALLS | {errno.ENOLCK}
+_UNFINISHED = ".unfinished"  # in a folder of ours that has not got its name yet; held by a lock
 
 
 class StorageError(PerennialError):
@@ -35,6 +48,10 @@ class StorageError(PerennialError):
 
 class StateLocked(StorageError):
     """Another process holds this state directory."""
+
+
+class NoLocks(StorageError):
+    """The file system cannot lock files."""
 
 
 @contextmanager
@@ -48,10 +65,17 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the directory entries of `folder` durable. Raises OSError."""
+    """Make the directory entries of `folder` durable. Raises OSError.
+
+    Some file systems (of networks, of other systems) know no such call for folders: there an entry
+    is as durable as they make it.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNKNOWN_CALLS:
+            raise
     finally:
         os.close(descriptor)
 
@@ -85,7 +109,7 @@ def replace_file(path: Path, data: bytes, mode: int = 0o666, *, is_of_folder: bo
     owner even if root writes it: a service that is not root must be able to read it. Raises
     StorageError.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = _unused_name(path)
     with storage_errors(path):
         try:
             write_synced(temporary, data, mode)
@@ -96,6 +120,30 @@ def replace_file(path: Path, data: bytes, mode: int = 0o666, *, is_of_folder: bo
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` durably when the block ends well.
+
+    Raises StorageError; after any error `path` is as it was.
+    """
+    temporary = _unused_name(path)
+    with storage_errors(path):
+        try:
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def _unused_name(path: Path) -> Path:
+    """A name beside `path` that nobody else can have chosen, and no longer than `path` allows."""
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}")
 
 
 @contextmanager
@@ -115,14 +163,34 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)  # closing releases the lock; the file stays, or two could hold it
 
 
-def _take(descriptor: int, folder: Path) -> None:
+def take_lock(descriptor: int, path: Path) -> bool:
+    """Lock an open file for this process; False if another holds it.
+
+    Raises:
+        NoLocks: the file system cannot; two processes would write there at once.
+        StorageError: the disk refused.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            with storage_errors(path):
+                raise
+        raise NoLocks(
+            f"{path}: its file system has no file locks ({error.strerror}), which keep a second "
+            "process away; choose a folder on a local disk, or mount it with locks"
+        ) from error
+    return True
+
+
+def _take(descriptor: int, folder: Path) -> None:
+    if not take_lock(descriptor, folder):
         holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
         raise StateLocked(
             f"{folder} is in use by process {holder}; stop it or choose another folder"
-        ) from error
+        )
     with storage_errors(folder):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode("ascii"), 0)
@@ -132,19 +200,54 @@ def _take(descriptor: int, folder: Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill, which becomes `path`, synced, when the block ends well.
 
-    Raises StorageError; after any error nothing is left at `path`.
+    What killed processes left unfinished beside `path` is removed first; nothing else is.
+
+    Raises:
+        StorageError: something is at `path`, or the disk refused; nothing is left at `path` then.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with storage_errors(path):
+        if path.is_symlink() or path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         make_folder(path.parent)
+        _remove_unfinished(path.parent)
+        temporary = _unused_name(path)
         temporary.mkdir()
+        mark = temporary / _UNFINISHED
+        descriptor = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            with suppress(NoLocks):  # then nobody else takes this folder for a leftover either
+                if not take_lock(descriptor, path):
+                    raise StateLocked(f"{path}: another process tidies up beside it; try again")
             yield temporary
-            for file in temporary.iterdir():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-            sync_folder(temporary)
+            mark.unlink()
+            _sync_tree(temporary)
             temporary.rename(path)
             sync_folder(path.parent)
         finally:
+            os.close(descriptor)
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync_tree(folder: Path) -> None:
+    for inner in folder.iterdir():
+        if inner.is_dir():
+            _sync_tree(inner)
+        else:
+            with inner.open("rb") as stream:
+                os.fsync(stream.fileno())
+    sync_folder(folder)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove folders in `folder` that `new_folder` made and whose process was killed."""
+    for mark in folder.glob(f".*/{_UNFINISHED}"):
+        if mark.is_symlink() or mark.parent.is_symlink() or not mark.is_file():
+            continue
+        descriptor = os.open(mark, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if take_lock(descriptor, mark):
+                shutil.rmtree(mark.parent)
+        except NoLocks:
+            return
+        finally:
+            os.close(descriptor)

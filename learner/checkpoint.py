@@ -8,6 +8,7 @@ at the next start.
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,7 @@ STATE_FILE = "state.json"
 FILES = (ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE)
 OPTIONAL_FILES = (CRITIC_FILE, CONTINUAL_FILE)
 RNG_KEY = "torch_rng_state"
+_OURS = re.compile(r"update-\d+|\.update-\d+\.partial")  # anything else in the folder stays
 
 
 class CheckpointError(PerennialError):
@@ -147,7 +149,8 @@ class CheckpointFolder:
 
     def keep_only(self, name: str | None) -> list[str]:
         """Delete every other checkpoint, half-written ones too; returns what was deleted."""
-        discarded = sorted(path.name for path in self.root.iterdir() if path.name != name)
+        names = sorted(path.name for path in self.root.iterdir() if _OURS.fullmatch(path.name))
+        discarded = [each for each in names if each != name]
         for stale in discarded:
             shutil.rmtree(self.root / stale)
         return discarded

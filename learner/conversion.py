@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agent.durable import locked, sync_folder
+from agent.durable import locked, replacing
 from agent.model.actions import decode_tokens, encode_actions
 from agent.model.devices import check_device
 from agent.model.errors import ModelFolderError
@@ -229,8 +228,7 @@ class Conversion:
         return {**kept, "base_sha256": base, "frames": len(self.demos)}
 
     def _save(self, path: Path) -> None:
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
+        with replacing(path) as file:
             torch.save(
                 {
                     "identity": json.dumps(self._identity(), sort_keys=True),
@@ -240,10 +238,6 @@ class Conversion:
                 },
                 file,
             )
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
 
     def _resume(self, path: Path) -> None:
         if not path.exists():

@@ -36,18 +36,16 @@ def export(folder: Path, out: Path, rate_hz: int) -> Counter[str]:
     Raises RecordingError if there is nothing to write, LeRobotError for what the format cannot
     hold, StorageError.
     """
-    from agent.durable import StorageError, storage_errors
+    from agent.durable import new_folder
     from agent.process.terminal import counting
     from learner.lerobot_dataset import LeRobotWriter
     from learner.recording import LeftOut, RecordingError, episode_paths, read_recording
 
-    if out.exists():
-        raise StorageError(f"{out} exists; choose another --out")
     counts: Counter[str] = Counter(episodes=0, frames=0)
     paths = episode_paths(folder)
     with (
-        storage_errors(out),
-        LeRobotWriter(out, rate_hz) as writer,
+        new_folder(out) as root,
+        LeRobotWriter(root, rate_hz) as writer,
         counting("episodes", len(paths)) as count,
     ):
         for path in paths:

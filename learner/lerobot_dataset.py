@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,15 +54,11 @@ class LeRobotError(PerennialError):
 
 
 class LeRobotWriter:
-    """The data set `out`, there once `finish` has returned; a context.
+    """Writes a data set into an empty folder; complete once `finish` has returned; a context."""
 
-    Until then it is `out` with the ending .partial.
-    """
-
-    def __init__(self, out: Path, rate_hz: int) -> None:
+    def __init__(self, root: Path, rate_hz: int) -> None:
         """rate_hz: of the control steps, which episodes do not record."""
-        self._out, self._rate_hz = out, rate_hz
-        self._root = out.with_name(f"{out.name}.partial")
+        self._root, self._rate_hz = root, rate_hz
         self._features: dict[str, dict[str, Any]] = {}
         self._tasks: dict[str, int] = {}
         self._rows: list[dict[str, Any]] = []  # of meta/episodes
@@ -75,9 +70,7 @@ class LeRobotWriter:
         self._parquet: pq.ParquetWriter | None = None
 
     def __enter__(self) -> LeRobotWriter:
-        if self._root.exists():
-            shutil.rmtree(self._root)
-        (self._root / "meta").mkdir(parents=True)
+        (self._root / "meta").mkdir()
         return self
 
     def __exit__(
@@ -87,8 +80,6 @@ class LeRobotWriter:
         trace: TracebackType | None,
     ) -> None:
         self._close_file()
-        if self._root.exists():
-            shutil.rmtree(self._root)
 
     def add(self, recording: Recording) -> None:
         """The next episode. Raises LeRobotError if its cameras or dimensions are others."""
@@ -112,7 +103,7 @@ class LeRobotWriter:
         self._frames += len(recording)
 
     def finish(self) -> None:
-        """Writes what describes the episodes and gives the folder its name."""
+        """Writes what describes the episodes."""
         self._close_file()
         meta = self._root / "meta"
         (meta / "info.json").write_text(json.dumps(self._info(), indent=1), "utf-8")
@@ -121,7 +112,6 @@ class LeRobotWriter:
         episodes = meta / "episodes" / FILE.format(chunk_index=0, file_index=0)
         episodes.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(self._rows), episodes)
-        self._root.rename(self._out)
 
     def _numbers_of(self, recording: Recording) -> dict[str, np.ndarray]:
         """Feature -> [N, D]."""

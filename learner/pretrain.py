@@ -10,7 +10,6 @@ Batches are a pure function of (seed, stage, step), so a run that was killed res
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agent.durable import sync_folder
+from agent.durable import replacing
 from agent.model.actions import ActionCodec, normalise_proprio
 from agent.model.cnn import CnnPolicy
 from agent.model.folder import load_saved
@@ -198,8 +197,7 @@ class Stage:
                 self.average[name].lerp_(value, 1 - decay)
 
     def _save(self, path: Path) -> None:
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
+        with replacing(path) as file:
             torch.save(
                 {
                     "config": dataclasses.asdict(self.config),
@@ -210,10 +208,6 @@ class Stage:
                 },
                 file,
             )
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-        sync_folder(path.parent)
 
     def _resume(self, path: Path) -> None:
         if not path.exists():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,14 +31,16 @@ class Heartbeat:
 
     def __init__(self, path: Path, clock: Callable[[], float] = since_boot_s) -> None:
         self._path, self._clock = path, clock
-        self._next_path = path.with_name(f"{path.name}.next")
+        self._next_path = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}")
         self._answered = 0
         self._answered_s = self._written_s = float("-inf")
         self._has_failed = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _refuse_foreign(path)
             path.unlink(missing_ok=True)  # of the process before
-            self._next_path.touch()
+            self._next_path.touch(exist_ok=False)
+            self._next_path.unlink()
         except OSError as error:
             raise ConfigError(
                 f"heartbeat_path: cannot write '{path}' ({error.strerror}); name another path or "
@@ -61,6 +64,20 @@ class Heartbeat:
                 self._has_failed = True
                 text = f"heartbeat_path: cannot write '{self._path}' ({error.strerror})"
                 print(f"sim_bridge: {text}", file=sys.stderr, flush=True)
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raises ConfigError for a file that no bridge has written, OSError."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        text = file.read(64)
+    try:
+        float(text or "0")
+    except ValueError:
+        raise ConfigError(
+            f"heartbeat_path: '{path}' is another program's file; name another path"
+        ) from None
 
 
 def check(path: Path, max_age_s: float, now_s: float) -> tuple[bool, str]:

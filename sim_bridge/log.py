@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,6 +16,8 @@ from typing import Any, get_type_hints
 from agent.durable import make_folder, sync_folder
 from agent.wire.errors import ConfigError
 from sim_bridge.robot import BridgeError
+
+FIRST_LINE_BYTES = 1 << 20
 
 
 class LogError(BridgeError):
@@ -52,6 +55,7 @@ class EndLog:
         self._dirty = False
         try:
             make_folder(path.parent)
+            refuse_foreign(path, EndLine.__dataclass_fields__)
             _repair_tail(path)
             self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             sync_folder(path.parent)
@@ -128,6 +132,25 @@ def _is_complete(raw: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def refuse_foreign(path: Path, names: Iterable[str]) -> None:
+    """Raises ConfigError if `path` holds anything but JSON lines with these fields, OSError."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        first = file.readline(FIRST_LINE_BYTES)
+    whole, first = first.endswith(b"\n") and b"\0" not in first, first.split(b"\0")[0]
+    if whole:
+        try:
+            is_ours = set(json.loads(first)) >= set(names)
+        except (ValueError, TypeError):
+            is_ours = False
+    else:  # torn by a loss of power: the beginning of a line, then nothing or zeros
+        start = f'{{"{next(iter(names))}":'.encode()
+        is_ours = first.startswith(start) or start.startswith(first)
+    if not is_ours:
+        raise ConfigError(f"log_path: '{path}' is another program's file; name another path")
 
 
 def _repair_tail(path: Path) -> None:

@@ -31,6 +31,7 @@ from agent.wire.messages import (
     Welcome,
 )
 from sim_bridge.client import RequestTable
+from sim_bridge.log import refuse_foreign
 
 CHUNKS_PER_EPISODE = 50
 PAUSE_S = 0.5  # after a refusal
@@ -51,6 +52,7 @@ class ProbeLog:
         """Appends to `path`. Raises ConfigError when it cannot be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            refuse_foreign(path, ("event", "unix_s", "elapsed_s"))
             self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         except OSError as error:
             raise ConfigError(

@@ -7,20 +7,21 @@ clients' logs. So nothing is ordered twice, and a recount of the copy agrees.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from agent.durable import sync_folder
+from agent.durable import LOCK_NAME, new_folder
+from deploy.local.placement import BadSetting
 from deploy.local.processes import ProcessFailed
 from deploy.local.runfolder import STATE_NAME, RunFolder, read_state, recorded_settings, write_state
 from deploy.local.settings import RunConfig
 
 FORK_FILE = "fork.json"  # the learner's: from which checkpoint other settings may go on
 BEGINNING_FILE = "beginning.json"
+UNBEGUN = (LOCK_NAME, "config", "logs")  # all that a run has before its state.json
 # Locks, and what the copy makes anew: SQLite's shared memory, what was served where.
 LEFT_BEHIND = ("lock", "*.db-shm", "endpoints.json", "summary.json", "plots", FORK_FILE)
 
@@ -37,23 +38,37 @@ def fork_run(beginning: Path, run_dir: Path, config: RunConfig) -> None:
         state = read_state(beginning)
         if not state.get("finished"):
             raise ProcessFailed(f"{beginning} is not finished: nothing can go on from it")
-        partial = run_dir.with_name(f".{run_dir.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(beginning, partial, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
-    (partial / "learner" / "results.json").unlink()
-    sha256 = _last_checkpoint(partial / "learner" / "learner.db")
+        _remove_unbegun(run_dir)
+        with new_folder(run_dir) as copy:
+            ignore = shutil.ignore_patterns(*LEFT_BEHIND)
+            shutil.copytree(beginning, copy, ignore=ignore, dirs_exist_ok=True)
+            _make_ready(copy, beginning.name, state, config)
+
+
+def _make_ready(copy: Path, beginning: str, state: dict[str, Any], config: RunConfig) -> None:
+    (copy / "learner" / "results.json").unlink()
+    sha256 = _last_checkpoint(copy / "learner" / "learner.db")
     if sha256 is not None:
-        _write(partial / "learner" / FORK_FILE, {"checkpoint_sha256": sha256})
-    _write(partial / BEGINNING_FILE, {"folder": beginning.name, "sessions": len(state["sessions"])})
-    write_state(
-        partial,
-        {name: state[name] for name in ("versions", "sessions")}
-        | {"settings": recorded_settings(config)},
-    )
-    os.sync()  # what the name promises is on the disk
-    shutil.rmtree(run_dir, ignore_errors=True)  # a run that was killed before it had a state
-    partial.rename(run_dir)
-    sync_folder(run_dir.parent)
+        _write(copy / "learner" / FORK_FILE, {"checkpoint_sha256": sha256})
+    _write(copy / BEGINNING_FILE, {"folder": beginning, "sessions": len(state["sessions"])})
+    kept = {name: state[name] for name in ("versions", "sessions")}
+    write_state(copy, kept | {"settings": recorded_settings(config)})
+
+
+def _remove_unbegun(run_dir: Path) -> None:
+    """Remove what a run left that was killed before it had a state.
+
+    Raises BadSetting for a folder with anything else in it: somebody else's.
+    """
+    if not run_dir.exists():
+        return
+    others = sorted(path.name for path in run_dir.iterdir() if path.name not in UNBEGUN)
+    if run_dir.is_symlink() or others:
+        raise BadSetting(
+            f"{run_dir} is no run and holds {', '.join(others[:3]) or 'a link'}; move it away, or "
+            "choose another out=FOLDER"
+        )
+    shutil.rmtree(run_dir)
 
 
 def inherited_sessions(run_dir: Path) -> int:

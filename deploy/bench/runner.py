@@ -13,7 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from agent.durable import StorageError
+from agent.durable import LOCK_NAME, StorageError
 from agent.process.words import setting_of
 from deploy.bench.cells import Cell, Step, compose, plan_cell, require_model
 from deploy.bench.estimate import Estimate, clock, describe, estimate, own_effort
@@ -202,9 +202,9 @@ def steps_left(runs: Path, plans: Sequence[Step]) -> list[Step]:
 def hold(folder: Path) -> Iterator[None]:
     """Holds the folder of all runs for this process. Raises BadSetting if another one does."""
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     in_use = f"{folder} is in use by another comparison; wait for it, or choose out=FOLDER"
-    with hold_lock(descriptor, in_use):
+    with hold_lock(descriptor, folder / LOCK_NAME, in_use):
         yield
 
 

@@ -6,17 +6,16 @@ the run was begun with.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agent.durable import make_folder, replace_file
+from agent.durable import LOCK_NAME, make_folder, replace_file, take_lock
 from agent.process.changes import Difference, explain, find_differences
 from agent.process.clock import go_on_from, share_clock, unix_s
 from agent.process.settings import settings_text
@@ -65,14 +64,14 @@ class RunFolder:
         """Holds the folder for this process, making it if needed."""
         try:
             make_folder(self.path)
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise BadSetting(
                 f"run_dir: cannot write to {self.path} ({error.strerror}); "
                 "choose another run_dir=FOLDER"
             ) from error
         in_use = f"{self.path} is in use by another run; stop that, or choose another run_dir"
-        with hold_lock(descriptor, in_use):
+        with hold_lock(descriptor, self.path / LOCK_NAME, in_use):
             yield
 
     @contextmanager
@@ -84,7 +83,8 @@ class RunFolder:
         folder = socket_folder(self.path)
         make_socket_folder(folder)  # refuses what is not ours before it is touched
         for leftover in folder.iterdir():
-            leftover.unlink()
+            if leftover.is_socket():
+                leftover.unlink()
         try:
             yield
         finally:
@@ -115,9 +115,12 @@ class RunFolder:
             self._refuse_changes(self._state["settings"], settings, config.overrides)
         for name in ("config", "logs"):
             (self.path / name).mkdir(exist_ok=True)
-        for name, values in {"run": config.tree, **config.processes}.items():
-            path = self.path / "config" / f"{name}.yaml"
-            replace_file(path, settings_text(values).encode())
+        files = {
+            self.path / "config" / f"{name}.yaml": values
+            for name, values in {"run": config.tree, **config.processes}.items()
+        }
+        if not is_resumed:
+            _refuse_foreign(files)
         sessions = self._state.get("sessions", [])
         go_on_from(max((session["ended_unix_s"] for session in sessions), default=0.0))
         share_clock()
@@ -128,7 +131,9 @@ class RunFolder:
             "versions": versions,
             "sessions": [*sessions, self._session],
         }
-        self._save()
+        self._save()  # before the files: they are ours from then on
+        for path, values in files.items():
+            replace_file(path, settings_text(values).encode())
         return is_resumed
 
     def keep(self, restarts: dict[str, int], *, finished: bool = False) -> None:
@@ -162,16 +167,26 @@ class RunFolder:
 
 
 @contextmanager
-def hold_lock(descriptor: int, in_use: str) -> Iterator[None]:
-    """Holds the open file for this process and closes it. Raises BadSetting if another does."""
+def hold_lock(descriptor: int, path: Path, in_use: str) -> Iterator[None]:
+    """Holds the open file `path` for this process and closes it.
+
+    Raises BadSetting if another process does, StorageError where files cannot be locked.
+    """
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadSetting(in_use) from error
+        if not take_lock(descriptor, path):
+            raise BadSetting(in_use)
         yield
     finally:
         os.close(descriptor)
+
+
+def _refuse_foreign(files: Iterable[Path]) -> None:
+    """Raises BadSetting if one of the files is there that a new run would write."""
+    if there := [path for path in files if os.path.lexists(path)]:
+        raise BadSetting(
+            f"{there[0]} is there and {STATE_NAME} is not: the folder is another program's; choose "
+            "another run_dir=FOLDER (of setup: --state-dir FOLDER)"
+        )
 
 
 def recorded_settings(config: RunConfig) -> dict[str, Any]:

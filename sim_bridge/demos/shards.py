@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.durable import replace_file, sync_folder
+from agent.durable import replace_file, replacing
 from agent.process import die_with
 from agent.process.terminal import counting
 
@@ -77,13 +77,8 @@ def _shard_path(out: Path, shard: int) -> Path:
 def _write_shard(record: Record, shard: int, frames: int, out: Path) -> None:
     arrays: dict[str, Any] = {**record(shard, frames)}
     path = _shard_path(out, shard)
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(out)
 
 
 def _write_meta(meta: dict[str, Any], out: Path) -> None:

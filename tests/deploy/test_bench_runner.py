@@ -56,9 +56,9 @@ def test_a_fork_has_done_what_its_beginning_did_and_is_not_finished(
     run_dir = tmp_path / "cell"
     run_dir.mkdir()
     (run_dir / "lock").touch()  # of a start that was killed before it had a state
-    partial = tmp_path / ".cell.partial"
-    partial.mkdir()
-    (partial / "half").touch()  # of a copy that was killed
+    mine = tmp_path / ".cell.partial" / "notes"
+    mine.parent.mkdir()
+    mine.touch()  # not ours, whatever its name
     (finished / "lock").touch()
     config = compose(("suite=toy", "budget=smoke"))
     fork_run(finished, run_dir, config)
@@ -67,8 +67,8 @@ def test_a_fork_has_done_what_its_beginning_did_and_is_not_finished(
     assert state["settings"] == recorded_settings(config)
     assert state["sessions"] == read_state(finished)["sessions"]
     assert inherited_sessions(run_dir) == 1
-    assert not partial.exists()
-    assert not any((run_dir / name).exists() for name in ("lock", "half", "learner/results.json"))
+    assert mine.exists()
+    assert not any((run_dir / name).exists() for name in ("lock", "learner/results.json"))
     with sqlite3.connect(run_dir / "learner" / "learner.db") as db:
         last = db.execute("SELECT checkpoint_sha256 FROM updates ORDER BY update_id").fetchall()[-1]
     fork = json.loads((run_dir / "learner" / FORK_FILE).read_text())
@@ -76,6 +76,15 @@ def test_a_fork_has_done_what_its_beginning_did_and_is_not_finished(
     write_state(run_dir, state | {"mark": 1})
     fork_run(finished, run_dir, config)  # a run that has begun is left alone
     assert read_state(run_dir)["mark"] == 1
+
+
+def test_a_folder_with_anything_else_in_it_is_not_replaced(finished: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "cell" / "notes.txt"
+    mine.parent.mkdir()
+    mine.touch()
+    with pytest.raises(BadSetting, match=r"is no run and holds notes\.txt; move it away"):
+        fork_run(finished, tmp_path / "cell", compose(("suite=toy", "budget=smoke")))
+    assert mine.exists()
 
 
 def test_nothing_goes_on_from_a_run_that_is_not_finished(finished: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The folder of a run's sockets comes and goes with the run; its settings stay what they were."""
 
 import json
+import socket
 
 import pytest
 from wall_clock import WallClock
@@ -32,7 +33,8 @@ def test_the_socket_folder_is_removed_at_the_end_and_after_a_failure(folder):
 def test_what_a_killed_run_left_is_removed_by_the_next_one(folder):
     path = socket_folder(folder.path)
     path.mkdir(mode=0o700)
-    (path / "operator.sock").touch()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path / "operator.sock"))
     with folder.sockets():
         assert list(path.iterdir()) == []
     assert not path.exists()
@@ -188,3 +190,12 @@ def test_a_session_begins_after_the_one_before_though_the_clock_was_set_back(
     assert folder.prepare(compose(), {})
     first, second = json.loads((folder.path / STATE_NAME).read_text())["sessions"]
     assert first["ended_unix_s"] - 1e-3 <= second["began_unix_s"] < first["ended_unix_s"] + 60
+
+
+def test_another_programs_folder_is_not_begun_in(folder, compose):
+    mine = folder.path / "config" / "agent.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with folder.lock(), pytest.raises(BadSetting, match="the folder is another program's"):
+        folder.prepare(compose(), {})
+    assert mine.read_text() == "mine"

@@ -61,7 +61,6 @@ def test_a_path_that_cannot_be_written_is_bad_input() -> None:
 def test_a_later_failure_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder, clock = tmp_path / "run", Clock()
     heartbeat = Heartbeat(folder / "heartbeat", clock)
-    (folder / "heartbeat.next").unlink()
     folder.rmdir()
     for answered in range(1, 4):
         heartbeat.observe(answered)
