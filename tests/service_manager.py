@@ -4,7 +4,8 @@ import select
 import socket
 import time
 
-LIMIT_S = 90.0  # a busy machine takes long to import torch
+from patience import HANG_S
+
 WATCHDOG_S = 0.4
 
 
@@ -24,7 +25,7 @@ class Manager:
         """The environment of a process that must give a sign of life every WATCHDOG_S."""
         return self.environment(WATCHDOG_USEC=str(round(WATCHDOG_S * 1e6)))
 
-    def receive(self, limit_s: float = LIMIT_S) -> str | None:
+    def receive(self, limit_s: float = HANG_S) -> str | None:
         """The next message, or None after `limit_s`."""
         if not select.select([self._socket], [], [], limit_s)[0]:
             return None
@@ -36,7 +37,7 @@ class Manager:
 
     def wait_for(self, start: str) -> str:
         """The first message from now on that begins with `start`."""
-        deadline_s = time.monotonic() + LIMIT_S
+        deadline_s = time.monotonic() + HANG_S
         while time.monotonic() < deadline_s:
             message = self.receive(1)
             if message is not None and message.startswith(start):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_S
 
 from deploy.local.cli import COMMANDS
 
@@ -26,7 +27,7 @@ def run_perennial(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
 

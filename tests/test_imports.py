@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import HANG_S
 
 pytestmark = pytest.mark.checks
 
@@ -119,7 +120,7 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

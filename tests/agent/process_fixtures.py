@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from patience import HANG_S
+
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "agent"]
 
@@ -29,13 +31,13 @@ def agent_process(folder: Path, *overrides: str, command: Sequence[str] = COMMAN
         yield process
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(HANG_S)
         process.stderr.close()
 
 
 def wait_for_endpoints(folder: Path, process: subprocess.Popen) -> dict[str, str]:
     path = folder / "agent" / "endpoints.json"
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + HANG_S
     while not path.exists():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline_s

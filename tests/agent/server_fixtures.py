@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from patience import HANG_S
 
 from agent.adapters import AdapterStore
 from agent.config import AgentConfig, PolicyConfig, TaskConfig
@@ -28,6 +29,7 @@ from agent.wire.messages import (
     Order,
     Outcome,
     PostOrders,
+    Status,
 )
 from agent.wire.sockets import DealerClient
 
@@ -45,7 +47,7 @@ class CountingPolicy(NoopPolicy):
         self.fail_next = False
 
     def act(self, requests: list[ActRequest]) -> list[ActResult]:
-        assert self.gate.wait(30)
+        assert self.gate.wait(HANG_S)
         if self.fail_next:
             self.fail_next = False
             raise ZeroDivisionError("made to fail")
@@ -84,18 +86,18 @@ class RunningServer:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._clients: list[DealerClient] = []
         self._thread.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(HANG_S)
 
     def _run(self) -> None:
         with self.server:
             self.server.run(self._stop.is_set, self._ready.set)
 
-    def client(self, timeout_s: float = 20.0) -> DealerClient:
+    def client(self, timeout_s: float = HANG_S) -> DealerClient:
         self._clients.append(DealerClient(self.server.robots_endpoint, timeout_s))
         return self._clients[-1]
 
     def operator(self, epoch: int = 1) -> DealerClient:
-        self._clients.append(DealerClient(self.server.operator_endpoint, 20.0))
+        self._clients.append(DealerClient(self.server.operator_endpoint, HANG_S))
         if epoch:
             self._clients[-1].request(LearnerHello("learner", epoch))
         return self._clients[-1]
@@ -124,10 +126,19 @@ class RunningServer:
         }
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline_s = time.monotonic() + 20.0
+        deadline_s = time.monotonic() + HANG_S
         while not condition():
             assert time.monotonic() < deadline_s
             time.sleep(0.01)
+
+    @contextmanager
+    def receiving(self, messages: int) -> Iterator[None]:
+        """Wait at the end until the server has taken so many messages that were sent inside."""
+        operator, state = self.operator(epoch=0), self.server._state
+        expected = state.requests + messages
+        yield
+        self.wait_until(lambda: state.requests >= expected)
+        operator.request(Status())  # the loop is done with what came before
 
     def wait_for_sample(self, name: str) -> float:
         """A value that the loop shows every now and then, once it is there and not 0."""
@@ -137,7 +148,7 @@ class RunningServer:
     def stop(self) -> None:
         self._stop.set()
         self.server.wake()
-        self._thread.join(30)
+        self._thread.join(HANG_S)
         assert not self._thread.is_alive()
         for client in self._clients:
             client.close()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from patience import HANG_S
 from server_fixtures import (
     CountingPolicy,
     RunningServer,
@@ -24,7 +25,6 @@ from agent.server import app
 from agent.wire.errors import WireError
 from agent.wire.messages import Activate, Activated, Rollback, Status
 
-LIMIT_S = 60.0
 BRIEF_S = 0.02  # nobody waits longer for that answer
 OPERATOR = 0  # the epoch of whoever is not the learner
 
@@ -40,7 +40,7 @@ class SlowPolicy(CountingPolicy):
 
     def stage(self, version: str, folder: Path) -> Staged:
         self.staging.append(version)
-        assert self.stage_gate.wait(LIMIT_S)
+        assert self.stage_gate.wait(HANG_S)
         return super().stage(version, folder)
 
 
@@ -74,7 +74,7 @@ def replies(client, count: int) -> dict[int, object]:
     """{request id: reply} of the next ones."""
     found: dict[int, object] = {}
     while len(found) < count:
-        got = client.poll(LIMIT_S)
+        got = client.poll(HANG_S)
         assert got, f"{count} replies expected, got {found}"
         found |= dict(got)
     return found

@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from patience import HANG_S
 from process_fixtures import agent_process, wait_for_endpoints
 from server_fixtures import start_own
 
@@ -21,7 +22,6 @@ from agent.wire.sockets import DealerClient
 
 pytestmark = pytest.mark.slow
 
-LIMIT_S = 90.0
 KILLS = 5
 
 
@@ -45,13 +45,13 @@ def journaled(folder: Path) -> list[str]:
 
 def kill(folder: Path, process: subprocess.Popen) -> None:
     process.send_signal(signal.SIGKILL)
-    process.wait(LIMIT_S)
+    process.wait(HANG_S)
     (folder / "agent" / "endpoints.json").unlink()
 
 
 def readiness(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=LIMIT_S) as answer:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=HANG_S) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -67,8 +67,8 @@ def test_a_killed_agent_serves_what_its_journal_says(tmp_path: Path) -> None:
             history = journaled(tmp_path)
             active = history[-1] if history else "base"
             with (
-                DealerClient(endpoints["operator"], LIMIT_S) as operator,
-                DealerClient(endpoints["robots"], LIMIT_S) as robot,
+                DealerClient(endpoints["operator"], HANG_S) as operator,
+                DealerClient(endpoints["robots"], HANG_S) as robot,
             ):
                 assert operator.request(Status()).active_version == active
                 assert start_own(robot).version == active
@@ -92,7 +92,7 @@ def test_an_agent_whose_version_is_gone_says_so_until_it_is_back(tmp_path: Path)
     folder = tmp_path / "adapters" / version
     with agent_process(tmp_path) as process:
         endpoints = wait_for_endpoints(tmp_path, process)
-        with DealerClient(endpoints["operator"], LIMIT_S) as operator:
+        with DealerClient(endpoints["operator"], HANG_S) as operator:
             operator.request(Activate(0, version))
         kill(tmp_path, process)
     shutil.move(folder, tmp_path / "aside")
@@ -101,12 +101,12 @@ def test_an_agent_whose_version_is_gone_says_so_until_it_is_back(tmp_path: Path)
         status, text = readiness(endpoints["http"])
         assert status == 503
         assert version in text
-        with DealerClient(endpoints["robots"], LIMIT_S) as robot:
+        with DealerClient(endpoints["robots"], HANG_S) as robot:
             with pytest.raises(WireError, match=version) as refused:
                 start_own(robot)
             assert refused.value.code == "overloaded"
             shutil.move(tmp_path / "aside", folder)
-            deadline_s = time.monotonic() + LIMIT_S
+            deadline_s = time.monotonic() + HANG_S
             while readiness(endpoints["http"])[0] != 200:
                 assert time.monotonic() < deadline_s
                 time.sleep(0.1)

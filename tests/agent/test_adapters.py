@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_S
 
 from agent.adapters import (
     MANIFEST_NAME,
@@ -179,7 +180,7 @@ def test_a_kill_in_the_middle_of_publishing(tmp_path: Path, call: str, at: int) 
     process = subprocess.run(
         [sys.executable, "-c", KILLED_PUBLISHER, str(tmp_path), call, str(at)],
         check=False,
-        timeout=60,
+        timeout=HANG_S,
     )
     assert process.returncode == -signal.SIGKILL
     store = AdapterStore(tmp_path)

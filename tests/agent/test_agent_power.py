@@ -14,6 +14,7 @@ import pytest
 from episode_fixtures import make_chunk, make_end, make_meta, make_order
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import HANG_S
 from power import LOST, Aftermath, Disk, Drawn
 
 from agent.adapters import AdapterStore
@@ -23,7 +24,6 @@ from agent.journal import Journal
 from agent.ledger import SealedRow
 from agent.recovery import Recovered, set_aside
 
-WAIT_S = 60.0
 FEW = settings(max_examples=25)
 
 
@@ -150,7 +150,7 @@ class Recording:
             answers.put(answer)
 
         ask(on_durable)
-        return answers.get(timeout=WAIT_S)
+        return answers.get(timeout=HANG_S)
 
     def append(self, episode_id: str, chunks: int) -> None:
         """Appends chunks and waits until file and folder are said to be synced."""
@@ -158,7 +158,7 @@ class Recording:
             pass
         for t in range(chunks):
             self.journal.append(episode_id, make_chunk(t, image_size=4))
-        assert self._synced.acquire(timeout=WAIT_S)
+        assert self._synced.acquire(timeout=HANG_S)
         # Once the next change is durable, the folder of this sync is, too.
         self.wait(lambda then: self.journal.set_active("base", then), "noted", "base")
         self.disk.promise(("synced", (episode_id, chunks)))
@@ -186,14 +186,14 @@ def record_two_lives(disk: Disk) -> None:
     acked = {first.episode_id: first.sha256}
     life.wait(lambda then: life.journal.ack(acked, lambda _: then(first.episode_id)), "acked")
     life.wait(lambda then: life.journal.set_active("v00001-0", then), "active", "v00001-0")
-    life.journal.close(WAIT_S)  # the third stays open: its file is torn
-    life = Recording(disk, root, flush_interval_s=WAIT_S)
+    life.journal.close(HANG_S)  # the third stays open: its file is torn
+    life = Recording(disk, root, flush_interval_s=HANG_S)
     disk.promise(("recovered", metas[2].episode_id))
     last = make_meta(slot_id="a#1")
     life.journal.open(last)
     life.journal.append(last.episode_id, make_chunk(0, image_size=4))  # sealed before it is synced
     life.seal(last.episode_id, 1)
-    life.journal.close(WAIT_S)
+    life.journal.close(HANG_S)
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def boot(root: Path, promises: tuple[tuple[str, Any], ...]) -> Recovered:
     for kind, value in promises:
         _check_promise(kind, value, recovered, rows, payloads)
     assert len(set(recovered.filled.values())) == len(recovered.filled)
-    journal.close(WAIT_S)
+    journal.close(HANG_S)
     return recovered
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANG_S
 from process_fixtures import COMMAND, ROOT, agent_process, wait_for_endpoints
 from server_fixtures import start_own
 
@@ -24,8 +25,9 @@ def run_agent(
 ) -> subprocess.CompletedProcess:
     command = [*COMMAND, *arguments]
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANG_S,
+        check=False,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -80,14 +82,14 @@ def test_a_second_agent_on_the_same_folder_or_port_is_refused(tmp_path):
 def test_sigterm_seals_open_episodes_and_exits_0(tmp_path):
     with agent_process(tmp_path) as process:
         endpoints = wait_for_endpoints(tmp_path, process)
-        with urllib.request.urlopen(f"{endpoints['http']}/readyz", timeout=10) as response:
+        with urllib.request.urlopen(f"{endpoints['http']}/readyz", timeout=HANG_S) as response:
             assert response.status == 200
-        with urllib.request.urlopen(f"{endpoints['http']}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(f"{endpoints['http']}/metrics", timeout=HANG_S) as response:
             assert b"\nperennial_ready 1.0" in response.read()
         with DealerClient(endpoints["robots"]) as client:
             episode = start_own(client)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(HANG_S) == 0
     with agent_process(tmp_path), DealerClient(f"ipc://{tmp_path}/r.sock") as client:
         end = EpisodeEnd(episode.episode_id, "aborted", 0, NONE_EXECUTED)
         assert client.request(end, timeout_s=5, retries=5).outcome == "aborted"
@@ -103,12 +105,12 @@ def test_a_collector_that_hangs_for_ever_does_not_keep_the_process(tmp_path):
     )
     with agent_process(tmp_path, command=[sys.executable, "-c", hanging]) as process:
         endpoints = wait_for_endpoints(tmp_path, process)
-        with urllib.request.urlopen(f"{endpoints['http']}/metrics", timeout=30) as response:
+        with urllib.request.urlopen(f"{endpoints['http']}/metrics", timeout=HANG_S) as response:
             page = response.read()
         assert b'\nperennial_collector_errors_total{collector="disk_state"} 1.0' in page
         assert b"\nperennial_ready 1.0" in page
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(HANG_S) == 0
         assert process.stderr.read().count("collector disk_state has not answered") == 1
 
 
@@ -154,9 +156,9 @@ def test_the_agent_dies_with_its_parent(tmp_path):
     child = int(parent.stdout.readline())
     wait_for_endpoints(tmp_path, parent)
     parent.kill()
-    parent.wait(10)
+    parent.wait(HANG_S)
     parent.stdout.close()
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + HANG_S
     while is_running(child) and time.monotonic() < deadline_s:
         time.sleep(0.05)
     assert not is_running(child)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from checkpoint_fixtures import narrow_config, random_model
+from patience import HANG_S
 from safetensors import safe_open
 
 from agent.model.checkpoint import save_model
@@ -37,7 +38,7 @@ print(json.dumps({"peak": resident("VmHWM") - before, "after": resident("VmRSS")
 
 def measure(folder: Path, small: Path, device: str, dtype: str) -> dict[str, int]:
     command = [sys.executable, "-c", PROBE, str(folder), str(small), device, dtype]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

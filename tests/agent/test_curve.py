@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import zmq.auth
 import zmq.utils.z85
+from patience import HANG_S
 from server_fixtures import finish, make_order, observe, running
 
 from agent.ledger import LedgerReader
@@ -24,7 +25,6 @@ from agent.wire.handshake import read_mechanism
 from agent.wire.sockets import DealerClient, RouterSocket
 from sim_bridge.client import RequestTable
 
-PATIENCE_S = 20.0  # for what comes at once
 HELLO = m.Hello("robot", "test")
 
 
@@ -57,7 +57,7 @@ def server(tmp_path, ring):
 
 
 @contextmanager
-def robot(server, client_keys, timeout_s=PATIENCE_S):
+def robot(server, client_keys, timeout_s=HANG_S):
     with DealerClient(server.server.robots_endpoint, timeout_s, keys=client_keys) as client:
         yield client
 
@@ -65,7 +65,7 @@ def robot(server, client_keys, timeout_s=PATIENCE_S):
 @contextmanager
 def operator(server, client_keys):
     endpoint = server.server.operator_endpoint
-    with DealerClient(endpoint, PATIENCE_S, keys=client_keys) as client:
+    with DealerClient(endpoint, HANG_S, keys=client_keys) as client:
         yield client
 
 
@@ -81,7 +81,7 @@ def refused(server, reason: str) -> float:
     return server.sample("perennial_clients_refused_total", reason=reason)
 
 
-def wait_until(condition, limit_s=PATIENCE_S):
+def wait_until(condition, limit_s=HANG_S):
     deadline_s = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline_s
@@ -362,7 +362,7 @@ def test_a_client_without_keys_is_told_so(any_server):
 def test_a_peer_without_curve_is_counted(server):
     host, _, port = server.server.robots_endpoint.removeprefix("tcp://").partition(":")
     greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
-    with socket.create_connection((host, int(port)), PATIENCE_S) as peer:
+    with socket.create_connection((host, int(port)), HANG_S) as peer:
         peer.sendall(greeting)
         wait_until(lambda: refused(server, "no_curve") == 1)
 
@@ -391,7 +391,7 @@ def test_pipelined_clients_are_told_too(ring, server):
     with robot(server, client_keys) as client:
         client.send(HELLO)
         with pytest.raises(HandshakeRefused):
-            client.poll(PATIENCE_S)
+            client.poll(HANG_S)
 
 
 def test_a_server_that_is_down_is_waited_for(ring):

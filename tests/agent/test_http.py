@@ -8,6 +8,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from patience import HANG_S
 from prometheus_client.parser import text_string_to_metric_families
 from server_fixtures import (
     A,
@@ -35,12 +36,10 @@ from agent.wire.errors import ConfigError, WireError
 from agent.wire.messages import Activate, Executed, Hello, Telemetry
 from agent.wire.telemetry import AGE, AGE_BOUNDS_S, TELEMETRY_NAMES, Tally
 
-LIMIT_S = 30.0
-
 
 def get(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, timeout=LIMIT_S) as response:
+        with urllib.request.urlopen(url, timeout=HANG_S) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -156,16 +155,16 @@ def test_a_served_episode_shows_in_the_metrics(tmp_path, serve_http):
 
 def test_a_slow_collector_holds_its_scrape_and_no_client(tmp_path, serve_http, monkeypatch):
     entered, gate = threading.Event(), threading.Event()
-    monkeypatch.setattr(metric_set, "SOURCE_LIMIT_S", LIMIT_S)
+    monkeypatch.setattr(metric_set, "SOURCE_LIMIT_S", HANG_S)
     with running(tmp_path) as server:
         metrics, client = server.metrics, server.client()
-        metrics.add_source("slow", lambda: entered.set() or gate.wait(LIMIT_S))
+        metrics.add_source("slow", lambda: entered.set() or gate.wait(HANG_S))
         url = serve_http(server.server.health(), metrics.text).url
         answers = []
         scrape = threading.Thread(target=lambda: answers.append(get(f"{url}/metrics")))
         scrape.start()
         try:
-            assert entered.wait(LIMIT_S)
+            assert entered.wait(HANG_S)
             started = start_own(client)
             client.request(observe(started.episode_id, 0))
             client.request(finish(started.episode_id))
@@ -173,7 +172,7 @@ def test_a_slow_collector_holds_its_scrape_and_no_client(tmp_path, serve_http, m
             assert not answers
         finally:
             gate.set()
-            scrape.join(LIMIT_S)
+            scrape.join(HANG_S)
     assert answers[0][0] == 200
     assert samples_of(answers[0][1])["perennial_requests_total", "Act", "ok", "perennial"] == 1
 
@@ -183,7 +182,7 @@ def test_a_disk_that_never_answers_costs_its_own_figures_only(tmp_path, serve_ht
     dead = tmp_path / "adapters"
 
     def disk_usage(path):
-        assert dead != path or gate.wait(10 * LIMIT_S)
+        assert dead != path or gate.wait(10 * HANG_S)
         return ask(path)
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
@@ -194,7 +193,7 @@ def test_a_disk_that_never_answers_costs_its_own_figures_only(tmp_path, serve_ht
             url = serve_http(server.server.health(), server.metrics.text).url
             client = server.client()
             for number in range(1, 4):
-                status, text = get(f"{url}/metrics")  # within LIMIT_S
+                status, text = get(f"{url}/metrics")  # within HANG_S
                 samples = samples_of(text)
                 assert status == 200
                 assert ("perennial_disk_free_bytes", "adapters") not in samples
@@ -210,7 +209,7 @@ def test_a_disk_that_never_answers_costs_its_own_figures_only(tmp_path, serve_ht
             hanging = [t for t in threading.enumerate() if t.name == "collect disk_adapters"]
             assert len(hanging) == 1
             gate.set()
-            hanging[0].join(LIMIT_S)
+            hanging[0].join(HANG_S)
             samples = samples_of(get(f"{url}/metrics")[1])
             assert samples["perennial_disk_free_bytes", "adapters"] > 0
             assert samples["perennial_collector_errors_total", "disk_adapters"] == 3

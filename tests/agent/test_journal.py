@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from episode_fixtures import make_chunk, make_end, make_meta, make_order
+from patience import HANG_S
 
 from agent import journal_writer
 from agent.cli_episodes import main as episodes_command
@@ -21,15 +22,13 @@ from agent.journal import Journal, JournalFailed
 from agent.ledger import SealedRow
 from agent.wire.errors import WireError
 
-WAIT_S = 60.0
-
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
     journal = start(tmp_path / "agent")
     yield journal
     if journal.failure is None:
-        journal.close(WAIT_S)
+        journal.close(HANG_S)
 
 
 def start(root: Path) -> Journal:
@@ -50,13 +49,13 @@ def record(
         journal.append(opened.episode_id, make_chunk(t))
     end = make_end(chunks, outcome)
     journal.seal(opened.episode_id, end, outcome != "aborted", durable.put)
-    return durable.get(timeout=WAIT_S)
+    return durable.get(timeout=HANG_S)
 
 
 def acknowledge(journal: Journal, hashes: dict[str, str]) -> dict[str, str]:
     refused: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
     journal.ack(hashes, refused.put)
-    return refused.get(timeout=WAIT_S)
+    return refused.get(timeout=HANG_S)
 
 
 def test_a_durable_episode_is_fetched_whole(journal: Journal) -> None:
@@ -81,7 +80,7 @@ def test_many_interleaved_episodes_each_keep_their_own_chunks(journal: Journal) 
             journal.append(meta.episode_id, make_chunk(t, seed=i))
     for meta in metas:
         journal.seal(meta.episode_id, make_end(5), True, durable.put)
-    rows = [durable.get(timeout=WAIT_S) for _ in metas]
+    rows = [durable.get(timeout=HANG_S) for _ in metas]
     assert [row.episode_id for row in rows] == [meta.episode_id for meta in metas]
     assert [row.sealed_seq for row in rows] == list(range(1, 13))
     for i, row in enumerate(rows):
@@ -96,7 +95,7 @@ def test_episodes_without_images(journal: Journal) -> None:
     journal.open(meta)
     journal.append(meta.episode_id, make_chunk(0, image_size=0))
     journal.seal(meta.episode_id, make_end(1), True, durable.put)
-    row = durable.get(timeout=WAIT_S)
+    row = durable.get(timeout=HANG_S)
     assert read_episode(journal.payload(row)).chunks[0].images == {}
 
 
@@ -128,8 +127,8 @@ def test_orders_and_activations_survive(tmp_path: Path) -> None:
     journal.set_active("v00001-000000000000", lambda row: done.release())
     row = record(journal, slot_id="b#1")
     aborted = record(journal, outcome="aborted", slot_id="b#0")
-    assert all(done.acquire(timeout=WAIT_S) for _ in range(3))
-    journal.close(WAIT_S)
+    assert all(done.acquire(timeout=HANG_S) for _ in range(3))
+    journal.close(HANG_S)
     journal = Journal(tmp_path)
     recovered = journal.recover()
     assert recovered.orders == orders
@@ -137,7 +136,7 @@ def test_orders_and_activations_survive(tmp_path: Path) -> None:
     assert recovered.active_version == "v00001-000000000000"
     assert (recovered.aborted, recovered.quarantined) == ([], {})
     assert journal.fetch_rows(0, 10) == [row, aborted]
-    journal.close(WAIT_S)
+    journal.close(HANG_S)
 
 
 def test_a_bad_record_is_refused_and_changes_nothing(journal: Journal) -> None:
@@ -159,14 +158,14 @@ def test_a_bad_record_is_refused_and_changes_nothing(journal: Journal) -> None:
         journal.open(make_meta(episode_id="../x"))
     durable: queue.SimpleQueue[SealedRow] = queue.SimpleQueue()
     journal.seal(meta.episode_id, make_end(1), True, durable.put)
-    assert len(read_episode(journal.payload(durable.get(timeout=WAIT_S))).chunks) == 1
+    assert len(read_episode(journal.payload(durable.get(timeout=HANG_S))).chunks) == 1
 
 
 def test_one_holder_at_a_time(journal: Journal, tmp_path: Path) -> None:
     with pytest.raises(StateLocked, match="in use by process"):
         Journal(tmp_path / "agent")
-    journal.close(WAIT_S)
-    start(tmp_path / "agent").close(WAIT_S)
+    journal.close(HANG_S)
+    start(tmp_path / "agent").close(HANG_S)
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
@@ -188,7 +187,7 @@ def test_a_full_disk_is_never_a_silent_loss(
     journal.open(meta)
     journal.seal(meta.episode_id, make_end(0), True, durable.append)
     with pytest.raises(JournalFailed, match="No space left"):
-        journal.close(WAIT_S)
+        journal.close(HANG_S)
     assert durable == []
     with pytest.raises(JournalFailed, match="start the server again"):
         journal.open(make_meta())
@@ -204,7 +203,7 @@ def test_close_finishes_what_was_handed_over(tmp_path: Path) -> None:
         journal.open(meta)
         journal.append(meta.episode_id, make_chunk(0))
         journal.seal(meta.episode_id, make_end(1), True, durable.put)
-    journal.close(WAIT_S)
+    journal.close(HANG_S)
     assert durable.qsize() == 5
 
 
@@ -245,10 +244,10 @@ def test_chunks_that_wait_for_the_disk_are_bounded_by_their_bytes(tmp_path: Path
     for _ in range(2):  # rounds: the first makes the episode durable, the second takes its chunks
         round_done = threading.Event()
         journal.set_active("base", lambda row, done=round_done: done.set())
-        assert round_done.wait(WAIT_S)
+        assert round_done.wait(HANG_S)
     journal.append(meta.episode_id, make_chunk(3))  # the refused one, where it left off
     durable: queue.SimpleQueue[SealedRow] = queue.SimpleQueue()
     journal.seal(meta.episode_id, make_end(4, "success"), True, durable.put)
-    row = durable.get(timeout=WAIT_S)
+    row = durable.get(timeout=HANG_S)
     assert len(read_episode(tmp_path / "agent" / "episodes" / f"{row.episode_id}.mcap").chunks) == 4
-    journal.close(WAIT_S)
+    journal.close(HANG_S)

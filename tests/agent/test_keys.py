@@ -14,6 +14,7 @@ import zmq
 import zmq.auth
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from patience import HANG_S
 
 from agent import cli_keys
 from agent.wire import client_list, keys
@@ -308,17 +309,17 @@ def test_a_look_while_another_thread_reads_waits_for_the_new_list(server, monkey
 
     def read_slowly(path):
         reading.set()
-        assert go_on.wait(30.0)
+        assert go_on.wait(HANG_S)
         return read_clients(path)
 
     monkeypatch.setattr(client_list, "read_clients", read_slowly)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(clients.find, KEY)
-        assert reading.wait(30.0)
+        assert reading.wait(HANG_S)
         second = pool.submit(clients.find, KEY)
         assert not wait([second], timeout=0.2).done, "it has nothing to answer with yet"
         go_on.set()
-        assert first.result(30.0) == second.result(30.0) is not None
+        assert first.result(HANG_S) == second.result(HANG_S) is not None
 
 
 def test_a_list_that_others_can_write_is_refused(server):
@@ -385,4 +386,4 @@ def test_a_folder_of_somebody_else_is_named_in_one_line(server, capsys, monkeypa
 @pytest.mark.slow
 def test_the_command_answers_help_without_heavy_imports():
     code = "import agent.cli_keys, agent.wire.keys, sys; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=HANG_S)

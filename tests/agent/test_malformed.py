@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import zmq
+from patience import HANG_S
 from server_fixtures import A, K, P, finish, make_order, observe, post, running, start_own
 
 from agent.wire.codec import decode, encode
@@ -67,7 +68,7 @@ def others_keep_being_served(server):
     thread.start()
     yield
     stop.set()
-    thread.join(30)
+    thread.join(HANG_S)
     client.close()
     assert not failures
     assert len(served) >= 3
@@ -84,7 +85,7 @@ class RawPeer:
 
     def ask(self, *frames: bytes) -> Fault:
         self.socket.send_multipart(frames)
-        assert self.socket.poll(10_000), "no reply"
+        assert self.socket.poll(int(HANG_S * 1000)), "no reply"
         return decode(self.socket.recv_multipart()).message
 
 
@@ -215,12 +216,12 @@ def test_a_gigabyte_claimed_by_a_raw_socket_is_cut(server):
     host, port = server.server.robots_endpoint.removeprefix("tcp://").split(":")
     greeting = b"\xff" + b"\0" * 8 + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" * 32
     ready_body = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=HANG_S) as connection:
         connection.sendall(greeting)
         connection.sendall(b"\x04" + bytes([len(ready_body)]) + ready_body)
         connection.sendall(b"\x02" + struct.pack(">Q", 1 << 30) + b"x" * 4096)
         received = b"?"
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + HANG_S
         while received and time.monotonic() < deadline_s:
             try:
                 received = connection.recv(4096)
@@ -232,7 +233,7 @@ def test_a_gigabyte_claimed_by_a_raw_socket_is_cut(server):
 def test_noise_on_the_port_is_ignored(server):
     host, port = server.server.robots_endpoint.removeprefix("tcp://").split(":")
     for noise in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096), b"\xff" * 64, b""):
-        with socket.create_connection((host, int(port)), timeout=10) as connection:
+        with socket.create_connection((host, int(port)), timeout=HANG_S) as connection:
             connection.sendall(noise)
 
 
@@ -241,12 +242,12 @@ def test_a_reply_to_nobody_is_counted(server):
     episode = start_own(server.client())
     server.policy.gate.clear()
     peer = RawPeer(server.server.robots_endpoint)
-    peer.socket.send_multipart(frames_of(observe(episode.episode_id, 0)))
-    time.sleep(0.2)
+    with server.receiving(1):
+        peer.socket.send_multipart(frames_of(observe(episode.episode_id, 0)))
     peer.socket.close()
     time.sleep(0.2)
     server.policy.gate.set()
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + HANG_S
     after = before
     while after == before and time.monotonic() < deadline_s:
         time.sleep(0.02)

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from patience import HANG_S
 from programs import find_program
 from server_fixtures import finish, make_order, observe, post, running, start_own, take_slot
 
@@ -18,7 +19,6 @@ from agent.metrics_page import make_page
 from agent.success import BEST_MIN_EPISODES, SuccessRecord, wilson
 from agent.wire.messages import Activate, FetchEpisodes
 
-LIMIT_S = 30.0
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 SUCCESS_FAMILIES = (
     "episodes_total", "episode_steps", "task_", "eval_", "adapter_staleness_episodes",
@@ -116,7 +116,7 @@ class Hanging:
     def _measure(self) -> None:
         self.calls += 1
         self._metrics.disk_free_bytes.labels(self._folder).set(self.calls)
-        assert self.gate.wait(LIMIT_S)
+        assert self.gate.wait(HANG_S)
 
 
 def free_bytes(metrics) -> dict[str, float]:
@@ -128,7 +128,7 @@ def free_bytes(metrics) -> dict[str, float]:
 
 def test_a_hanging_collector_costs_its_own_series_has_one_thread_and_one_line(caplog, monkeypatch):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(metric_set, "SOURCE_LIMIT_S", LIMIT_S)
+    monkeypatch.setattr(metric_set, "SOURCE_LIMIT_S", HANG_S)
     metrics = AgentMetrics()
     state, adapters = Hanging(metrics), Hanging(metrics, "adapters")
     state.gate.set()
@@ -138,7 +138,7 @@ def test_a_hanging_collector_costs_its_own_series_has_one_thread_and_one_line(ca
     adapters.gate.clear()
     monkeypatch.setattr(metric_set, "SOURCE_LIMIT_S", 0.5)
     pages = [metrics.text().decode()]
-    monkeypatch.setattr(metric_set, "SOURCE_LIMIT_S", LIMIT_S)  # it is not waited for again
+    monkeypatch.setattr(metric_set, "SOURCE_LIMIT_S", HANG_S)  # it is not waited for again
     pages += [metrics.text().decode() for _ in range(4)]
     for page in pages:
         assert 'perennial_disk_free_bytes{folder="adapters"}' not in page
@@ -152,7 +152,7 @@ def test_a_hanging_collector_costs_its_own_series_has_one_thread_and_one_line(ca
     lines = [r.message for r in caplog.records if "disk_adapters" in r.message]
     assert len(lines) == 1
     adapters.gate.set()
-    metrics._sources["disk_adapters"].last.join(LIMIT_S)
+    metrics._sources["disk_adapters"].last.join(HANG_S)
     assert free_bytes(metrics) == {"state": 7, "adapters": 3}
     lines = [r.message for r in caplog.records if "disk_adapters" in r.message]
     assert [line.split()[2:4] for line in lines] == [["has", "not"], ["answers", "again"]]
@@ -164,7 +164,7 @@ def test_why_a_late_collector_failed_is_in_the_log(caplog, monkeypatch):
     errors = [OSError("stale file handle")]
 
     def measure() -> None:
-        assert gate.wait(LIMIT_S)
+        assert gate.wait(HANG_S)
         if errors:
             raise errors.pop()
 
@@ -173,7 +173,7 @@ def test_why_a_late_collector_failed_is_in_the_log(caplog, monkeypatch):
     metrics.text()
     assert "stale file handle" not in caplog.text
     gate.set()
-    metrics._sources["disk"].last.join(LIMIT_S)
+    metrics._sources["disk"].last.join(HANG_S)
     metrics.text()
     assert "stale file handle" in caplog.text
 
@@ -196,7 +196,7 @@ def test_a_metric_that_cannot_be_written_costs_itself_only(caplog):
 def lint(text: bytes) -> None:
     promtool = find_program("promtool", "prometheus")
     done = subprocess.run(
-        [promtool, "check", "metrics"], input=text, capture_output=True, timeout=60, check=False
+        [promtool, "check", "metrics"], input=text, capture_output=True, timeout=HANG_S, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
@@ -304,7 +304,7 @@ def test_a_scrape_never_sees_a_part_of_the_history():
         yield sealed()
 
     SuccessRecord(metrics).restore([], history())
-    scrape.join(30)
+    scrape.join(HANG_S)
     assert 'outcome="success",phase="train",task="reach"} 2.0' in texts[0]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import peft
 import pytest
 import transformers
+from patience import HANG_S
 
 from agent.model.images import ImagePipeline
 from agent.model.libraries import OPTIONAL
@@ -101,7 +102,7 @@ assert np.isfinite(actions).all()
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         done = [sys.executable, *words]
         return subprocess.run(
-            done, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+            done, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S, check=False
         )
 
     assert run("-c", code).stderr == ""

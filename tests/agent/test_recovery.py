@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from episode_fixtures import make_chunk, make_end, make_meta
+from patience import HANG_S
 
 from agent.episode import EpisodeMeta, read_episode
 from agent.episode_writer import EpisodeWriter
@@ -60,7 +61,7 @@ def journal_until_killed(root: Path, name: str, delay_s: float) -> dict[str, tup
     assert process.stdout.readline() == "ready\n"
     time.sleep(delay_s)
     process.kill()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=HANG_S)
     assert process.returncode == -signal.SIGKILL
     lines = [line.split() for line in output.splitlines(keepends=True) if line.endswith("\n")]
     assert len({line[0] for line in lines}) == len(lines), "reported twice"

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import HANG_S
 
 from agent.model.images import PUBLISHED_STATISTICS, crop_center
 from agent.model.resample import Taps, fused_add, resize_bicubic, resize_lanczos
@@ -58,7 +59,7 @@ def test_the_processors_abilities_have_no_influence() -> None:
         run = subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, "PYTHONPATH": path, **abilities},
-            capture_output=True, text=True, check=True, timeout=300,
+            capture_output=True, text=True, check=True, timeout=HANG_S,
         )  # fmt: skip
         found.add(run.stdout.strip())
     assert found == {FINGERPRINT}

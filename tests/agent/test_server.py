@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from patience import HANG_S
 from server_fixtures import (
     A,
     CountingPolicy,
@@ -129,12 +130,12 @@ def test_a_repeat_while_the_policy_thinks_joins_the_first(server):
     client = server.client()
     started = start_own(client)
     server.policy.gate.clear()
-    ids = {client.send(observe(started.episode_id, 0)) for _ in range(3)}
-    time.sleep(0.05)
+    with server.receiving(3):
+        ids = {client.send(observe(started.episode_id, 0)) for _ in range(3)}
     server.policy.gate.set()
     replies = {}
     while replies.keys() != ids:
-        replies.update(client.poll(10.0))
+        replies.update(client.poll(HANG_S))
     assert len({reply.actions.tobytes() for reply in replies.values()}) == 1
     assert sum(map(len, server.policy.batches)) == 1
 
@@ -207,7 +208,7 @@ def test_silence_frees_the_slot_for_another_client(tmp_path):
         lease, started = take_slot(silent, "silent")
         silent.request(observe(started.episode_id, 0))
         other.request(Hello("other", ""))
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + HANG_S
         leases = []
         while not leases and time.monotonic() < deadline_s:
             leases = other.request(Assign("other", "toy", 1)).leases
@@ -295,12 +296,13 @@ def test_requests_whose_client_gave_up_are_dropped(server):
     client, busy = server.client(), server.client()
     started, blocker = start_own(client), start_own(busy, "busy")
     server.policy.gate.clear()
-    busy.send(observe(blocker.episode_id, 0))
-    time.sleep(0.05)
-    client.send(observe(started.episode_id, 0), timeout_s=0.01)
-    time.sleep(0.05)
+    with server.receiving(1):
+        busy.send(observe(blocker.episode_id, 0))
+    with server.receiving(1):
+        client.send(observe(started.episode_id, 0), timeout_s=0.01)
+    time.sleep(0.05)  # it gives up meanwhile
     server.policy.gate.set()
-    ((_, fault),) = client.poll(10.0)
+    ((_, fault),) = client.poll(HANG_S)
     assert fault.code == "deadline"
     assert client.request(observe(started.episode_id, 0)).step_index == 0
 
@@ -338,7 +340,7 @@ def test_a_swap_drops_no_request_and_changes_no_running_episode(server):
             time.sleep(0.005)
     stop.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(HANG_S)
     assert not failures
     assert {pinned for _, pinned, _ in seen} == set(versions)
     assert all(pinned == served for _, pinned, served in seen)
@@ -357,14 +359,14 @@ def test_versions_mix_in_one_batch(server):
     blocker, blocked = server.client(), None
     blocked = start_own(blocker, "blocker")
     server.policy.gate.clear()
-    blocker.send(observe(blocked.episode_id, 0))
-    time.sleep(0.05)
-    for client, episode in zip(clients, episodes, strict=True):
-        client.send(observe(episode.episode_id, 0))
-    time.sleep(0.2)
+    with server.receiving(1):
+        blocker.send(observe(blocked.episode_id, 0))
+    with server.receiving(len(clients)):
+        for client, episode in zip(clients, episodes, strict=True):
+            client.send(observe(episode.episode_id, 0))
     server.policy.gate.set()
     for client, episode in zip(clients, episodes, strict=True):
-        ((_, chunk),) = client.poll(10.0)
+        ((_, chunk),) = client.poll(HANG_S)
         assert chunk.version == episode.version
     assert len({request.version for request in server.policy.batches[-1]}) == 3
 
@@ -452,7 +454,7 @@ def test_a_newer_learner_replaces_the_older_one(server):
     old = server.operator(epoch=3)
     waiting = old.send(FetchEpisodes(3, 10, 30.0))
     new = server.operator(epoch=4)
-    ((reply_id, fault),) = old.poll(10.0)
+    ((reply_id, fault),) = old.poll(HANG_S)
     assert (reply_id, fault.code) == (waiting, "stale_epoch")
     assert code_of(old.request, PostOrders(3, [])) == "stale_epoch"
     assert code_of(old.request, LearnerHello("old", 3)) == "stale_epoch"
@@ -485,7 +487,7 @@ def test_a_long_poll_is_answered_when_an_episode_is_sealed(server):
     _, started = take_slot(client)
     client.request(observe(started.episode_id, 0))
     client.request(finish(started.episode_id))
-    ((reply_id, reply),) = operator.poll(10.0)
+    ((reply_id, reply),) = operator.poll(HANG_S)
     assert (reply_id, len(reply.items)) == (fetch_id, 1)
 
 

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import zmq
+from patience import HANG_S
 
 from agent.wire.codec import Limits, decode
 from agent.wire.errors import ConfigError, RequestTimeout, WireError
@@ -54,7 +55,7 @@ class Answerer(threading.Thread):
     def stop(self):
         self.running = False
         self.wakeup.set()
-        self.join(timeout=5)
+        self.join(HANG_S)
         self.wakeup.close()
 
 
@@ -76,7 +77,7 @@ def test_request_gets_its_reply_and_faults_are_raised(answer):
     def reply(message):
         return Ok() if isinstance(message, Hello) else Fault("unknown_slot", "no such slot")
 
-    with DealerClient(answer(reply).endpoint, timeout_s=5) as client:
+    with DealerClient(answer(reply).endpoint, timeout_s=HANG_S) as client:
         assert client.request(Hello("c1", "test")) == Ok()
         with pytest.raises(WireError, match="no such slot") as caught:
             client.request(Status())
@@ -85,11 +86,11 @@ def test_request_gets_its_reply_and_faults_are_raised(answer):
 
 def test_pipelined_replies_carry_their_ids(answer):
     server = answer(lambda m: Chunk(m.client_id, 0, np.full(3, len(m.client_id), np.int32), "v"))
-    with DealerClient(server.endpoint, timeout_s=5) as client:
+    with DealerClient(server.endpoint, timeout_s=HANG_S) as client:
         sent = {client.send(Hello("c" * n, "")): n for n in range(1, 20)}
         replies = {}
         while len(replies) < len(sent):
-            got = client.poll(5.0)
+            got = client.poll(HANG_S)
             assert got
             replies.update(got)
     assert {rid: int(chunk.actions[0]) for rid, chunk in replies.items()} == sent
@@ -104,12 +105,12 @@ def test_timeout_names_endpoint_and_elapsed_and_the_client_recovers(answer):
         assert caught.value.elapsed_s >= 0.1
         assert caught.value.code == "timeout"
         silent[0] = False
-        assert client.request(Hello("c", ""), timeout_s=5) == Ok()
+        assert client.request(Hello("c", ""), timeout_s=HANG_S) == Ok()
 
 
 def test_client_reaches_a_restarted_server(answer):
     first = answer(lambda _m: Ok())
-    with DealerClient(first.endpoint, timeout_s=5) as client:
+    with DealerClient(first.endpoint, timeout_s=HANG_S) as client:
         assert client.request(Status()) == Ok()
         first.stop()
         answer(lambda _m: Fault("server_restarted", "new here"), first.endpoint)
@@ -128,7 +129,7 @@ def test_router_throws_away_too_many_parts_and_too_many_bytes():
         raw.send_multipart([b"x"] * 4)
         got = []
         poller = Poller([router], Wakeup())
-        deadline_s = time.monotonic() + 5
+        deadline_s = time.monotonic() + HANG_S
         while len(got) < 3 and time.monotonic() < deadline_s:
             poller.wait(1.0)
             while (received := router.receive()) is not None:
@@ -149,7 +150,7 @@ def test_wakeup_interrupts_a_wait():
         poller = Poller([router], wakeup)
         for _ in range(100_000):  # more than a pipe holds: setting never blocks
             wakeup.set()
-        assert poller.wait(30.0) == []
+        assert poller.wait(HANG_S) == []
         assert poller.wait(0.0) == []
         wakeup.close()
 

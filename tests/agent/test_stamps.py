@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from episode_fixtures import make_chunk, make_end, make_meta
 from mcap.reader import make_reader
+from patience import HANG_S
 from wall_clock import WallClock
 
 from agent.episode import mint_episode_id
@@ -188,7 +189,7 @@ def test_a_child_process_has_its_parents_time(wall: WallClock) -> None:
     before_s = inherited.unix_s()
     run = subprocess.run(
         [sys.executable, "-c", code],
-        env=os.environ | told, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300,
+        env=os.environ | told, cwd=ROOT, capture_output=True, text=True, check=True, timeout=HANG_S,
     )  # fmt: skip
     moments_s = [before_s, float(run.stdout), inherited.unix_s()]
     assert all(a <= b + 1e-3 for a, b in itertools.pairwise(moments_s))

@@ -10,9 +10,10 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from patience import HANG_S
 from process_fixtures import ROOT, agent_process, wait_for_endpoints
 from server_fixtures import observe, running, start_own
-from service_manager import LIMIT_S, WATCHDOG_S, Manager
+from service_manager import WATCHDOG_S, Manager
 
 from agent.server import app
 from agent.wire.systemd import MAIN, STATUS_PERIOD_S, ServiceManager
@@ -71,7 +72,7 @@ def test_no_thread_can_vouch_for_another(manager):
     def beat_as_receiver() -> None:
         thread = threading.Thread(target=client.beat, name="receiver")
         thread.start()
-        thread.join(LIMIT_S)
+        thread.join(HANG_S)
 
     for _ in range(3):
         client.beat()
@@ -163,7 +164,7 @@ def test_a_watchdog_limit_that_is_none_is_logged(tmp_path, caplog, value):
 
 def test_a_batch_that_does_not_end_counts_as_a_standstill(tmp_path, monkeypatch):
     def wait_for(alive: bool) -> str:
-        deadline_s = time.monotonic() + LIMIT_S
+        deadline_s = time.monotonic() + HANG_S
         while server.server.health().alive != alive:
             assert time.monotonic() < deadline_s
             time.sleep(0.01)
@@ -197,7 +198,7 @@ def test_an_agent_says_ready_pings_and_says_stopping(tmp_path, monkeypatch):
             manager.wait_for("WATCHDOG=1")
         process.send_signal(signal.SIGTERM)
         manager.wait_for("STOPPING=1")
-        assert process.wait(20) == 0
+        assert process.wait(HANG_S) == 0
     manager.close()
 
 
@@ -240,7 +241,7 @@ def test_a_loop_that_is_stuck_sends_no_more_pings(tmp_path):
             manager.receive_all()
             assert manager.receive(3 * WATCHDOG_S) is None
             url = wait_for_endpoints(tmp_path, process)["http"]
-            with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
+            with urllib.request.urlopen(f"{url}/metrics", timeout=HANG_S) as response:
                 assert response.status == 200, "its other threads go on"
         finally:
             process.kill()

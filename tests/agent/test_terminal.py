@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_S
 
 from agent.process.terminal import (
     PLAIN_PERIOD_S,
@@ -18,7 +19,6 @@ from agent.process.terminal import (
 )
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 60.0
 LONG = "a line that is longer than eighty columns " * 4
 PROGRAM = f"""
 import sys
@@ -46,7 +46,7 @@ def test_a_pipe_gets_whole_lines_and_nothing_else(environment: dict[str, str]) -
         [sys.executable, "-c", PROGRAM],
         cwd=ROOT,
         capture_output=True,
-        timeout=LIMIT_S,
+        timeout=HANG_S,
         check=True,
         env={**os.environ, **environment, "TERM": "xterm", "PYTHONIOENCODING": "ascii"},
     )

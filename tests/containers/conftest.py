@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from patience import HANG_S
 from stack import OURS, PROJECT, WATCHERS, Stack
 
 
@@ -16,7 +17,7 @@ def _engine_runs() -> bool:
         return False
     words = ["docker", "compose", "version"]
     return all(
-        subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
+        subprocess.run(command, capture_output=True, timeout=HANG_S, check=False).returncode == 0
         for command in (words, ["docker", "info"])
     )
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from patience import HANG_S
+
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "deploy" / "compose.yaml"
 PROJECT = "perennial-test"
@@ -25,9 +27,6 @@ SETTINGS = (
 PORTS = {"ROBOTS": 25555, "PROMETHEUS": 29090, "ALERTMANAGER": 29093, "GRAFANA": 23000}
 OURS = ("agent", "learner", "sim")
 WATCHERS = ("prometheus", "alertmanager")
-COMMAND_LIMIT_S = 120.0
-BUILD_LIMIT_S = 900.0
-HTTP_LIMIT_S = 10.0
 POLL_S = 0.5
 
 
@@ -38,7 +37,7 @@ class Stack:
     services: Sequence[str] = (*OURS, *WATCHERS)
     texts: list[str] = field(default_factory=list)
 
-    def docker(self, *words: str, limit_s: float = COMMAND_LIMIT_S) -> str:
+    def docker(self, *words: str, limit_s: float = HANG_S) -> str:
         """Runs `docker WORDS` and returns what it printed; fails the test if it fails."""
         environment = os.environ | {f"{name}_PORT": str(port) for name, port in PORTS.items()}
         done = subprocess.run(
@@ -54,7 +53,7 @@ class Stack:
         assert done.returncode == 0, f"docker {' '.join(words)}: {done.stderr[-3000:]}"
         return done.stdout
 
-    def compose(self, *words: str, limit_s: float = COMMAND_LIMIT_S) -> str:
+    def compose(self, *words: str, limit_s: float = HANG_S) -> str:
         """Runs `docker compose WORDS` for this project."""
         return self.docker(
             "compose", "-f", str(COMPOSE_FILE), "-p", PROJECT, *words, limit_s=limit_s
@@ -71,7 +70,7 @@ class Stack:
         """Builds the images; returns the seconds it took."""
         started_s = time.monotonic()
         done = subprocess.run(["make", "images"], cwd=ROOT, capture_output=True, text=True,
-                              timeout=BUILD_LIMIT_S, check=False)  # fmt: skip
+                              timeout=HANG_S, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         return time.monotonic() - started_s
 
@@ -83,7 +82,7 @@ class Stack:
         """A file as the service sees it; "" while it is not there."""
         (container, *_) = self.containers(service)
         done = subprocess.run(["docker", "exec", container, "cat", path], capture_output=True,
-                              text=True, timeout=COMMAND_LIMIT_S, check=False)  # fmt: skip
+                              text=True, timeout=HANG_S, check=False)  # fmt: skip
         return done.stdout if done.returncode == 0 else ""
 
     def containers(self, service: str) -> list[str]:
@@ -130,7 +129,7 @@ class Stack:
 
     def _get(self, port: str, path: str) -> Any:
         url = f"http://127.0.0.1:{PORTS[port]}{path}"
-        with urllib.request.urlopen(url, timeout=HTTP_LIMIT_S) as answer:
+        with urllib.request.urlopen(url, timeout=HANG_S) as answer:
             text = answer.read().decode()
         self.texts.append(text)
         return json.loads(text)

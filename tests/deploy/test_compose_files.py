@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import HANG_S
 
 pytestmark = pytest.mark.checks
 
@@ -18,7 +19,6 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 BIN = Path(sys.executable).parent
 OVERRIDES = ("compose.robot.yaml", "compose.dev.yaml")
-LIMIT_S = 60.0
 
 
 def run(program: str, *words: object) -> str:
@@ -28,7 +28,7 @@ def run(program: str, *words: object) -> str:
         why = f"{program} is not installed: pip install '.[dev]'"
         pytest.fail(why) if os.environ.get("CI") == "true" else pytest.skip(why)
     done = subprocess.run([path, *map(str, words)], cwd=ROOT, capture_output=True, text=True,
-                          timeout=LIMIT_S, check=False)  # fmt: skip
+                          timeout=HANG_S, check=False)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from patience import HANG_S
 
 from agent.__main__ import main as agent_main
 from deploy.local import dryrun
@@ -65,7 +66,7 @@ def run_dry(*words: str) -> subprocess.CompletedProcess[str]:
         env=module_environment(1),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=HANG_S,
         check=False,
     )
 

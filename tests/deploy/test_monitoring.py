@@ -21,6 +21,7 @@ from monitoring import (
     read_rules,
     read_yaml,
 )
+from patience import HANG_S
 
 from agent.metric_set import PREFIX, Spec, declared
 from agent.metrics import AgentMetrics, LearnerMetrics
@@ -36,7 +37,6 @@ OTHER_METRICS = {
     "up", "ALERTS", "process_start_time_seconds", "prometheus_rule_evaluation_failures_total",
 }  # fmt: skip
 SCRAPED_LABELS = {"job", "instance"}
-LIMIT_S = 60.0
 
 
 def run_tool(program: str, *words: str | Path, told: str = "") -> str:
@@ -47,7 +47,7 @@ def run_tool(program: str, *words: str | Path, told: str = "") -> str:
             pytest.fail(message)
         pytest.skip(message)
     done = subprocess.run(
-        [program, *words], input=told, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        [program, *words], input=told, capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

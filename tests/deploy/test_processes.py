@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import HANG_S
 
 from deploy.local import processes
 from deploy.local.processes import Child, ProcessFailed, ProcessRefused, ProcessSpec
@@ -16,7 +17,6 @@ from deploy.local.signs import Signs
 pytestmark = pytest.mark.slow
 
 MakeChild = Callable[..., Child]
-LIMIT_S = 90.0
 
 
 @pytest.fixture
@@ -39,16 +39,16 @@ def make_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make
 
 def watch_until_end(child: Child) -> int | None:
     """The child's verdict; raises what it raises."""
-    deadline_s = time.monotonic() + LIMIT_S
+    deadline_s = time.monotonic() + HANG_S
     while time.monotonic() < deadline_s:
         if (status := child.watch()) is not None:
             return status
         time.sleep(0.01)
-    raise AssertionError(f"still running after {LIMIT_S} s")
+    raise AssertionError(f"still running after {HANG_S} s")
 
 
 def wait_for_text(path: Path, text: str) -> None:
-    deadline_s = time.monotonic() + LIMIT_S
+    deadline_s = time.monotonic() + HANG_S
     while text not in path.read_text():
         assert time.monotonic() < deadline_s, f"no {text!r} in {path}"
         time.sleep(0.01)
@@ -121,7 +121,7 @@ def test_a_trouble_is_over_once_something_is_achieved(
         measure=lambda: achieved,
     )
     child.start()
-    deadline_s = time.monotonic() + LIMIT_S
+    deadline_s = time.monotonic() + HANG_S
     while child.restarts == 0:
         assert time.monotonic() < deadline_s
         child.watch()
@@ -136,7 +136,7 @@ def test_a_trouble_is_over_once_something_is_achieved(
 def test_a_child_that_falls_silent_is_killed_and_its_log_says_why(
     make_child: MakeChild, tmp_path: Path
 ) -> None:
-    signs = Signs(tmp_path / "0.notify", limit_s=1.0, ready_limit_s=LIMIT_S)
+    signs = Signs(tmp_path / "0.notify", limit_s=1.0, ready_limit_s=HANG_S)
     child = make_child(
         "import time\nfrom agent.wire.systemd import ServiceManager\n"
         "ServiceManager().ready('working')\ntime.sleep(600)\n",
@@ -155,7 +155,7 @@ def test_a_stopped_child_is_stopped_for_good(make_child: MakeChild) -> None:
     wait_for_text(child.spec.log_path, "up")
     assert child.pid is not None
     os.kill(child.pid, signal.SIGSTOP)
-    assert child.stop(limit_s=LIMIT_S), "it need not be killed"
+    assert child.stop(limit_s=HANG_S), "it need not be killed"
 
 
 def test_refused_settings_are_not_tried_again(make_child: MakeChild) -> None:

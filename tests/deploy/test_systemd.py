@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from patience import HANG_S
 
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "deploy" / "systemd"
@@ -31,7 +32,7 @@ pytestmark = [
 
 def analyze(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["systemd-analyze", *words], capture_output=True, text=True, timeout=60, check=False
+        ["systemd-analyze", *words], capture_output=True, text=True, timeout=HANG_S, check=False
     )
 
 
@@ -96,7 +97,7 @@ def test_users_and_folders_are_made(tmp_path: Path) -> None:
         ["systemd-sysusers", f"--root={tmp_path}"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -111,7 +112,7 @@ def test_users_and_folders_are_made(tmp_path: Path) -> None:
         ["systemd-tmpfiles", "--create", f"--root={tmp_path}"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -4,6 +4,7 @@ import threading
 
 from fake_agent import FakeAgent
 from micro_fixtures import CAMERAS, INSTRUCTIONS, micro_policy, renewed_policy
+from patience import HANG_S
 from safetensors.torch import load_file
 
 from agent.adapters import AdapterStore
@@ -134,4 +135,4 @@ class Run:
             return self.loop.run()
         finally:
             self.stop.set()
-            receiver.join(5)
+            receiver.join(HANG_S)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from patience import HANG_S
 
 from agent.wire.errors import ConfigError
 from learner.algorithm_config import AlgorithmConfig, AsyncConfig, DpoConfig, PpoConfig
@@ -150,7 +151,7 @@ def test_help_and_bad_settings_answer_without_loading_torch():
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert run.returncode == 0, run.stderr
     assert "suite.tasks is empty" in run.stderr

@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 from learner_run import Crash, Run, make_config
+from patience import HANG_S
 from programs import find_program
 
 from agent.http import Health, HttpServer
@@ -20,8 +21,6 @@ from learner.config import LearnerConfig
 from learner.health import Vitals
 from learner.metrics import Exports
 from learner.store import DISPOSITIONS, LearnerStore, UpdateRow
-
-LIMIT_S = 30.0
 
 
 def value(exports, name, **labels):
@@ -107,15 +106,15 @@ def test_the_state_says_when_the_agent_is_missing_and_needed():
 
 def test_a_part_that_hangs_is_missing_on_the_page_and_the_rest_is_there(tmp_path, monkeypatch):
     gate = threading.Event()
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: gate.wait(10 * LIMIT_S))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: gate.wait(10 * HANG_S))
     exports = Exports(LearnerMetrics())
     exports.measure_disk(tmp_path)
-    exports.watch_agent(lambda: gate.wait(10 * LIMIT_S))  # a lock that is never given back
+    exports.watch_agent(lambda: gate.wait(10 * HANG_S))  # a lock that is never given back
     http = HttpServer("127.0.0.1", 0, exports.metrics.text, lambda: Health(True, True))
     http.start()
     try:
         for number in (1, 2):
-            with urllib.request.urlopen(f"{http.url}/metrics", timeout=LIMIT_S) as response:
+            with urllib.request.urlopen(f"{http.url}/metrics", timeout=HANG_S) as response:
                 text = response.read().decode()
             for collector in ("disk_state", "learner_state"):
                 counted = f'collector_errors_total{{collector="{collector}"}} {number}.0'
@@ -123,7 +122,7 @@ def test_a_part_that_hangs_is_missing_on_the_page_and_the_rest_is_there(tmp_path
             assert "\nperennial_disk_free_bytes{" not in text
             assert "\nperennial_learner_state{" not in text
             assert "\nperennial_learner_last_progress_timestamp_seconds " in text
-            with urllib.request.urlopen(f"{http.url}/healthz", timeout=LIMIT_S) as response:
+            with urllib.request.urlopen(f"{http.url}/healthz", timeout=HANG_S) as response:
                 assert response.status == 200
         names = [thread.name for thread in threading.enumerate()]
         assert names.count("collect disk_state") == names.count("collect learner_state") == 1
@@ -151,7 +150,7 @@ def test_promtool_finds_nothing_in_what_the_learner_exports(tmp_path):
     promtool = find_program("promtool", "prometheus")
     done = subprocess.run(
         [promtool, "check", "metrics"],
-        input=exports.metrics.text(), capture_output=True, timeout=60, check=False,
+        input=exports.metrics.text(), capture_output=True, timeout=HANG_S, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
@@ -160,7 +159,7 @@ def test_health_follows_the_model_the_epoch_and_both_threads():
     vitals = []
     learning = threading.Thread(target=lambda: vitals.append(Vitals()))
     learning.start()
-    learning.join(LIMIT_S)
+    learning.join(HANG_S)
     assert not vitals[0].health().alive
     here, session, receiver = Vitals(), Part(), Part()
     assert here.health().alive
@@ -185,12 +184,12 @@ def test_the_learner_serves_metrics_and_health_while_it_loads(tmp_path):
     store = learner_store(tmp_path)
     with process._exporting(make_config(), tmp_path, store):
         url = json.loads((tmp_path / "endpoints.json").read_text())["http"]
-        with urllib.request.urlopen(f"{url}/healthz", timeout=LIMIT_S) as answer:
+        with urllib.request.urlopen(f"{url}/healthz", timeout=HANG_S) as answer:
             assert answer.status == 200
         with pytest.raises(urllib.error.HTTPError, match="503") as caught:
-            urllib.request.urlopen(f"{url}/readyz", timeout=LIMIT_S)
+            urllib.request.urlopen(f"{url}/readyz", timeout=HANG_S)
         assert "loading the model" in caught.value.read().decode()
-        with urllib.request.urlopen(f"{url}/metrics", timeout=LIMIT_S) as answer:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=HANG_S) as answer:
             text = answer.read().decode()
     assert 'perennial_disk_free_bytes{folder="state"}' in text
     assert "\nperennial_ready 0.0" in text

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from learner_run import make_config
 from micro_fixtures import renewed_policy
+from patience import HANG_S
 from power import LOST, Aftermath, Disk, Drawn
 
 from agent.adapters import AdapterStore
@@ -79,7 +80,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Disk:
         inbox = Inbox(disk.root / "episodes", publication.store)
         receiver = Receiver(agent, inbox, agent.stop)
         receiver.start()
-        receiver.join(60)
+        receiver.join(HANG_S)
         optimizer = torch.optim.AdamW(publication.policy.parameters.values())
         publication.resume(optimizer)
         for update_id in (1, 2):

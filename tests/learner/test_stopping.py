@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from patience import HANG_S
 from service_manager import Manager
 
 from deploy.local.settings import compose_run
@@ -76,7 +77,7 @@ def test_a_learner_without_an_agent_is_ready_pings_and_stops(tmp_path: Path) -> 
                 manager.wait_for("WATCHDOG=1")
             learner.terminate()
             manager.wait_for("STOPPING=1")
-            assert learner.wait(20) == EXIT_STATUS
+            assert learner.wait(HANG_S) == EXIT_STATUS
         finally:
             learner.kill()
     manager.close()
@@ -95,11 +96,11 @@ def test_a_collector_that_hangs_for_ever_does_not_keep_the_learner(tmp_path: Pat
         try:
             manager.wait_for("READY=1")
             http = json.loads((tmp_path / "learner" / "endpoints.json").read_text())["http"]
-            with urllib.request.urlopen(f"{http}/metrics", timeout=30) as response:
+            with urllib.request.urlopen(f"{http}/metrics", timeout=HANG_S) as response:
                 page = response.read()
             assert b'collector_errors_total{collector="disk_state"} 1.0' in page
             learner.terminate()
-            assert learner.wait(20) == EXIT_STATUS
+            assert learner.wait(HANG_S) == EXIT_STATUS
         finally:
             learner.kill()
     manager.close()

@@ -19,14 +19,12 @@ from typing import Any
 
 import psutil
 import pytest
+from patience import HANG_S
 from programs import find_program
 
 from deploy.local.tail import JsonTail
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 240.0
-HTTP_LIMIT_S = 10.0
-SCRAPED_S = 60.0
 POLL_S = 0.1
 
 
@@ -43,7 +41,7 @@ def process(words: Sequence[str], log_path: Path) -> Iterator[subprocess.Popen[b
     finally:
         child.terminate()
         try:
-            child.wait(30.0)
+            child.wait(HANG_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
@@ -64,10 +62,10 @@ def start_run(
 
 def wait_until(condition: Callable[[], bool], what: str, child: subprocess.Popen[bytes]) -> None:
     """Polls; a child that ends with an error or a limit that passes fails the test."""
-    deadline_s = time.monotonic() + LIMIT_S
+    deadline_s = time.monotonic() + HANG_S
     while not condition():
         assert child.poll() in (None, 0), f"it ended with {child.returncode} before {what}"
-        assert time.monotonic() < deadline_s, f"{what}: not within {LIMIT_S:.0f} s"
+        assert time.monotonic() < deadline_s, f"{what}: not within {HANG_S:.0f} s"
         time.sleep(POLL_S)
 
 
@@ -103,7 +101,7 @@ class Prometheus:
     def is_ready(self) -> bool:
         """Whether it answers."""
         try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=HTTP_LIMIT_S):
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=HANG_S):
                 return True
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
@@ -111,7 +109,7 @@ class Prometheus:
     def ask(self, path: str, **words: str) -> Any:
         """The data of an answer of the HTTP API."""
         url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(words)}"
-        with urllib.request.urlopen(url, timeout=HTTP_LIMIT_S) as r:
+        with urllib.request.urlopen(url, timeout=HANG_S) as r:
             answer = json.load(r)
         assert answer["status"] == "success", answer
         return answer["data"]
@@ -134,7 +132,7 @@ class Prometheus:
 
     def expect(self, promql: str, wanted: dict[tuple[str, ...], float]) -> None:
         """Asks until the answer is `wanted`: what just happened has yet to be scraped."""
-        deadline_s = time.monotonic() + SCRAPED_S
+        deadline_s = time.monotonic() + HANG_S
         while (found := self.query(promql)) != pytest.approx(wanted):
             assert time.monotonic() < deadline_s, f"{promql}: expected {wanted}, got {found}"
             time.sleep(POLL_S)

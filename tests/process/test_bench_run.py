@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import HANG_S
 from toy_run import SETTINGS, finish_run
 
 from deploy.bench.results import Result, read_results
@@ -23,7 +24,7 @@ OWN = [
     "learner.algorithm.iterations_per_task=1",
 ]  # fmt: skip
 FIGURES, COST = "## Success, forgetting", "## Cost"  # the report's part that no clock has a say in
-KILLS, SEED, POLL_S, LIMIT_S = 10, 7, 0.05, 900.0
+KILLS, SEED, POLL_S = 10, 7, 0.05
 LONGEST_WAIT_S = 1.5  # from a moment in the clients' logs to the kill: into learning, copying, ...
 
 pytestmark = pytest.mark.slow
@@ -39,7 +40,7 @@ def run_bench(model_dir: Path, out: Path, methods: str) -> str:
     words = command(model_dir, out, methods)
     environment = module_environment() | {"COLUMNS": "200"}
     done = subprocess.run(
-        words, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        words, env=environment, capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -103,7 +104,7 @@ def disturb(words: list[str], out: Path, moment: int, rng: random.Random) -> Non
     child = subprocess.Popen(
         words, env=module_environment(), stdout=log, stderr=log, start_new_session=True
     )
-    deadline_s = time.monotonic() + LIMIT_S
+    deadline_s = time.monotonic() + HANG_S
     while count_ends(out) < moment:
         assert time.monotonic() < deadline_s
         assert child.poll() is None, (out.parent / "killed.log").read_text()

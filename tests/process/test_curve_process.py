@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 import yaml
 import zmq.auth
+from patience import HANG_S
 
 from deploy.local.settings import compose_run
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 180.0
 
 
 def python(*words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *map(str, words)]
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=False
     )
 
 
@@ -50,7 +50,7 @@ def running(log: Path, *words: object) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(LIMIT_S)
+                process.wait(HANG_S)
             finally:
                 process.kill()
 
@@ -72,7 +72,7 @@ def agent(folder: Path, keys: Path) -> Iterator[dict[str, str]]:
         f"keys_dir={keys}/agent",
     ]
     with running(folder / "agent.log", *words) as process:
-        deadline_s = time.monotonic() + LIMIT_S
+        deadline_s = time.monotonic() + HANG_S
         while not endpoints.exists():
             assert process.poll() is None, (folder / "agent.log").read_text()
             assert time.monotonic() < deadline_s
@@ -97,7 +97,7 @@ def answers(folder: Path) -> int:
 
 
 def wait_for_answers(folder: Path, count: int) -> None:
-    deadline_s = time.monotonic() + LIMIT_S
+    deadline_s = time.monotonic() + HANG_S
     while answers(folder) < count:
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
@@ -147,7 +147,7 @@ def test_no_secret_leaves_its_file(tmp_path: Path, keys: Path) -> None:
         with running(tmp_path / "probe.log", *probe(tmp_path, keys / "sim")):
             wait_for_answers(tmp_path, 5)
         assert python(*probe(tmp_path, keys / "gone")).returncode == 2
-        with urllib.request.urlopen(f"{endpoints['http']}/metrics", timeout=LIMIT_S) as reply:
+        with urllib.request.urlopen(f"{endpoints['http']}/metrics", timeout=HANG_S) as reply:
             metrics = reply.read()
     assert b'perennial_clients_refused_total{reason="unknown_key"}' in metrics
     secret_files = list(keys.rglob("*.key_secret"))

@@ -8,9 +8,7 @@ import pytest
 from micro_model import write_micro_model
 from monitoring import RULES, Query, read_queries, read_rules
 from observed_run import (
-    LIMIT_S,
     POLL_S,
-    SCRAPED_S,
     Prometheus,
     find_prometheus,
     held,
@@ -19,6 +17,7 @@ from observed_run import (
     wait_until,
     watch,
 )
+from patience import HANG_S
 
 # Rates need samples before and after; the series of an update's parts begin with the first one.
 UPDATES_SCRAPED = 3
@@ -42,7 +41,7 @@ def test_every_panel_shows_data_of_a_run_and_no_alert_fires(tmp_path: Path) -> N
                 wait_until(lambda count=count: count_updates(run_dir) > count, "an update", run)
             # Without its simulator the run stands still, and all of its processes are there.
             with held(run, "sim_bridge"):
-                deadline_s = time.monotonic() + SCRAPED_S
+                deadline_s = time.monotonic() + HANG_S
                 empty = read_queries()
                 while empty and time.monotonic() < deadline_s:
                     time.sleep(POLL_S)
@@ -59,7 +58,7 @@ def count_updates(run_dir: Path) -> int:
 
 def wait_for_scrape(prometheus: Prometheus, run_dir: Path) -> int:
     """Until both processes were scraped after the last update; returns how many there were."""
-    deadline_s = time.monotonic() + SCRAPED_S
+    deadline_s = time.monotonic() + HANG_S
     while True:
         count = count_updates(run_dir)
         updates = prometheus.query("max(perennial_grpo_updates_total)")
@@ -74,7 +73,7 @@ def has_data(prometheus: Prometheus, query: Query) -> bool:
     if query.is_instant:
         values = list(prometheus.query(query.promql).values())
     else:
-        values = prometheus.query_range(query.promql, LIMIT_S)
+        values = prometheus.query_range(query.promql, HANG_S)
     return any(map(math.isfinite, values))
 
 

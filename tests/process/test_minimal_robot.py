@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 from observed_run import process
+from patience import HANG_S
 
 from agent.ledger import LedgerReader
 from sim_bridge.log import read_log
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "minimal_robot.py"
-READY_LIMIT_S = 240.0
-ROBOT_LIMIT_S = 240.0
 EPISODES = 2
 HORIZON_STEPS = 20  # as in the example, whose task the zeros of a no-op policy never solve
 # A robot has neither of these; an import of one fails as if it were not installed.
@@ -40,10 +39,10 @@ def noop_server(folder: Path, task: str = "reach", *settings: str) -> Iterator[t
         f"operator_endpoint=ipc://{folder}/operator.sock", *settings,
     ]  # fmt: skip
     with process(words, folder / "agent.log") as server:
-        deadline_s = time.monotonic() + READY_LIMIT_S
+        deadline_s = time.monotonic() + HANG_S
         while not endpoints_path.exists():
             assert server.poll() is None, (folder / "agent.log").read_text()[-2000:]
-            assert time.monotonic() < deadline_s, f"no server within {READY_LIMIT_S:g} s"
+            assert time.monotonic() < deadline_s, f"no server within {HANG_S:g} s"
             time.sleep(0.05)
         yield json.loads(endpoints_path.read_text())["robots"], server.pid
 
@@ -55,7 +54,7 @@ def test_the_example_runs_its_episodes_without_a_learning_library(tmp_path: Path
             [sys.executable, "-c", WITHOUT_LEARNING, str(EXAMPLE), endpoint, "reach",
              str(tmp_path / "client.jsonl"), str(EPISODES)],
             env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-            timeout=ROBOT_LIMIT_S, check=False,
+            timeout=HANG_S, check=False,
         )  # fmt: skip
     assert robot.returncode == 0, robot.stderr[-2000:]
     lines = read_log(tmp_path / "client.jsonl")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from observed_run import process
-from test_minimal_robot import ROBOT_LIMIT_S, noop_server
+from patience import HANG_S
+from test_minimal_robot import noop_server
 
 from agent.ledger import LedgerReader
 from sim_bridge.log import read_log
@@ -34,7 +35,7 @@ def robot_words(endpoint: str, folder: Path, *settings: str) -> list[str]:
 def test_episodes_run_to_their_end_and_every_action_is_told_of(tmp_path: Path) -> None:
     with noop_server(tmp_path, "move_left") as (endpoint, _):
         words = robot_words(endpoint, tmp_path, "episodes=2", "rate_hz=20", "lead_ticks=2")
-        subprocess.run(words, check=True, timeout=ROBOT_LIMIT_S)
+        subprocess.run(words, check=True, timeout=HANG_S)
     report = json.loads((tmp_path / "report.json").read_text())
     lines = read_log(tmp_path / "robot.jsonl")
     assert [line.outcome for line in lines] == ["timeout", "timeout"]
@@ -79,7 +80,7 @@ def test_what_a_server_recorded_is_replayed_to_its_end_and_told_to_prometheus(
         words = robot_words(
             endpoint, tmp_path, "episodes=1", f"horizon_steps={steps}", "lead_ticks=2"
         )
-        subprocess.run(words, check=True, timeout=ROBOT_LIMIT_S)
+        subprocess.run(words, check=True, timeout=HANG_S)
         replay = subprocess.run(
             [
                 sys.executable, "-m", "deploy.local.cli", "robot", "robot=replay",
@@ -87,11 +88,11 @@ def test_what_a_server_recorded_is_replayed_to_its_end_and_told_to_prometheus(
                 "horizon_steps=1", f"endpoint={endpoint}", "client_id=replay",
                 f"log_path={tmp_path}/replay.jsonl",
             ],
-            capture_output=True, text=True, timeout=ROBOT_LIMIT_S, check=False,
+            capture_output=True, text=True, timeout=HANG_S, check=False,
         )  # fmt: skip
         assert replay.returncode == 0, replay.stderr[-2000:]
         http = json.loads((tmp_path / "agent" / "endpoints.json").read_text())["http"]
-        with urllib.request.urlopen(f"{http}/metrics", timeout=30.0) as answer:
+        with urllib.request.urlopen(f"{http}/metrics", timeout=HANG_S) as answer:
             exposed = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines())
     summary = json.loads(replay.stdout.splitlines()[-1])
     assert (summary["replayed"], summary["executed"]) == (1, steps)
@@ -114,7 +115,7 @@ def test_the_documents_robot_runs_as_printed(tmp_path: Path) -> None:
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": f"{EXAMPLE.parent}:{ROOT}"}
         robot = subprocess.run(
-            words, env=environment, capture_output=True, text=True, timeout=ROBOT_LIMIT_S,
+            words, env=environment, capture_output=True, text=True, timeout=HANG_S,
             check=False,
         )  # fmt: skip
     assert robot.returncode == 0, robot.stderr[-2000:]

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from test_minimal_robot import ROBOT_LIMIT_S, noop_server
+from patience import HANG_S
+from test_minimal_robot import noop_server
 
 from agent.episode import read_episode
 from agent.wire.messages import Order, Phase
@@ -30,10 +31,10 @@ def test_the_suite_made_of_settings_alone_plays_its_episodes(tmp_path: Path) -> 
     suite = compose_run(["suite=robosuite", "model.model_dir=agent/assets/nano"]).tree["suite"]
     suite["gymnasium"]["tasks"] = {TASK: suite["gymnasium"]["tasks"][TASK]}
     settings = {"suite": "robosuite", "gymnasium": suite["gymnasium"], "envs": 1, "idle_exit_s": 5}
-    with noop_server(tmp_path, TASK, f"lease_s={ROBOT_LIMIT_S}") as (endpoint, _):
+    with noop_server(tmp_path, TASK, f"lease_s={HANG_S}") as (endpoint, _):
         store = LearnerStore(tmp_path / "learner.db")
         session = Session(store, "test", hashlib.sha256(b"noop").hexdigest())
-        operator = DealerClient(f"ipc://{tmp_path}/operator.sock", ROBOT_LIMIT_S)
+        operator = DealerClient(f"ipc://{tmp_path}/operator.sock", HANG_S)
         link = AgentLink(session, operator, threading.Event())
         link.post_orders([
             Order(
@@ -49,7 +50,7 @@ def test_the_suite_made_of_settings_alone_plays_its_episodes(tmp_path: Path) -> 
             [sys.executable, "-m", "sim_bridge", "--config", str(config), f"endpoint={endpoint}",
              f"log_path={tmp_path}/client.jsonl"],
             env={**os.environ, "PYTHONPATH": f"{ROBOSUITE}:{ROOT}"},
-            check=True, timeout=ROBOT_LIMIT_S,
+            check=True, timeout=HANG_S,
         )  # fmt: skip
         episodes = [read_episode(item.payload.tobytes()) for item in link.fetch(EPISODES, 1.0)]
         link.close()

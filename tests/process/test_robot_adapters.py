@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from observed_run import process
-from test_minimal_robot import ROBOT_LIMIT_S, noop_server
+from patience import HANG_S
+from test_minimal_robot import noop_server
 
 from agent.ledger import LedgerReader
 from sim_bridge.log import read_log
@@ -49,7 +50,7 @@ def run_robot(endpoint: str, folder: Path, *settings: str) -> None:
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ARMS}"}
     done = subprocess.run(
-        words, env=environment, timeout=ROBOT_LIMIT_S, capture_output=True, text=True, check=False
+        words, env=environment, timeout=HANG_S, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     (line,) = read_log(folder / "robot.jsonl")

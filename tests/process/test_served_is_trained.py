@@ -10,15 +10,9 @@ import numpy as np
 import pytest
 import torch
 from micro_model import write_micro_model
-from observed_run import (
-    HTTP_LIMIT_S,
-    LIMIT_S,
-    process,
-    read_events,
-    start_run,
-    wait_until,
-)
+from observed_run import process, read_events, start_run, wait_until
 from omegaconf import DictConfig, OmegaConf
+from patience import HANG_S
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.episode import Episode, read_episode
@@ -33,6 +27,7 @@ from learner.link import AgentLink, Session
 from learner.policy import LoraPolicy
 from learner.store import LearnerStore
 
+REPEAT_S = 10.0  # after which a request is sent again
 TOLERANCE = 1e-4  # [nats]
 MICRO_BATCH = 8
 SLOTS = 2  # episodes of one version that run at once
@@ -130,11 +125,11 @@ def serve_together(run_dir: Path, versions: list[str]) -> tuple[list[Episode], i
 def collect(run_dir: Path, versions: list[str], learner: DictConfig) -> list[Episode]:
     """Orders and fetches SLOTS episodes of each version and task, one task after another."""
     stop = threading.Event()
-    giving_up = threading.Timer(LIMIT_S, stop.set)
+    giving_up = threading.Timer(HANG_S, stop.set)
     giving_up.start()
     store = LearnerStore(run_dir / "learner" / "learner.db")
     session = Session(store, "test", hash_folder(run_dir.parent / "model"))
-    link = AgentLink(session, DealerClient(learner.operator_endpoint, HTTP_LIMIT_S), stop)
+    link = AgentLink(session, DealerClient(learner.operator_endpoint, REPEAT_S), stop)
     episodes: list[Episode] = []
     try:
         for task in learner.suite.tasks:
@@ -166,7 +161,7 @@ def collect(run_dir: Path, versions: list[str], learner: DictConfig) -> list[Epi
 
 def count_batches_above(url: str, size: int) -> int:
     """How many calls of the policy had more than `size` observations."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=HTTP_LIMIT_S) as reply:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=HANG_S) as reply:
         families = text_string_to_metric_families(reply.read().decode())
     samples = {
         (sample.name, sample.labels.get("le")): sample.value

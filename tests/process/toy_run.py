@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from patience import HANG_S
 
 from deploy.local import supervisor
 from deploy.local.records import Records, read_records
@@ -18,7 +19,6 @@ from deploy.local.settings import compose_run
 from deploy.local.supervisor import StopSignal, Supervisor
 from deploy.local.tail import JsonTail
 
-LIMIT_S = 180.0
 TICK_S = 0.02  # between two looks at a run, so that a kill finds episodes open
 SETTINGS = [
     "suite=toy", "model=micro", "budget=smoke", "threads.learner=1", "probe_rate_hz=0",
@@ -47,12 +47,12 @@ class Deadline(StopSignal):
     """Ends a run that takes too long; leaves the test runner's signal handlers alone."""
 
     def __init__(self) -> None:
-        self._ends_at_s = time.monotonic() + LIMIT_S
+        self._ends_at_s = time.monotonic() + HANG_S
 
     def check(self) -> None:
         """Raises TimeoutError once the time is over."""
         if time.monotonic() > self._ends_at_s:
-            raise TimeoutError(f"the run was not finished after {LIMIT_S:.0f} s")
+            raise TimeoutError(f"the run was not finished after {HANG_S:.0f} s")
 
 
 class Disturber:
@@ -79,7 +79,7 @@ def finish_run(
     """Runs to the end under the supervisor, killing on the way.
 
     Raises AssertionError if the run was over before all kills were carried out, TimeoutError
-    after `LIMIT_S`.
+    after `HANG_S`.
     """
     own = [f"model.model_dir={model_dir}", f"run_dir={run_dir}"]
     config = compose_run([*SETTINGS, *settings, *own])

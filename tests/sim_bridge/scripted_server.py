@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from patience import HANG_S
 
 from agent.wire.codec import decode
 from agent.wire.messages import (
@@ -108,7 +109,7 @@ class ScriptedServer:
     def __exit__(self, *_: object) -> None:
         self._is_closing = True
         self._wakeup.set()
-        self._thread.join(5.0)
+        self._thread.join(HANG_S)
         self._socket.close()
         self._wakeup.close()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANG_S
 from scripted_server import CHUNK_STEPS, ScriptedServer, make_lease
 
 from agent.wire.messages import Act
@@ -21,7 +22,6 @@ from sim_bridge.log import read_log
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 30.0
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -35,7 +35,7 @@ def sim(server: ScriptedServer, folder: Path, *more: str) -> list[str]:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + LIMIT_S
+    deadline_s = time.monotonic() + HANG_S
     while not holds():
         assert time.monotonic() < deadline_s, "it did not happen in time"
         time.sleep(0.02)
@@ -85,7 +85,7 @@ def test_bad_input_is_one_line_and_status_2(
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=LIMIT_S,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 2, done.stderr
@@ -99,7 +99,7 @@ def test_sigterm_aborts_open_episodes_and_exits_0(tmp_path: Path) -> None:
         with subprocess.Popen(sim(server, tmp_path), stdout=subprocess.PIPE, cwd=ROOT) as process:
             wait_until(lambda: acts(server) > 10)
             process.terminate()
-            output, _ = process.communicate(timeout=LIMIT_S)
+            output, _ = process.communicate(timeout=HANG_S)
         assert process.returncode == 0
         assert json.loads(output)["episodes"] == {"aborted": 2}
         assert {line.outcome for line in read_log(tmp_path / "client.jsonl")} == {"aborted"}
@@ -108,7 +108,7 @@ def test_sigterm_aborts_open_episodes_and_exits_0(tmp_path: Path) -> None:
 def test_an_idle_worker_leaves_when_told_to(tmp_path: Path) -> None:
     with ScriptedServer([make_lease(0)]) as server:
         done = subprocess.run(
-            sim(server, tmp_path, "idle_exit_s=0.3"), cwd=ROOT, timeout=LIMIT_S, check=False
+            sim(server, tmp_path, "idle_exit_s=0.3"), cwd=ROOT, timeout=HANG_S, check=False
         )
         assert done.returncode == 0
         assert len(read_log(tmp_path / "client.jsonl")) == 1
@@ -151,7 +151,7 @@ def test_the_probe_logs_every_reply_and_ends_its_episodes_as_aborted(tmp_path: P
         with subprocess.Popen(probe, cwd=ROOT) as process:
             wait_until(lambda: acts(server) > 120)
             process.terminate()
-            process.wait(LIMIT_S)
+            process.wait(HANG_S)
         assert process.returncode == 0
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         answered = [line for line in lines if line["event"] == "Act"]
@@ -167,7 +167,7 @@ def test_the_probe_logs_every_reply_and_ends_its_episodes_as_aborted(tmp_path: P
 def test_a_lease_of_an_unknown_task_is_bad_input(tmp_path: Path) -> None:
     with ScriptedServer([make_lease(0, "fold_laundry")]) as server:
         done = subprocess.run(
-            sim(server, tmp_path), cwd=ROOT, timeout=LIMIT_S, capture_output=True, text=True,
+            sim(server, tmp_path), cwd=ROOT, timeout=HANG_S, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
     assert done.returncode == 2

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANG_S
 
 ROOT = Path(__file__).parents[2]
 FORGETS_TO_CLOSE = """
@@ -36,7 +37,7 @@ def test_a_scene_left_open_is_closed_before_the_display_ends() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import HANG_S
 from scripted_server import CHUNK_STEPS, ScriptedServer, make_lease
 
 from agent.wire.errors import ConfigError
@@ -21,8 +22,6 @@ from sim_bridge.robot import Suite
 from sim_bridge.toy import ToyBody, ToySuite
 from sim_bridge.worker import Worker
 
-LIMIT_S = 30.0
-
 
 def work(
     server: ScriptedServer,
@@ -32,8 +31,8 @@ def work(
     suite: Suite | None = None,
     request_timeout_s: float = 0.1,
 ) -> Worker:
-    """Runs a worker until its counts satisfy `until`; fails after LIMIT_S."""
-    deadline_s = time.monotonic() + LIMIT_S
+    """Runs a worker until its counts satisfy `until`; fails after HANG_S."""
+    deadline_s = time.monotonic() + HANG_S
     with DealerClient(server.endpoint) as dealer:
         requests = RequestTable(dealer, request_timeout_s)
         worker = Worker(suite or ToySuite(), requests, EndLog(path), "sim-0", envs)

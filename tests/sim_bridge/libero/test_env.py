@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distribution import OPEN_HAND, SETTLE_STEPS, random_actions
+from patience import HANG_S
 
 from agent.wire.errors import ConfigError
 from sim_bridge.gl import select_backend
@@ -42,7 +43,7 @@ def test_states_images_and_success_are_the_distributions_own(
     subprocess.run(
         [sys.executable, PROGRAM, out, suite, str(index), str(IMAGE_SIZE), *words],
         check=True,
-        timeout=300,
+        timeout=HANG_S,
     )
     shown = np.load(out)
     task = suite_tasks(suite)[index]

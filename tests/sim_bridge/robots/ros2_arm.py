@@ -19,6 +19,7 @@ from cyclonedds.pub import DataWriter
 from cyclonedds.qos import Policy
 from cyclonedds.sub import DataReader
 from cyclonedds.topic import Topic
+from patience import HANG_S
 
 JOINTS = [f"joint{k}" for k in range(7)]
 IMAGE_TOPIC, JOINTS_TOPIC, COMMAND_TOPIC = "camera/image_raw", "joint_states", "arm/commands"
@@ -162,7 +163,7 @@ def running_arm(transport: str, where: str) -> Iterator[tuple[Arm, threading.Eve
         yield arm, silent
     finally:
         over.set()
-        thread.join(10.0)
+        thread.join(HANG_S)
 
 
 if __name__ == "__main__":

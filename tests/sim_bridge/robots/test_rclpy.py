@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from patience import HANG_S
 
 from sim_bridge.robots import cdr
 from sim_bridge.robots.config import Ros2Config
@@ -24,7 +25,7 @@ class Rclpy:
 
     def spin(self) -> None:
         self.spinning = threading.current_thread()
-        assert self.over.wait(60)
+        assert self.over.wait(HANG_S)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         node = SimpleNamespace(

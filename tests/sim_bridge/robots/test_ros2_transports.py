@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from patience import HANG_S
 from ros2_arm import (
     COMMAND_TOPIC,
     IMAGE_TOPIC,
@@ -24,7 +25,6 @@ from sim_bridge.robots.ros2 import Ros2Robot, Stale
 from sim_bridge.robots.ros2_transports import make_transport
 
 HOME = [0.25] * 7
-LIMIT_S = 60.0
 
 
 def config_of(transport: str, where: str) -> Ros2Config:
@@ -35,8 +35,8 @@ def config_of(transport: str, where: str) -> Ros2Config:
         cameras={"agentview": Ros2Topic(f"/{IMAGE_TOPIC}", cdr.IMAGE)},
         proprio=[Ros2Topic(f"/{JOINTS_TOPIC}", cdr.JOINT_STATE, JOINTS)],
         commands=[Ros2Topic(f"/{COMMAND_TOPIC}", cdr.FLOATS, size=7)],
-        stale_s=LIMIT_S,
-        first_s=LIMIT_S,
+        stale_s=HANG_S,
+        first_s=HANG_S,
     )
 
 
@@ -92,7 +92,7 @@ def test_a_transport_that_is_not_installed_is_named_with_the_way_out(
 
 
 def until(condition) -> None:
-    deadline_s = time.monotonic() + LIMIT_S
+    deadline_s = time.monotonic() + HANG_S
     while not condition():
-        assert time.monotonic() < deadline_s, f"not within {LIMIT_S:g} s"
+        assert time.monotonic() < deadline_s, f"not within {HANG_S:g} s"
         time.sleep(0.01)
