@@ -1,7 +1,8 @@
 """What "on disk" means here: file contents, directory entries and locks that survive a crash.
 
 A new or renamed file is durable only when its bytes *and* its directory entry are synced. Every
-OSError leaves this module as a StorageError that names the path and the way out.
+OSError leaves this module as a StorageError that names the path and the way out. `may_pass` says
+which of them is worth another try.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +35,8 @@ _WAYS_OUT = {
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.ELOOP: "its links lead in a circle: choose another path",
     errno.EXDEV: "its folder is spread over several file systems: choose another path",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many open files: end what holds them",
 }
 # What a file system says that does not know a call at all.
 _UNKNOWN_CALLS = frozenset(
@@ -40,6 +44,31 @@ _UNKNOWN_CALLS = frozenset(
 )
 _NO_LOCKS = _UNKNOWN_CALLS | {errno.ENOLCK}
 _UNFINISHED = ".unfinished"  # in a folder of ours that has not got its name yet; held by a lock
+_DATABASE_WAYS_OUT = {
+    sqlite3.SQLITE_BUSY: "another process holds its lock: end that one (`fuser PATH` names it)",
+    sqlite3.SQLITE_LOCKED: "another process holds its lock: end that one (`fuser PATH` names it)",
+    sqlite3.SQLITE_FULL: "free disk space, then start again",
+    sqlite3.SQLITE_CANTOPEN: "check its folder, and the limit of open files (ulimit -n)",
+    sqlite3.SQLITE_READONLY: "make the path writable for this user or choose another one",
+    sqlite3.SQLITE_CORRUPT: "it is damaged: put back a copy, or choose another folder",
+    sqlite3.SQLITE_NOTADB: "it is no database: put back a copy, or choose another folder",
+}
+# A file system that was full, out of reach or read-only is mended while the process runs.
+_PASSING = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "EAGAIN", "EINTR", "ENOMEM", "ENOBUFS", "EIO"),
+        *("EBUSY", "ENOLCK", "EROFS", "ESTALE", "ETIMEDOUT", "EHOSTDOWN", "EREMOTEIO"),
+    )
+    if hasattr(errno, name)
+)
+_DATABASE_PASSING = frozenset(
+    {
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR),
+        *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL),
+        sqlite3.SQLITE_READONLY,
+    }
+)
 
 
 class StorageError(PerennialError):
@@ -62,6 +91,43 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         way_out = _WAYS_OUT.get(error.errno or 0, "check the disk")
         raise StorageError(f"{path}: {error.strerror or error}; {way_out}") from error
+
+
+@contextmanager
+def database_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors raised inside into StorageErrors about the database at `path`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        way_out = _DATABASE_WAYS_OUT.get(_database_code(error), "check the disk and the file")
+        raise StorageError(f"{path}: {error}; {way_out}") from error
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether trying again may help: the disk is full or does not answer, a lock is held, ...
+
+    A StorageError is judged by what caused it.
+    """
+    if isinstance(error, StorageError):
+        return error.__cause__ is not None and may_pass(error.__cause__)
+    if isinstance(error, sqlite3.Error):
+        return _database_code(error) in _DATABASE_PASSING
+    return isinstance(error, OSError) and error.errno in _PASSING
+
+
+def explain_trouble(error: BaseException, path: Path) -> str:
+    """One line for an error of the disk or of a database at `path`, with the way out."""
+    try:
+        with storage_errors(path), database_errors(path):
+            raise error
+    except StorageError as told:
+        return str(told)
+
+
+def _database_code(error: sqlite3.Error) -> int:
+    """The primary result code; -1 for errors that SQLite itself did not raise."""
+    code: int = getattr(error, "sqlite_errorcode", -1)
+    return code & 0xFF if code >= 0 else code
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -35,17 +36,21 @@ class _HashedFile:
         return self.size_bytes
 
     def flush(self) -> None:
+        """After an error the rest is still there: to be tried again."""
         rest = memoryview(b"".join(self._pending))
-        self._pending.clear()
-        while rest:
-            rest = rest[os.write(self.descriptor, rest) :]
+        try:
+            while rest:
+                rest = rest[os.write(self.descriptor, rest) :]
+        finally:
+            self._pending = [bytes(rest)] if rest else []
 
 
 class EpisodeWriter:
     """The open file of one episode. Every method raises OSError when the disk refuses.
 
-    Records are taken as they are: check them with `EpisodeChecker` first. The directory entry of
-    the new file is not synced here.
+    `flush`, `sync` and `seal` may be called again then, and go on where they were; but what a sync
+    has refused once may be lost, so that no later one is believed. Records are taken as they are:
+    check them with `EpisodeChecker` first. The directory entry of the new file is not synced here.
     """
 
     def __init__(self, path: Path, meta: EpisodeMeta) -> None:
@@ -63,7 +68,13 @@ class EpisodeWriter:
             for topic in ("meta", "chunk", "end")
         }
         self._add("meta", meta, 0)
-        self.flush()
+        self._is_finished = self._is_lost = False
+        try:
+            self.flush()
+        except OSError:
+            self.abandon()
+            path.unlink(missing_ok=True)  # to be begun again
+            raise
 
     def append(self, chunk: ChunkRecord) -> None:
         """Buffer one chunk."""
@@ -76,20 +87,31 @@ class EpisodeWriter:
     def sync(self) -> None:
         """Flush to the disk: it then survives a loss of power."""
         self.flush()
-        os.fdatasync(self._output.descriptor)
+        self._sync_data()
 
     def seal(self, end: EndRecord) -> tuple[str, int]:
         """Write the end, sync and close; returns (SHA-256 of the file, size in bytes)."""
-        self._add("end", end, 0)
-        self._mcap.finish()
+        if not self._is_finished:
+            self._add("end", end, 0)
+            self._mcap.finish()
+            self._is_finished = True
         self._output.flush()
-        os.fdatasync(self._output.descriptor)
+        self._sync_data()
         os.close(self._output.descriptor)
         return self._output.sha256.hexdigest(), self._output.size_bytes
 
     def abandon(self) -> None:
         """Close without an end; what was flushed stays as a torn file."""
         os.close(self._output.descriptor)
+
+    def _sync_data(self) -> None:
+        if self._is_lost:
+            raise OSError(errno.EIO, "an earlier sync of this episode failed")
+        try:
+            os.fdatasync(self._output.descriptor)
+        except OSError:
+            self._is_lost = True  # the system may have dropped what it could not write
+            raise
 
     def _add(self, topic: str, record: EpisodeMeta | ChunkRecord | EndRecord, index: int) -> None:
         now_ns = unix_ns()

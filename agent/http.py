@@ -151,7 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, CONTENT_TYPE_LATEST, text)
 
     def _answer_health(self, good: bool, reason: str) -> None:
-        text = "ok" if good else f"unavailable: {reason}"
+        text = f"unavailable: {reason}"
+        if good:
+            text = f"ok, but {reason}" if reason else "ok"
         self._answer(200 if good else 503, _PLAIN, f"{text}\n".encode())
 
     def _answer(self, status: int, content_type: str, body: bytes) -> None:

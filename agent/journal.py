@@ -8,17 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
 
-from agent.durable import locked, storage_errors, sync_folder
+from agent.durable import (
+    StorageError,
+    database_errors,
+    explain_trouble,
+    locked,
+    make_folder,
+    storage_errors,
+    sync_folder,
+)
 from agent.episode import ChunkRecord, EndRecord, EpisodeChecker, EpisodeCorrupt, EpisodeMeta
-from agent.journal_writer import Append, Change, Command, JournalWriter, Open, Seal, Stop
+from agent.journal_writer import (
+    Append,
+    Change,
+    Command,
+    GiveUp,
+    JournalWriter,
+    Open,
+    Seal,
+    Stop,
+    Trouble,
+)
 from agent.ledger import ActivationRow, EpisodeRow, Ledger, LedgerReader, SealedRow
-from agent.ledger_file import ledger_errors
 from agent.recovery import Recovered, episode_path, recover_state
 from agent.wire.errors import PerennialError, WireError
 from agent.wire.messages import Order
@@ -26,12 +45,14 @@ from agent.wire.messages import Order
 LEDGER_NAME = "agent.db"
 EPISODES_NAME = "episodes"
 QUEUE_LIMIT_BYTES = 256 << 20  # of chunks: bounds the memory that a slow disk can cost
+CHANGES_MAX = 64  # orders, activations and acknowledgements that wait in trouble
+STALL_S = 30.0  # after which a disk that says nothing counts as trouble
 
 _log = logging.getLogger(__name__)
 
 
 class JournalFailed(PerennialError):
-    """The journal has stopped (disk full, I/O error or a bug); nothing more becomes durable."""
+    """The journal has stopped for what time does not mend; nothing more becomes durable."""
 
 
 class Journal:
@@ -61,7 +82,7 @@ class Journal:
         self._folder = root / EPISODES_NAME
         self._queue: SimpleQueue[Command] = SimpleQueue()
         self._queue_limit_bytes = queue_limit_bytes
-        self._put_bytes = 0  # of chunks, ever; the caller's thread
+        self._put_bytes = self._put_changes = 0  # ever, the former of chunks; the caller's thread
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._failure: JournalFailed | None = None
         self._checkers: dict[str, EpisodeChecker] = {}  # of open episodes; the caller's thread
@@ -69,7 +90,7 @@ class Journal:
         with self._resources as stack:
             stack.enter_context(locked(root))
             with storage_errors(self._folder):
-                self._folder.mkdir(exist_ok=True)
+                make_folder(self._folder)
             self._ledger = Ledger(root / LEDGER_NAME)
             stack.callback(self._ledger.close)
             self._reader = LedgerReader(root / LEDGER_NAME)
@@ -81,13 +102,15 @@ class Journal:
 
     def recover(self) -> Recovered:
         """Seal, set aside or remove what the last process left. Raises StorageError."""
-        with storage_errors(self._root), ledger_errors(self._root / LEDGER_NAME):
+        with storage_errors(self._root), database_errors(self._root / LEDGER_NAME):
             recovered = recover_state(self._folder, self._ledger)
             sync_folder(self._root)
             sync_folder(self._root.parent)
         return recovered
 
-    def start(self) -> None:
+    def start(self, on_aborted: Callable[[list[SealedRow]], None] = lambda rows: None) -> None:
+        """on_aborted: gets the rows of given-up episodes once they are durable."""
+        self._writer.on_aborted = on_aborted
         self._thread.start()
 
     def close(self, timeout_s: float) -> None:
@@ -107,6 +130,22 @@ class Journal:
     def failure(self) -> JournalFailed | None:
         """Why the journal has stopped; callbacks still pending will then never come."""
         return self._failure
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """What keeps the disk from taking anything at present; it is tried again all the time."""
+        trouble, busy_since_s = self._writer.trouble, self._writer.busy_since_s
+        if trouble is None and busy_since_s is not None:
+            silent_s = time.monotonic() - busy_since_s
+            if silent_s > STALL_S:
+                text = f"{self._root}: the disk has not answered for {silent_s:.0f} s; look at it"
+                return Trouble(busy_since_s, text)
+        return trouble
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many chunks wait for the disk that no more are taken."""
+        return self._waiting_bytes >= self._queue_limit_bytes
 
     # ---- writing -----------------------------------------------------------------------------
 
@@ -139,56 +178,79 @@ class Journal:
         end: EndRecord,
         counted: bool,
         on_durable: Callable[[SealedRow], None],
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        """End an episode. Raises WireError("unknown_episode"), EpisodeInvalid, JournalFailed."""
+        """End an episode. Raises WireError("unknown_episode"), EpisodeInvalid, JournalFailed.
+
+        on_lost: called instead of `on_durable` if it is given up before its end is durable.
+        """
         self._checker(episode_id).end(end)
-        self._put(Seal(episode_id, end, counted, on_durable))
+        self._put(Seal(episode_id, end, counted, on_durable, on_lost))
         del self._checkers[episode_id]
 
+    def give_up(self, episode_id: str, reason: str) -> None:
+        """Keep no more of an episode, unless its end is durable already. Raises JournalFailed.
+
+        What there is of it is sealed as aborted, with `reason`, once the disk takes it.
+        """
+        self._checkers.pop(episode_id, None)
+        self._put(GiveUp(episode_id, reason))
+
     def post_orders(self, orders: Iterable[Order], on_durable: Callable[[], None]) -> None:
-        """Add orders; those known by id are left alone. Raises JournalFailed."""
+        """Add orders; those known by id are left alone.
+
+        Raises JournalFailed, WireError("overloaded") while the disk takes nothing.
+        """
         posted = list(orders)
-        self._put(Change(lambda ledger: ledger.add_orders(posted), lambda _: on_durable()))
+        self._put_change(Change(lambda ledger: ledger.add_orders(posted), lambda _: on_durable()))
 
     def set_active(self, version: str, on_durable: Callable[[ActivationRow], None]) -> None:
-        """Add `version` to the history of activations. Raises JournalFailed."""
-        self._put(Change(lambda ledger: ledger.add_activation(version), on_durable))
+        """Add `version` to the history of activations.
+
+        Raises JournalFailed, WireError("overloaded") while the disk takes nothing.
+        """
+        self._put_change(Change(lambda ledger: ledger.add_activation(version), on_durable))
 
     def ack(self, hashes: Mapping[str, str], on_durable: Callable[[dict[str, str]], None]) -> None:
         """The learner holds {episode id: sha256}; their files are removed once this is durable.
 
-        `on_durable` gets {refused id: why}, empty if all is well. Raises JournalFailed.
+        `on_durable` gets {refused id: why}, empty if all is well. Raises JournalFailed,
+        WireError("overloaded") while the disk takes nothing and many wait: they make room.
         """
         held = dict(hashes)
 
         def then(result: tuple[list[str], dict[str, str]]) -> None:
             acked, refused = result
             for episode_id in acked:
-                episode_path(self._folder, episode_id).unlink(missing_ok=True)
+                path = episode_path(self._folder, episode_id)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:  # the next start removes it
+                    _log.warning("%s", explain_trouble(error, path))
             on_durable(refused)
 
-        self._put(Change(lambda ledger: ledger.ack(held), then))
+        self._put_change(Change(lambda ledger: ledger.ack(held), then), is_tried=True)
 
     # ---- reading (a connection of its own: sees what is durable) -----------------------------
 
     def fetch_rows(self, after_seq: int, limit: int) -> list[SealedRow]:
         """Sealed, unacknowledged episodes with sealed_seq > after_seq, in seal order."""
-        with ledger_errors(self._root / LEDGER_NAME):
+        with database_errors(self._root / LEDGER_NAME):
             return self._reader.unacked(after_seq, limit)
 
     def row(self, episode_id: str) -> EpisodeRow | None:
         """What the ledger knows of one episode."""
-        with ledger_errors(self._root / LEDGER_NAME):
+        with database_errors(self._root / LEDGER_NAME):
             return self._reader.episode(episode_id)
 
     def owner(self, episode_id: str) -> str | None:
         """The client whose key opened an episode; None: unknown, or older than that column."""
-        with ledger_errors(self._root / LEDGER_NAME):
+        with database_errors(self._root / LEDGER_NAME):
             return self._reader.owner(episode_id)
 
     def history(self) -> Iterator[EpisodeRow | ActivationRow]:
         """Every durable seal and activation, in order; finish with it before reading on."""
-        with ledger_errors(self._root / LEDGER_NAME):
+        with database_errors(self._root / LEDGER_NAME):
             yield from self._reader.history()
 
     def payload(self, row: SealedRow) -> bytes:
@@ -211,15 +273,28 @@ class Journal:
 
     def _check_alive(self) -> None:
         if self._failure is not None:
-            raise self._failure
+            raise JournalFailed(str(self._failure))  # a new one: an old one's traceback grows
 
     def _check_room(self) -> None:
         self._check_alive()
-        waiting_bytes = self._put_bytes - self._writer.written_bytes
-        if waiting_bytes >= self._queue_limit_bytes:
+        if self.is_full:
             raise WireError(
-                "overloaded", f"{waiting_bytes >> 20} MiB of chunks wait for the disk; try later"
+                "overloaded",
+                f"{self._waiting_bytes >> 20} MiB of chunks wait for the disk; try later",
             )
+
+    @property
+    def _waiting_bytes(self) -> int:
+        return self._put_bytes - self._writer.written_bytes
+
+    def _put_change(self, change: Change, *, is_tried: bool = False) -> None:
+        """is_tried: it may wait while the disk takes nothing."""
+        trouble = self.trouble
+        waiting = self._put_changes - self._writer.changes_done
+        if trouble is not None and (not is_tried or waiting >= CHANGES_MAX):
+            raise WireError("overloaded", f"nothing can be kept now ({trouble.text}); try later")
+        self._put(change)
+        self._put_changes += 1
 
     def _put(self, command: Command) -> None:
         self._check_alive()
@@ -229,8 +304,12 @@ class Journal:
         try:
             self._writer.run(self._queue)
         except Exception as error:  # the one place: every later call gets it as JournalFailed
-            _log.exception("the journal has stopped")
+            told = error
+            if isinstance(error, OSError | sqlite3.Error):
+                told = StorageError(explain_trouble(error, self._folder))
+            else:
+                _log.exception("the journal has stopped")
             self._failure = JournalFailed(
-                f"the journal in {self._root} has stopped: {type(error).__name__}: {error}; "
+                f"the journal in {self._root} has stopped: {type(error).__name__}: {told}; "
                 "mend the cause and start the server again"
             )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
-from agent.durable import StorageError
+from agent.durable import StorageError, database_errors
 
 SCHEMA_VERSION = 3
 # version -> what makes the next one of it. Rows stay readable at each, before and after.
@@ -56,22 +55,13 @@ CREATE TABLE IF NOT EXISTS activations (
 """
 
 
-@contextmanager
-def ledger_errors(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors raised inside into StorageErrors about `path`."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StorageError(f"{path}: {error}; check the disk and who may write there") from error
-
-
 def open_ledger(path: Path, mode: str) -> sqlite3.Connection:
     """mode: ro or rw. Raises StorageError if the file is missing, foreign or unreadable.
 
     An older version that can be migrated can also be read as it is; only `owner` is not there.
     """
     db = _connect(path, mode)
-    with ledger_errors(path):
+    with database_errors(path):
         found = db.execute("PRAGMA user_version").fetchone()[0]
     if found != SCHEMA_VERSION and found not in _MIGRATIONS:
         raise StorageError(
@@ -84,7 +74,7 @@ def open_ledger(path: Path, mode: str) -> sqlite3.Connection:
 def create_ledger(path: Path) -> None:
     """Makes the file, or brings one of an older version up to date. Raises StorageError."""
     db = _connect(path, "rwc")
-    with ledger_errors(path), closing(db):
+    with database_errors(path), closing(db):
         db.execute("PRAGMA journal_mode = WAL")
         found = db.execute("PRAGMA user_version").fetchone()[0]
         if found == 0:
@@ -101,7 +91,7 @@ def _change(db: sqlite3.Connection, statements: str, version: int) -> None:
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode={mode}"
-    with ledger_errors(path):
+    with database_errors(path):
         db = sqlite3.connect(
             uri,
             uri=True,

@@ -213,6 +213,10 @@ class DataMetrics(MetricSet):
     episode_store_fsync_seconds: Histogram = histogram(
         "Time to make an episode file or its folder survive a loss of power.",
         buckets=FSYNC_BUCKETS_S)
+    recording: Gauge = gauge(
+        "1 while episodes are kept, 0 while the disk takes nothing; robots are served as before.")
+    observations_unrecorded_total: Counter = counter(
+        "Observations that were answered and not kept, because the disk took nothing.")
     episodes_quarantined_total: Counter = counter(
         "Episode files put aside since the start of the process.",
         "reason=missing|altered|torn|foreign|no_row")

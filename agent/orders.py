@@ -188,6 +188,13 @@ class OrderBook:
             self._filled += 1
         return Finished(slot.slot_id, slot.state is SlotState.FILLED, slot.state)
 
+    def lose(self, slot_id: str, episode_id: str) -> None:
+        """The counted episode of a slot was not kept after all: the slot is free again."""
+        slot = self._slot(slot_id)
+        if slot.state is SlotState.FILLED and slot.episode_id == episode_id:
+            self._filled -= 1
+            self._set_free(slot)
+
     def check_refused(self) -> None:
         """Raises WireError("order_refused") if there is an order that cannot be carried out."""
         for why in self._refused.values():

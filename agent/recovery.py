@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from agent.durable import make_folder, replace_file, storage_errors, sync_folder
 from agent.episode import EndRecord, EpisodeMeta, EpisodePrefix, read_prefix
 from agent.episode_writer import EpisodeWriter
-from agent.ledger import EpisodeState, Ledger
+from agent.ledger import EpisodeState, Ledger, SealedRow
 from agent.process.clock import unix_s
 from agent.process.instruction import clean_instruction
 from agent.wire.messages import BASE_VERSION, Order, Outcome
@@ -27,6 +28,7 @@ from agent.wire.messages import BASE_VERSION, Order, Outcome
 RESTART_REASON = "server restarted"
 QUARANTINE_NAME = "quarantine"
 _REWRITE_PREFIX = ".rewrite-"
+PROBE_NAME = ".probe"  # of whether a full disk takes something again
 
 _log = logging.getLogger(__name__)
 
@@ -66,8 +68,10 @@ def recover_state(folder: Path, ledger: Ledger) -> Recovered:
     """
     for leftover in folder.glob(f"{_REWRITE_PREFIX}*"):
         leftover.unlink()  # the torn original is still there
+    (folder / PROBE_NAME).unlink(missing_ok=True)
     quarantined = _check_sealed(folder, ledger)
-    aborted = _seal_open(folder, ledger, quarantined)
+    aborted, distrusted = seal_open(folder, ledger, RESTART_REASON)
+    quarantined |= distrusted
     _sweep(folder, ledger, quarantined)
     reasons = {name: reason for name, (_, reason) in quarantined.items()}
     for name, reason in reasons.items():
@@ -76,7 +80,7 @@ def recover_state(folder: Path, ledger: Ledger) -> Recovered:
         [_spelt_anew(order) for order in ledger.orders()],
         ledger.filled(),
         [row.version for row in ledger.activations()],
-        aborted,
+        [row.episode_id for row in aborted],
         reasons,
         Counter(kind for kind, _ in quarantined.values()),
     )
@@ -109,17 +113,25 @@ def _check_sealed(folder: Path, ledger: Ledger) -> Distrusted:
     return quarantined
 
 
-def _seal_open(folder: Path, ledger: Ledger, quarantined: Distrusted) -> list[str]:
-    """Seal every open episode as aborted, with what can be read of it; returns their ids."""
+def seal_open(
+    folder: Path, ledger: Ledger, reason: str, only: Collection[str] | None = None
+) -> tuple[list[SealedRow], Distrusted]:
+    """Seal every open episode, or those of the ids `only`, as aborted, with what can be read.
+
+    Returns the rows, and what could not be trusted; these are quarantined in the ledger. It may be
+    repeated after an error.
+    """
     sealed: dict[str, tuple[EndRecord, str, int]] = {}
     distrusted: Distrusted = {}
     for meta in ledger.metas(EpisodeState.OPEN):
+        if only is not None and meta.episode_id not in only:
+            continue
         path = episode_path(folder, meta.episode_id)
         prefix = EpisodePrefix(meta)
         if path.exists() and path.stat().st_size:
             prefix = read_prefix(path)
         if prefix.meta == meta:
-            sealed[meta.episode_id] = _rewrite(path, meta, prefix)
+            sealed[meta.episode_id] = _rewrite(path, meta, prefix, reason)
         elif prefix.meta is None:
             distrusted[meta.episode_id] = "torn", f"torn beyond reading: {prefix.problem}"
         else:
@@ -127,29 +139,37 @@ def _seal_open(folder: Path, ledger: Ledger, quarantined: Distrusted) -> list[st
             distrusted[meta.episode_id] = "foreign", why
     sync_folder(folder)
     with ledger.transaction():
-        for episode_id, (end, sha256, size_bytes) in sealed.items():
+        rows = [
             ledger.seal_episode(episode_id, end, False, sha256, size_bytes)
-        for episode_id, (_, reason) in distrusted.items():
-            ledger.quarantine_episode(episode_id, reason)
-    quarantined |= distrusted
-    return list(sealed)
+            for episode_id, (end, sha256, size_bytes) in sealed.items()
+        ]
+        for episode_id, (_, why) in distrusted.items():
+            ledger.quarantine_episode(episode_id, why)
+    return rows, distrusted
 
 
-def _rewrite(path: Path, meta: EpisodeMeta, prefix: EpisodePrefix) -> tuple[EndRecord, str, int]:
+def _rewrite(
+    path: Path, meta: EpisodeMeta, prefix: EpisodePrefix, reason: str
+) -> tuple[EndRecord, str, int]:
     """Put a whole file with the readable chunks and an aborted end in place of the torn one."""
     chunk_steps = prefix.chunks[0].choices_KA.shape[0] if prefix.chunks else 0
     end = EndRecord(
         outcome=Outcome.ABORTED,
         steps=0,  # what was executed of the last chunks is not known, so nothing is claimed
         executed_TK=np.zeros((len(prefix.chunks), chunk_steps), np.uint8),
-        reason=RESTART_REASON,
+        reason=reason,
         sealed_unix_s=unix_s(),
     )
     temporary = path.with_name(_REWRITE_PREFIX + path.name)
+    temporary.unlink(missing_ok=True)  # of an attempt that the disk refused
     writer = EpisodeWriter(temporary, meta)
-    for chunk in prefix.chunks:
-        writer.append(chunk)
-    sha256, size_bytes = writer.seal(end)
+    try:
+        for chunk in prefix.chunks:
+            writer.append(chunk)
+        sha256, size_bytes = writer.seal(end)
+    except OSError:
+        writer.abandon()
+        raise
     os.replace(temporary, path)
     return end, sha256, size_bytes
 

@@ -13,7 +13,7 @@ from agent.adapters import AdapterStore
 from agent.config import AgentConfig
 from agent.episode import mint_episode_id
 from agent.http import Health
-from agent.journal import Journal
+from agent.journal import Journal, JournalFailed
 from agent.metrics import AgentMetrics
 from agent.orders import OrderBook
 from agent.policy import Policy, UnknownInstruction
@@ -30,6 +30,7 @@ from agent.server.loop import Handlers, Loop
 from agent.server.measuring import measure_when_asked
 from agent.server.open_episode import EpisodeRules
 from agent.server.operator import Operator
+from agent.server.recording import Recording
 from agent.server.residency import Residency
 from agent.server.state import ServerState, Task
 from agent.server.watchdog import BATCH_LIMIT_S, watch
@@ -97,14 +98,16 @@ class Server:
         if batch_since_s is not None and now_s - batch_since_s > BATCH_LIMIT_S:
             return Health(False, False, f"one batch has taken {now_s - batch_since_s:.0f} s so far")
         if self._journal.failure is not None:
-            return Health(True, False, str(self._journal.failure))
+            return Health(False, False, str(self._journal.failure))
         if self._state.is_stopping:
             return Health(True, False, "stopping")
         if self._is_ready and self._state.active_fault:
             return Health(True, False, self._state.active_fault)
         if self._robots.door is not None and not self._robots.door.is_open:
             return Health(True, False, "nobody new is let in: the authenticator has ended")
-        return Health(True, self._is_ready, "" if self._is_ready else "starting")
+        if not self._is_ready:
+            return Health(True, False, "starting")
+        return Health(True, True, self._state.recording_fault)
 
     def status_line(self) -> str:
         """What people want to see first; for the loop's thread."""
@@ -112,6 +115,8 @@ class Server:
             return "loading the active adapter"
         if self._state.active_fault:
             return f"not ready: {self._state.active_fault}"
+        if self._state.recording_fault:
+            return f"serving {self._state.active_version}; {self._state.recording_fault}"
         return f"serving {self._state.active_version}, {len(self._episodes)} episodes open"
 
     def wake(self) -> None:
@@ -122,8 +127,11 @@ class Server:
         """Serves until `should_stop`, then answers what is in flight and seals what is open.
 
         `on_ready` is called when the active version is there and messages are answered from now on.
+        Raises JournalFailed when the journal has ended for what time does not mend.
         """
-        self._journal.start()
+        self._journal.start(
+            lambda rows: self._mailbox.post(lambda: self._episodes.on_aborted(rows))
+        )
         self._restore(should_stop)
         if should_stop():
             return
@@ -133,9 +141,11 @@ class Server:
             "serving robots at %s, operators at %s", self._robots.endpoint, self.operator_endpoint
         )
         self._watchdog.start()
-        while not should_stop():
+        while not should_stop() and self._journal.failure is None:
             self._loop.run_once()
         self._stop()
+        if self._journal.failure is not None:
+            raise JournalFailed(str(self._journal.failure))
 
     def close(self) -> None:
         """Lets go of sockets, threads and the state directory."""
@@ -159,7 +169,7 @@ class Server:
         success.restore(recovered.orders, self._journal.history())
         self._register_tasks(policy, recovered)
         store = AdapterStore(Path(config.adapters_dir))
-        mailbox = Mailbox(self._wakeup)
+        mailbox = self._mailbox = Mailbox(self._wakeup)
         self._inference = Inference(policy, mailbox, metrics, config.max_batch, config.max_wait_s)
         stack.callback(self._inference.close)
         self._residency = Residency(
@@ -191,6 +201,7 @@ class Server:
         )
         self._episodes = Episodes(core, self._clients, rules)
         self._episodes.subscribe(success.on_sealed)
+        self._recording = Recording(core, self._episodes)
         self._operator = Operator(
             core, self._activation, self._episodes, max_reply_bytes=config.max_message_bytes // 2
         )
@@ -245,8 +256,8 @@ class Server:
 
     def _tick(self, now_s: float) -> None:
         if self._journal.failure is not None:
-            self._episodes.fail_ends(self._journal.failure)
-            return
+            return  # the loop ends
+        self._recording.tick(now_s)
         self._clients.tick(now_s)
         self._episodes.tick(now_s)
         self._operator.tick(now_s)
@@ -283,10 +294,17 @@ class Server:
     def _stop(self) -> None:
         self._state.is_stopping = True
         self._run_until(lambda: self._inference.is_idle, DRAIN_LIMIT_S)
+        if self._journal.trouble is not None:
+            self._recording.stop("the server was stopped meanwhile")
         if self._journal.failure is None:
             self._episodes.abort_all("the server was stopped")
-            self._run_until(lambda: not len(self._episodes), SEAL_LIMIT_S)
+            self._run_until(self._is_done, SEAL_LIMIT_S)
+        if self._journal.failure is not None:
+            self._episodes.fail_ends(self._journal.failure)
         log.info("stopped with %d episodes open", len(self._episodes))
+
+    def _is_done(self) -> bool:
+        return not len(self._episodes) or self._journal.failure is not None
 
     def _run_until(self, condition: Callable[[], bool], limit_s: float) -> None:
         deadline_s = time.monotonic() + limit_s

@@ -86,7 +86,8 @@ class Clients:
         self.see(message, exchange)
         check_range("count", message.count, 1, LEASES_MAX)
         leases = []
-        if not self._core.state.is_stopping:
+        is_kept = self._core.journal.trouble is None and not self._core.state.recording_fault
+        if is_kept and not self._core.state.is_stopping:
             leases = self._core.book.lease(
                 message.client_id,
                 message.suite,

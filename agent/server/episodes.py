@@ -87,7 +87,9 @@ class Episodes:
             raise WireError("bad_message", "episode start: give slot_id or task, not both or none")
         open_slot = self._start_slot if message.slot_id else self._start_own
         episode = open_slot(message, exchange)
-        exchange.reply(EpisodeStarted(episode.meta.episode_id, episode.meta.version))
+        exchange.reply(
+            EpisodeStarted(episode.meta.episode_id, episode.meta.version, episode.is_recorded)
+        )
 
     def act(self, message: Act, exchange: Exchange) -> None:
         """Answers an observation, at once if it was answered before."""
@@ -147,6 +149,17 @@ class Episodes:
         for episode in list(self._open.values()):
             self._abort(episode, reason)
 
+    def stop_recording(self, why: str) -> None:
+        """Keeps no more of any open episode. They are acted in to their ends, which are aborted."""
+        for episode in list(self._open.values()):
+            self._stop_recording(episode, why)
+
+    def on_aborted(self, rows: list[SealedRow]) -> None:
+        """What there was of episodes that could not be kept is durable."""
+        for row in rows:
+            for notify in self._subscribers:
+                notify(row)
+
     def fail_ends(self, error: PerennialError) -> None:
         """Tells everybody who waits for a seal that it will not come."""
         for episode in self._open.values():
@@ -165,6 +178,8 @@ class Episodes:
 
     def _start_slot(self, message: EpisodeStart, exchange: Exchange) -> OpenEpisode:
         self._check_room()
+        if self._core.state.recording_fault:
+            raise WireError("overloaded", self._core.state.recording_fault)
         book, client_id = self._core.book, message.client_id
         started = book.start(message.slot_id, client_id, message.start_key, exchange.received_s)
         episode_id, order, index = started.episode_id, started.order, started.slot_index
@@ -193,13 +208,16 @@ class Episodes:
             raise WireError("overloaded", f"{self._rules.max_open} episodes are open already")
 
     def _register(self, meta: EpisodeMeta, start_key: str, exchange: Exchange) -> OpenEpisode:
-        self._core.journal.open(meta, exchange.sender)
+        is_recorded = not self._core.state.recording_fault
+        if is_recorded:
+            self._core.journal.open(meta, exchange.sender)
         keep_images = True
         if meta.phase == Phase.EVAL:
             kind = (meta.task, meta.version, meta.temperature)
             keep_images = self._eval_kept[kind] < self._rules.keep_eval_images_per_task
             self._eval_kept[kind] += 1
         episode = OpenEpisode(meta, start_key, keep_images, exchange.received_s, exchange.sender)
+        episode.is_recorded = is_recorded
         self._open[meta.episode_id] = episode
         self._core.residency.touch(meta.version)
         return episode
@@ -269,17 +287,44 @@ class Episodes:
         self._core.metrics.observe_stage("total", total_s)
 
     def _record(self, episode: OpenEpisode, act: Act, result: ActResult) -> Chunk | WireError:
-        """The reply, once the journal has taken it; a refusal leaves the step to be asked again."""
+        """The reply, once the journal has taken it; a refusal leaves the step to be asked again.
+
+        Where the disk is the cause, the robot gets its actions, and the episode is not kept.
+        """
         meta = episode.meta
-        try:
-            self._core.journal.append(meta.episode_id, episode.record(act, result))
-        except PerennialError as error:
-            return wire_error_of(error, "recording a chunk")
-        chunk = Chunk(meta.episode_id, act.step_index, result.actions_KA, meta.version)
+        if episode.is_recorded:
+            try:
+                self._core.journal.append(meta.episode_id, episode.record(act, result))
+            except PerennialError as error:
+                refusal, trouble = wire_error_of(error, "recording a chunk"), self._disk_fault(meta)
+                if refusal.code != "overloaded" or not trouble:
+                    return refusal
+                self._stop_recording(episode, trouble)
+        if not episode.is_recorded:
+            self._core.metrics.observations_unrecorded_total.inc()
+        chunk = Chunk(
+            *(meta.episode_id, act.step_index, result.actions_KA, meta.version),
+            recorded=episode.is_recorded,
+        )
         episode.remember(chunk, act.executed)
         count_actions(self._core.metrics, episode, act.executed)
         episode.seams.sent(self._core.policy.normalise(result.actions_KA))
         return chunk
+
+    def _disk_fault(self, meta: EpisodeMeta) -> str:
+        """Why an observation is answered although the journal has no room for it; "" if it isn't.
+
+        A simulator waits for a slow disk, a robot does not.
+        """
+        trouble = self._core.journal.trouble
+        if trouble is not None:
+            return trouble.text
+        return "the disk is too slow" if meta.phase == Phase.SERVE else ""
+
+    def _stop_recording(self, episode: OpenEpisode, why: str) -> None:
+        if episode.is_recorded:
+            episode.is_recorded = False
+            self._core.journal.give_up(episode.meta.episode_id, f"not kept: {why}")
 
     # ---- ending ------------------------------------------------------------------------------
 
@@ -291,6 +336,9 @@ class Episodes:
 
     def _seal(self, episode: OpenEpisode, end: EpisodeEnd, waiters: list[Exchange]) -> None:
         meta = episode.meta
+        if not episode.is_recorded:
+            self._end_unrecorded(episode, waiters)
+            return
         # A slot has one open episode, so the first end that is not an abort fills it.
         counted = bool(meta.slot_id) and end.outcome != Outcome.ABORTED
         executed_TK = episode.executed_TK(end.executed, self._core.policy.chunk_steps)
@@ -300,20 +348,41 @@ class Episodes:
             record,
             counted,
             lambda row: self._core.mailbox.post(lambda: self._on_durable(row)),
+            lambda: self._core.mailbox.post(lambda: self._on_lost(meta.episode_id)),
         )
         episode.end_waiters = waiters
         if meta.slot_id:
             self._core.book.finish(meta.episode_id, end.outcome, end.reason if waiters else None)
+        self._drop_pending(episode)
+
+    def _drop_pending(self, episode: OpenEpisode) -> None:
         if episode.pending is not None:
             for waiter in episode.pending.waiters:
-                waiter.fail("unknown_episode", f"episode {meta.episode_id} has ended")
+                waiter.fail("unknown_episode", f"episode {episode.meta.episode_id} has ended")
             episode.pending = None
 
-    def _on_durable(self, row: SealedRow) -> None:
-        episode = self._open.pop(row.episode_id)
-        sealed = EpisodeSealed(row.episode_id, row.outcome, row.counted)
+    def _end_unrecorded(self, episode: OpenEpisode, waiters: list[Exchange]) -> None:
+        """The end of an episode that is not kept: nothing has to be durable for its answer."""
+        if episode.meta.slot_id:
+            self._core.book.finish(episode.meta.episode_id, Outcome.ABORTED)
+        self._drop_pending(episode)
+        episode.end_waiters = waiters
+        self._answer_end(EpisodeSealed(episode.meta.episode_id, Outcome.ABORTED, False, False))
+
+    def _on_lost(self, episode_id: str) -> None:
+        """The end of an episode was given up before it was durable: whatever it was, it aborts."""
+        meta = self._open[episode_id].meta
+        if meta.slot_id:
+            self._core.book.lose(meta.slot_id, episode_id)
+        self._answer_end(EpisodeSealed(episode_id, Outcome.ABORTED, False, False))
+
+    def _answer_end(self, sealed: EpisodeSealed) -> None:
+        episode = self._open.pop(sealed.episode_id)
         self._past.remember(sealed, episode.owner)
         for waiter in episode.end_waiters or []:
             waiter.reply(sealed)
+
+    def _on_durable(self, row: SealedRow) -> None:
+        self._answer_end(EpisodeSealed(row.episode_id, row.outcome, row.counted))
         for notify in self._subscribers:
             notify(row)

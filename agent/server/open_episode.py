@@ -60,6 +60,7 @@ class OpenEpisode:
     replies: dict[int, Chunk] = field(default_factory=dict)
     seams: SeamMeter = field(default_factory=SeamMeter)
     pending: PendingAct | None = None
+    is_recorded: bool = True  # False: acted in, and not kept
     end_waiters: list[Exchange] | None = None  # set once the seal is under way
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from agent.config import AgentConfig, PolicyConfig
-from agent.durable import StorageError
+from agent.durable import StorageError, may_pass
 from agent.http import Health, HttpServer
 from agent.measuring import add_ready_source
 from agent.metrics import AgentMetrics
@@ -88,4 +88,6 @@ def _open_server(config: AgentConfig, metrics: AgentMetrics) -> Server:
     try:
         return Server(config, lambda: make_policy(config.policy), metrics)
     except StorageError as error:
+        if may_pass(error):  # a later start may succeed
+            raise
         raise ConfigError(f"state_dir: {error}") from error

@@ -26,6 +26,7 @@ class ServerState:
     active_fault: str = ""  # why the active version cannot be served; "" while it is
     tasks: dict[str, Task] = field(default_factory=dict)
     is_stopping: bool = False
+    recording_fault: str = ""  # why nothing is kept of episodes; "" while they are
     requests: int = 0  # received so far
 
     def version_to_serve(self) -> str:

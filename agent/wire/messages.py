@@ -127,10 +127,15 @@ class EpisodeStart:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeStarted:
-    """The server-minted identity of the episode and the adapter version it is pinned to."""
+    """The server-minted identity of the episode and the adapter version it is pinned to.
+
+    recorded: False while the server's disk takes nothing. The episode is acted in and not kept: it
+    will end as aborted, and is neither trained nor counted.
+    """
 
     episode_id: str
     version: str
+    recorded: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +157,16 @@ class Act:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """actions: f32[K, A] in the robot's units; `version` is the adapter that produced them."""
+    """actions: f32[K, A] in the robot's units; `version` is the adapter that produced them.
+
+    recorded: False once the episode is not kept any more (see EpisodeStarted).
+    """
 
     episode_id: str
     step_index: int
     actions: np.ndarray
     version: str
+    recorded: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +186,16 @@ class EpisodeEnd:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeSealed:
-    """`counted` is False for aborted and surplus episodes."""
+    """`counted` is False for aborted and surplus episodes.
+
+    recorded: False for an episode that could not be kept; its outcome is then aborted, whatever the
+    client has said.
+    """
 
     episode_id: str
     outcome: str
     counted: bool
+    recorded: bool = True
 
 
 @dataclass(frozen=True, slots=True)
