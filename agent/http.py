@@ -14,13 +14,13 @@ from socketserver import TCPServer
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from agent.metric_set import ScrapeBusy
+from agent.wire.endpoints import is_loopback
 from agent.wire.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 _PLAIN = "text/plain; charset=utf-8"
 _SOCKET_TIMEOUT_S = 10.0
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,8 @@ class HttpServer:
         *,
         is_open: bool = False,
     ) -> None:
-        if not is_open and host not in _LOOPBACK:
+        host = host.strip("[]")
+        if not is_open and not is_loopback(host):
             raise ConfigError(
                 f"http_host={host}: other machines could read metrics and health there, in clear; "
                 "use 127.0.0.1, or set http_open=true (they hold no secret)"
@@ -69,9 +70,10 @@ class HttpServer:
         server = _ServerV6 if ":" in host else _Server
         try:
             self._server = server((host, port), handler)
-        except OSError as error:
+        except (OSError, OverflowError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "no such host or port"
             raise ConfigError(
-                f"cannot serve HTTP on {host}:{port}: {error.strerror or error}; "
+                f"cannot serve HTTP on {host}:{port}: {reason}; "
                 "choose another port, or 0 for any free one"
             ) from error
         self._thread = threading.Thread(
@@ -85,7 +87,8 @@ class HttpServer:
     def url(self) -> str:
         """http://HOST:PORT as bound."""
         host, port = self._server.server_address[:2]
-        return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
+        name = str(host).replace("%", "%25")  # as a URL has the zone of an address
+        return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
     def start(self) -> None:
         """Serves until `close`."""

@@ -119,6 +119,7 @@ class LearnerConfig:
         require_range("start_adapter_scale", self.start_adapter_scale, 0, 1000)
         require(self.micro_batch >= 1, "micro_batch must be at least 1")
         require(self.threads >= 1, "threads must be at least 1")
+        require_range("http_port", self.http_port, 0, 65_535)
         require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
         require(self.cameras, "cameras is empty; name the policy's, e.g. [agentview, wrist]")
         require(

@@ -14,9 +14,11 @@ from agent.durable import replace_file
 from agent.metrics import AgentMetrics
 from agent.wire.codec import Limits
 from agent.wire.curve import Door
+from agent.wire.errors import ConfigError
 from agent.wire.sockets import RouterSocket
 
 CLIENT_HEADER_BYTES = 64 << 10
+SOCKET_PARENT_MAX_BYTES = 72  # so that the path of a socket in a folder of it is short enough
 
 
 def bind_sockets(
@@ -45,8 +47,14 @@ def bind_sockets(
 
 def private_endpoint(stack: ExitStack) -> str:
     """An ipc address in a fresh folder that only this user can enter; `stack` removes it."""
-    parent = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    folder = tempfile.mkdtemp(prefix="perennial-", dir=parent)
+    parents = (os.environ.get("XDG_RUNTIME_DIR") or "", tempfile.gettempdir(), "/tmp")
+    usable = [each for each in parents if os.access(each, os.W_OK | os.X_OK)]
+    short = [each for each in usable if len(os.fsencode(each)) <= SOCKET_PARENT_MAX_BYTES]
+    if not short:
+        raise ConfigError(
+            "operator_endpoint: no short folder to make a socket in; set XDG_RUNTIME_DIR or TMPDIR"
+        )
+    folder = tempfile.mkdtemp(prefix="perennial-", dir=short[0])
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
     return f"ipc://{folder}/operator.sock"
 

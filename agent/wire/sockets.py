@@ -15,7 +15,7 @@ import zmq
 
 from agent.wire.client_list import ANYBODY, Client
 from agent.wire.codec import DEFAULT_LIMITS, Envelope, Frame, Limits, decode, encode
-from agent.wire.endpoints import check_endpoint
+from agent.wire.endpoints import address_of, check_endpoint, is_ipv6
 from agent.wire.errors import ConfigError, HandshakeRefused, RequestTimeout, WireError
 from agent.wire.handshake import HandshakeWatch
 from agent.wire.keys import ClientKeys
@@ -61,14 +61,14 @@ class RouterSocket:
         self.limits = limits
         self.door = door
         self._socket = _make_socket(
-            zmq.ROUTER, limits, zmq.Context.instance() if door is None else door.context
+            zmq.ROUTER, limits, endpoint, zmq.Context.instance() if door is None else door.context
         )
         if door is not None:
             door.secure(self._socket)
         # Mandatory: a reply that cannot be routed raises here and is counted, not lost silently.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
-            self._socket.bind(endpoint)
+            self._socket.bind(address_of(endpoint))
         except zmq.ZMQError as error:
             self._socket.close()
             raise ConfigError(
@@ -243,7 +243,7 @@ class DealerClient:
         self.close()
 
     def _connect(self) -> zmq.Socket[bytes]:
-        socket = _make_socket(zmq.DEALER, self._limits, zmq.Context.instance())
+        socket = _make_socket(zmq.DEALER, self._limits, self.endpoint, zmq.Context.instance())
         socket.setsockopt(zmq.RECONNECT_IVL, 50)  # ms
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)  # ms
         if self._keys is not None:
@@ -255,7 +255,7 @@ class DealerClient:
         self._poller = zmq.Poller()
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(self._watch.events, zmq.POLLIN)
-        socket.connect(self.endpoint)
+        socket.connect(address_of(self.endpoint))
         return socket
 
     def _await(self, request_id: int, deadline_s: float) -> Any:
@@ -290,9 +290,11 @@ class DealerClient:
 
 
 def _make_socket(
-    kind: int, limits: Limits, context: zmq.Context[zmq.Socket[bytes]]
+    kind: int, limits: Limits, endpoint: str, context: zmq.Context[zmq.Socket[bytes]]
 ) -> zmq.Socket[bytes]:
     socket = context.socket(kind)
+    # Not always: "localhost" would then be looked for at ::1 alone.
+    socket.setsockopt(zmq.IPV6, int(is_ipv6(endpoint)))
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, limits.max_message_bytes)
     socket.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES_MAX)
