@@ -28,6 +28,7 @@ class Slot:
     start_key: str = ""
     episode_id: str = ""  # of the open episode (RUNNING) or the counted one (FILLED)
     expires_s: float = 0.0
+    spoken_of_s: float = 0.0  # the last message about this very slot
     aborts: int = 0  # told by clients, since the server's start
 
     def lease(self, lease_s: float) -> SlotLease:

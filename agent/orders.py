@@ -15,6 +15,7 @@ from agent.order_slots import Expired, Finished, Slot, SlotState, Started, slot_
 from agent.wire.errors import WireError
 from agent.wire.messages import Order, Outcome, SlotLease
 
+QUIET_LIMIT_S = 600.0  # or lease_s: without a word about an episode, however lively its client
 SLOT_ABORTS_MAX = 8  # of one slot by its clients, then its order is refused
 
 
@@ -109,7 +110,7 @@ class OrderBook:
             if slot.order.order_id in self._refused:
                 continue
             slot.state, slot.client_id = SlotState.LEASED, client_id
-            slot.expires_s = now_s + self._lease_s
+            slot.spoken_of_s, slot.expires_s = now_s, now_s + self._lease_s
             self._held[slot_id] = slot
             leases.append(slot.lease(self._lease_s))
         return leases
@@ -134,14 +135,21 @@ class OrderBook:
             raise WireError(
                 "episode_open_elsewhere", f"slot {slot_id!r} has open episode {slot.episode_id}"
             )
-        slot.expires_s = now_s + self._lease_s
+        slot.spoken_of_s, slot.expires_s = now_s, now_s + self._lease_s
         return Started(slot.episode_id, slot.order, slot.index, is_new)
 
     def touch_episode(self, episode_id: str, now_s: float) -> None:
         """A sign of life of one open episode; episodes that run in no slot are ignored."""
         slot = self._running.get(episode_id)
         if slot is not None:
-            slot.expires_s = now_s + self._lease_s
+            slot.spoken_of_s, slot.expires_s = now_s, now_s + self._lease_s
+
+    def touch_client(self, client_id: str, now_s: float) -> None:
+        """A sign of life of a client keeps what it holds, but for what it seems to have lost."""
+        quiet_s = max(QUIET_LIMIT_S, self._lease_s)
+        for slot in self._held.values():
+            if slot.client_id == client_id and now_s - slot.spoken_of_s < quiet_s:
+                slot.expires_s = now_s + self._lease_s
 
     # ---- what ends a lease -------------------------------------------------------------------
 

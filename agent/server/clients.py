@@ -28,6 +28,7 @@ LEASES_MAX = 256  # per Assign
 NAME_MAX_CHARS = 200
 CLIENTS_MAX = 4096
 FORGET_AFTER_S = 600.0  # or after lease_s, whichever is longer
+KEEP_SHARE = 0.1  # of lease_s, between two looks at what a client holds
 FORMER_MAX = 64  # replaced instances remembered per client
 RETRY_AFTER_S = 0.1  # told to a client that gets no lease
 
@@ -42,6 +43,7 @@ class Client:
     owner: str
     instance_id: str
     last_seen_s: float
+    kept_s: float = 0.0  # when it last kept what it holds
     former: deque[str] = field(default_factory=lambda: deque(maxlen=FORMER_MAX))
 
 
@@ -54,10 +56,15 @@ class Clients:
         self._clients: dict[str, Client] = {}
         self._telemetry = ClientTelemetry(core.metrics)
         self._give_back: Callable[[str], None] = lambda client_id: None
+        self._keep: Callable[[str, float], None] = lambda client_id, now_s: None
 
     def on_replaced(self, give_back: Callable[[str], None]) -> None:
         """Has `give_back` called with the id of a client whose process was started again."""
         self._give_back = give_back
+
+    def on_alive(self, keep: Callable[[str, float], None]) -> None:
+        """Has `keep` called with the id of a client that gave a sign of life, and the time [s]."""
+        self._keep = keep
 
     def hello(self, message: Hello, exchange: Exchange) -> None:
         """Takes a client in; the reply is the contract."""
@@ -83,8 +90,9 @@ class Clients:
 
     def assign(self, message: Assign, exchange: Exchange) -> None:
         """Leases slots whose version can be served now."""
-        self.see(message, exchange)
+        self.check(message, exchange)
         check_range("count", message.count, 1, LEASES_MAX)
+        self.see(message.client_id, exchange.received_s)
         leases = []
         is_kept = self._core.journal.trouble is None and not self._core.state.recording_fault
         if is_kept and not self._core.state.is_stopping:
@@ -99,17 +107,28 @@ class Clients:
 
     def telemetry(self, message: Telemetry, exchange: Exchange) -> None:
         """Exports a client's figures."""
-        self.see(message, exchange)
+        self.check(message, exchange)
         unknown = sorted(message.gauges.keys() - set(TELEMETRY_NAMES))
         if unknown:
             raise WireError(
                 "bad_message", f"gauges {unknown[:8]} are not among {list(TELEMETRY_NAMES)}"
             )
+        self.see(message.client_id, exchange.received_s)
         self._telemetry.take(message.client_id, message.instance_id, message.gauges)
         exchange.reply(Ok())
 
-    def see(self, message: Assign | EpisodeStart | Telemetry, exchange: Exchange) -> None:
-        """A sign of life.
+    def see(self, client_id: str, now_s: float) -> None:
+        """Take note of a sign of life: a message in which nothing is wrong."""
+        client = self._clients.get(client_id)
+        if client is None:
+            return  # forgotten, or a server that was started again: it will be told
+        client.last_seen_s = now_s
+        if now_s - client.kept_s >= self._lease_s * KEEP_SHARE:
+            client.kept_s = now_s
+            self._keep(client_id, now_s)
+
+    def check(self, message: Assign | EpisodeStart | Telemetry, exchange: Exchange) -> None:
+        """Check that a message is from a client that is here.
 
         Raises WireError: server_restarted for a client that must say hello, forbidden for one that
         belongs to another key, stale_epoch for a process that is not the client's latest.
@@ -120,7 +139,6 @@ class Clients:
         _check_owner(client, message.client_id, exchange.sender)
         if client.instance_id != message.instance_id:
             raise _replaced(message.client_id)
-        client.last_seen_s = exchange.received_s
 
     def tick(self, now_s: float) -> None:
         """Forgets clients that were silent for long, and counts the others."""
@@ -148,7 +166,7 @@ class Clients:
             self._give_back(message.client_id)
             client.former.append(client.instance_id)
             client.instance_id = message.instance_id
-        client.last_seen_s = now_s
+        self.see(message.client_id, now_s)
 
 
 def _check_owner(client: Client, client_id: str, sender: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from agent.episode import EndRecord, EpisodeMeta, mint_episode_id
 from agent.ledger import SealedRow
+from agent.orders import QUIET_LIMIT_S
 from agent.policy import ActRequest, ActResult
 from agent.process.clock import unix_s
 from agent.server.clients import Clients
@@ -63,6 +64,7 @@ class Episodes:
         self._eval_kept: Counter[tuple[str, str, float]] = Counter()
         self._strayed: set[str] = set()  # clients of whose states far outside the log has a line
         clients.on_replaced(self._give_back)
+        clients.on_alive(self._keep)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -79,12 +81,13 @@ class Episodes:
 
     def start(self, message: EpisodeStart, exchange: Exchange) -> None:
         """Opens the episode of a leased slot, or of a robot's own task on the active version."""
-        self._clients.see(message, exchange)
+        self._clients.check(message, exchange)
         check_name("start_key", message.start_key)
         if self._core.state.is_stopping:
             raise WireError("overloaded", "the server is stopping")
         if bool(message.slot_id) == bool(message.task):
             raise WireError("bad_message", "episode start: give slot_id or task, not both or none")
+        self._clients.see(message.client_id, exchange.received_s)
         open_slot = self._start_slot if message.slot_id else self._start_own
         episode = open_slot(message, exchange)
         exchange.reply(
@@ -94,7 +97,6 @@ class Episodes:
     def act(self, message: Act, exchange: Exchange) -> None:
         """Answers an observation, at once if it was answered before."""
         episode = self._find(message.episode_id, exchange)
-        self._see(episode, exchange.received_s)
         pending, step = episode.pending, message.step_index
         if step in episode.replies:
             exchange.reply(episode.replies[step])
@@ -111,6 +113,8 @@ class Episodes:
             episode.require_known(message.executed, self._core.policy.chunk_steps)
             self._note_stray_state(episode.meta, message.proprio)
             self._infer(episode, PendingAct(message, [exchange]), exchange.received_s)
+        self._see(episode, exchange.received_s)
+        self._clients.see(episode.meta.client_id, exchange.received_s)
 
     def end(self, message: EpisodeEnd, exchange: Exchange) -> None:
         """Seals an episode; a repeat gets the first end's answer."""
@@ -136,7 +140,7 @@ class Episodes:
         silent += [
             episode_id
             for episode_id, episode in self._open.items()
-            if not episode.meta.slot_id and now_s - episode.last_seen_s > self._rules.lease_s
+            if not episode.meta.slot_id and now_s - episode.kept_s > self._rules.lease_s
         ]
         for episode in [self._open[episode_id] for episode_id in silent]:
             if episode.pending is None:  # else the silence is the server's own
@@ -231,7 +235,8 @@ class Episodes:
         raise self._past.why_gone(episode_id, exchange.sender)
 
     def _see(self, episode: OpenEpisode, now_s: float) -> None:
-        episode.last_seen_s = now_s
+        """A message about an episode in which nothing was wrong, or its answer."""
+        episode.last_seen_s = episode.kept_s = now_s
         self._core.book.touch_episode(episode.meta.episode_id, now_s)
 
     def _note_stray_state(self, meta: EpisodeMeta, proprio_P: np.ndarray) -> None:
@@ -247,6 +252,14 @@ class Episodes:
                 "the order of proprio, and unnorm_key",
                 *(meta.client_id, meta.episode_id, what),
             )
+
+    def _keep(self, client_id: str, now_s: float) -> None:
+        """A client is there: nothing that it holds runs out."""
+        self._core.book.touch_client(client_id, now_s)
+        quiet_s = max(QUIET_LIMIT_S, self._rules.lease_s)
+        for episode in self._open.values():
+            if episode.meta.client_id == client_id and now_s - episode.last_seen_s < quiet_s:
+                episode.kept_s = now_s
 
     def _infer(self, episode: OpenEpisode, pending: PendingAct, now_s: float) -> None:
         meta, act = episode.meta, pending.act

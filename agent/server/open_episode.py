@@ -46,7 +46,8 @@ class OpenEpisode:
     """An episode between its start and its durable seal.
 
     owner: the client whose key opened it. executed: u8 codes, as they came, of the actions whose
-    fate is known. replies: those of the last two steps.
+    fate is known. replies: those of the last two steps. last_seen_s, kept_s: the last message about
+    it, and the last sign of life that kept it.
     """
 
     meta: EpisodeMeta
@@ -55,6 +56,7 @@ class OpenEpisode:
     last_seen_s: float
     owner: str
     noise_slot: int = field(init=False)
+    kept_s: float = 0.0
     chunks: int = 0  # answered observations
     executed: list[np.ndarray] = field(default_factory=list)
     replies: dict[int, Chunk] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class OpenEpisode:
     end_waiters: list[Exchange] | None = None  # set once the seal is under way
 
     def __post_init__(self) -> None:
+        self.kept_s = self.last_seen_s
         self.noise_slot = slot_hash(self.meta.noise_key, self.meta.slot_index)
 
     def owned_by(self, sender: str) -> OpenEpisode:
@@ -177,7 +180,10 @@ def count_actions(metrics: AgentMetrics, episode: OpenEpisode, executed: np.ndar
 
 
 def join(waiters: list[Exchange], exchange: Exchange, what: str) -> None:
-    """Adds a repeat to those that wait. Raises WireError("overloaded") beyond WAITERS_MAX."""
+    """Adds a repeat to those that wait; beyond WAITERS_MAX the oldest one waits no more.
+
+    A client that came back over another connection is the newest.
+    """
     if len(waiters) >= WAITERS_MAX:
-        raise WireError("overloaded", f"{what} was asked {WAITERS_MAX} times already")
+        waiters.pop(0).fail("overloaded", f"{what} was asked again {WAITERS_MAX} times")
     waiters.append(exchange)

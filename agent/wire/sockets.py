@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from agent.wire.curve import Door  # clients need no authenticator
 
 QUEUED_MESSAGES_MAX = 64  # per connection and direction
+# Either side asks the other for a sign of life, and gives up a connection without one: a cable was
+# pulled, a machine is gone, a process stands still. A large message on a slow line is none.
+HEARTBEAT_S = 5.0
+SILENCE_LIMIT_S = 20.0
+HANDSHAKE_LIMIT_S = 10.0  # for a connection that is no peer yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,8 @@ class RouterSocket:
             door.secure(self._socket)
         # Mandatory: a reply that cannot be routed raises here and is counted, not lost silently.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # A client that chose its own routing id and comes back takes the place of its former self.
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         try:
             self._socket.bind(address_of(endpoint))
         except zmq.ZMQError as error:
@@ -246,6 +253,7 @@ class DealerClient:
         socket = _make_socket(zmq.DEALER, self._limits, self.endpoint, zmq.Context.instance())
         socket.setsockopt(zmq.RECONNECT_IVL, 50)  # ms
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)  # ms
+        socket.setsockopt(zmq.CONNECT_TIMEOUT, round(HANDSHAKE_LIMIT_S * 1000))
         if self._keys is not None:
             socket.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.pair.public.encode())
             socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.pair.secret.encode())
@@ -299,4 +307,18 @@ def _make_socket(
     socket.setsockopt(zmq.MAXMSGSIZE, limits.max_message_bytes)
     socket.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES_MAX)
     socket.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES_MAX)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, round(HANDSHAKE_LIMIT_S * 1000))
+    socket.setsockopt(zmq.HEARTBEAT_IVL, round(HEARTBEAT_S * 1000))
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(SILENCE_LIMIT_S * 1000))
+    socket.setsockopt(zmq.HEARTBEAT_TTL, round((HEARTBEAT_S + SILENCE_LIMIT_S) * 1000))
+    _keep_alive(socket)
     return socket
+
+
+def _keep_alive(socket: zmq.Socket[bytes]) -> None:
+    """Has the kernel notice a dead peer, also one that a sending waits for."""
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, round(SILENCE_LIMIT_S))
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, round(HEARTBEAT_S))
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    socket.setsockopt(zmq.TCP_MAXRT, round(SILENCE_LIMIT_S * 1000))

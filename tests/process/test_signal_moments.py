@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
 
@@ -60,6 +60,14 @@ def folder(tmp_path: Path) -> Path:
     text = yaml.safe_dump({**settings.processes["learner"], **own})
     (tmp_path / "learner.yaml").write_text(text)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_ignored() -> Iterator[None]:
+    """A shell has its background jobs ignore SIGINT, and children inherit that."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
 
 
 def start(kind: str, folder: Path) -> subprocess.Popen[str]:
