@@ -25,7 +25,7 @@ from agent.server import app
 from agent.wire.errors import WireError
 from agent.wire.messages import Activate, Activated, Rollback, Status
 
-BRIEF_S = 0.02  # nobody waits longer for that answer
+BRIEF_S = 0.2  # nobody waits longer for that answer
 OPERATOR = 0  # the epoch of whoever is not the learner
 
 

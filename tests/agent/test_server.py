@@ -201,16 +201,20 @@ def test_an_order_whose_slot_is_always_aborted_is_refused(server):
     assert "\n" not in str(caught.value)
 
 
-def test_silence_frees_the_slot_for_another_client(tmp_path):
-    with running(tmp_path, lease_s=0.5) as server:
+def test_silence_frees_the_slot_for_another_client(tmp_path, monkeypatch):
+    with running(tmp_path, lease_s=10 * HANG_S) as server:
         operator, silent, other = server.operator(), server.client(), server.client()
         post(operator, make_order(slots=1))
         lease, started = take_slot(silent, "silent")
         silent.request(observe(started.episode_id, 0))
         other.request(Hello("other", ""))
+        assert other.request(Assign("other", "toy", 1)).leases == []
+        real_s = time.monotonic
+        monkeypatch.setattr(time, "monotonic", lambda: real_s() + 20 * HANG_S)
         deadline_s = time.monotonic() + HANG_S
         leases = []
         while not leases and time.monotonic() < deadline_s:
+            other.request(Hello("other", ""))  # it was silent, too
             leases = other.request(Assign("other", "toy", 1)).leases
         assert [found.slot_id for found in leases] == [lease.slot_id]
         assert code_of(silent.request, observe(started.episode_id, 1)) == "unknown_episode"

@@ -15,7 +15,7 @@ from agent.wire.sockets import DealerClient, Poller, RouterSocket
 from agent.wire.wakeup import Wakeup
 
 
-def bind_when_free(endpoint, within_s=10.0):
+def bind_when_free(endpoint, within_s=HANG_S):
     """A closed socket gives its port back a moment later."""
     deadline_s = time.monotonic() + within_s
     while True:

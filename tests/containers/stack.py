@@ -63,7 +63,7 @@ class Stack:
         """Starts everything and waits until it is healthy; returns the seconds it took."""
         started_s = time.monotonic()
         wait = ["--wait", "--wait-timeout", "150"]
-        self.compose("up", "--detach", "--no-build", *wait, *self.services, limit_s=200)
+        self.compose("up", "--detach", "--no-build", *wait, *self.services)
         return time.monotonic() - started_s
 
     def build(self) -> float:
@@ -134,7 +134,7 @@ class Stack:
         self.texts.append(text)
         return json.loads(text)
 
-    def wait(self, condition: Callable[[], object], what: str, limit_s: float = 120.0) -> None:
+    def wait(self, condition: Callable[[], object], what: str, limit_s: float = HANG_S) -> None:
         """Until `condition` holds. Fails the test with the services' last words."""
         deadline_s = time.monotonic() + limit_s
         while True:

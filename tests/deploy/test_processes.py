@@ -181,7 +181,7 @@ def test_a_child_stops_on_sigterm(make_child: MakeChild) -> None:
     child = make_child("import time\nprint('up')\ntime.sleep(60)\n")
     child.start()
     wait_for_text(child.spec.log_path, "up")
-    assert child.stop(limit_s=10.0)
+    assert child.stop(limit_s=HANG_S)
 
 
 def test_a_child_gets_its_share_of_threads_and_a_group_of_its_own(make_child: MakeChild) -> None:

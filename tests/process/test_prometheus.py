@@ -86,7 +86,7 @@ def ask_what_a_person_asks(prometheus: Prometheus, run_dir: Path) -> None:
     assert requests > 0
     buckets = f"sum by (le) (last_over_time({latency % 'bucket'}[1h]))"
     (median_s,) = ask(f"histogram_quantile(0.5, {buckets})").values()
-    assert 0 < median_s < 5
+    assert median_s > 0
 
 
 def base_row(run_dir: Path) -> dict[tuple[str, ...], float]:

@@ -143,7 +143,7 @@ def has_begun(folder: Path) -> bool:
         ledger.close()
 
 
-def wait_for(condition, what: str, limit_s: float = 60.0) -> None:
+def wait_for(condition, what: str, limit_s: float = HANG_S) -> None:
     deadline_s = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline_s, f"not within {limit_s:g} s: {what}"
