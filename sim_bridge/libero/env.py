@@ -10,13 +10,12 @@ last but one of a step's 25 substeps, from poses computed before that substep mo
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
+from sim_bridge.libero.resets import PublishedResets, quiet
 from sim_bridge.libero.tasks import LiberoTask
 from sim_bridge.robot import BridgeError
 
@@ -24,12 +23,11 @@ ACTION_DIM = 7
 PROPRIO_DIM = 8
 CONTROL_RATE_HZ = 20
 MEASURED_SUBSTEP = 2  # from a step's end
-PUBLISHED_SEED = 0  # of the fixtures' poses, which the init states do not hold
 
 
 def import_simulator() -> None:
     """Imports what environments are made of; takes seconds. Raises ImportError for what lacks."""
-    with _quiet():
+    with quiet():
         import libero.libero.envs.env_wrapper  # noqa: F401
 
 
@@ -42,7 +40,7 @@ class LiberoEnv:
 
     def __init__(self, task: LiberoTask) -> None:
         """Takes 4 to 10 s, and about 1.5 GB."""
-        with _quiet():
+        with quiet():
             from libero.libero.envs.env_wrapper import ControlEnv
 
             self._control = ControlEnv(
@@ -63,10 +61,7 @@ class LiberoEnv:
         self.success_now = False  # does its predicate hold?
         self._transforms = transforms
         self._init_states_NS = task.init_states()
-        # A fresh environment loads its model twice before its first episode, and so draws twice how
-        # far drawers and knobs are turned: what is drawn after that, the fixtures' poses, depends
-        # on it.
-        self.robosuite.object_property_initializers *= 2
+        self._resets = PublishedResets(self._control)
         self._substeps = round(self.robosuite.control_timestep / self.robosuite.model_timestep)
         self._seen = mujoco.MjData(self.model)  # its poses lag behind until someone looks
         self._seen_fingers_m = np.zeros(2)
@@ -86,8 +81,10 @@ class LiberoEnv:
         """How many init states are published for this task."""
         return len(self._init_states_NS)
 
-    def reset_published(self, init_state: int) -> None:
-        """Puts the scene into the published init state `init_state`, as a fresh environment would.
+    def reset_published(self, init_state: int, reseeded: bool = False) -> None:
+        """Puts the scene into the published init state `init_state`, with its episode's fixtures.
+
+        reseeded: whether the published loop seeds before every reset, and not once.
 
         Raises BridgeError for an index that is not published.
         """
@@ -96,15 +93,20 @@ class LiberoEnv:
                 f"init_state: {self.task.slug} has 0 to {self.init_state_count - 1}, "
                 f"got {init_state}"
             )
-        self._reset(PUBLISHED_SEED)
+        if reseeded:
+            self._resets.reset_seeded(init_state)
+        else:
+            self._resets.reset(init_state)
+        self._begin()
         self._control.set_init_state(self._init_states_NS[init_state])
         self._measure()
 
     def reset_fresh(self, seed: int) -> None:
         """Puts the scene into a new start state, drawn as the published ones were."""
         # What lies in a drawer is placed where the drawer was: it has to be there already.
-        self._reset(seed)
-        self._reset(seed)
+        for _ in range(2):
+            self._resets.reset_seeded(0, seed)
+        self._begin()
 
     def step(self, action_A: np.ndarray) -> bool:
         """One control step of 1/20 s; True once the task has succeeded in this episode.
@@ -122,11 +124,12 @@ class LiberoEnv:
     def settle(self, action_A: np.ndarray) -> None:
         """One control step that does not count: no success is looked for."""
         env, model, data = self.robosuite, self.model, self.data
-        with self._no_forward():
+        with self._short_forward():
             for substep in range(self._substeps):
                 if substep == self._substeps - MEASURED_SUBSTEP:
                     self._seen.qpos[:] = data.qpos
                 self.mujoco.mj_step1(model, data)
+                env.sim.forward()
                 env._pre_action(action_A, policy_step=substep == 0)
                 self.mujoco.mj_step2(model, data)
                 if substep == self._substeps - MEASURED_SUBSTEP:
@@ -174,10 +177,7 @@ class LiberoEnv:
         """Releases the model and its renderer."""
         self._control.close()
 
-    def _reset(self, seed: int) -> None:
-        with _quiet():
-            self._control.seed(seed)
-            self._control.reset()
+    def _begin(self) -> None:
         # The one thing of an episode that a soft reset leaves: the gripper's last command.
         gripper = self.robosuite.robots[0].gripper
         gripper.current_action = np.zeros_like(gripper.current_action)
@@ -197,18 +197,16 @@ class LiberoEnv:
         return self.data.qpos[self.robosuite.robots[0]._ref_gripper_joint_pos_indexes]
 
     @contextmanager
-    def _no_forward(self) -> Iterator[None]:
-        """The controller asks for a forward pass of a state that `mj_step1` just computed."""
-        sim = self.robosuite.sim
-        sim.forward = lambda: None
+    def _short_forward(self) -> Iterator[None]:
+        """Have a forward pass repeat only what its repetition changes.
+
+        robosuite and the controller ask for passes of a state whose positions and velocities
+        `mj_step1` just computed. What is left, the accelerations, is not idle: each solution for
+        the contacts' forces is where the next one starts from.
+        """
+        sim, mujoco, model, data = self.robosuite.sim, self.mujoco, self.model, self.data
+        sim.forward = lambda: mujoco.mj_forwardSkip(model, data, mujoco.mjtStage.mjSTAGE_VEL, 1)
         try:
             yield
         finally:
             del sim.forward
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The distribution prints what is no news; a worker's stdout carries its summary alone."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

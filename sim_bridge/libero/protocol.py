@@ -24,11 +24,16 @@ LAST_SEED = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """states: split -> published init states; settle_A: f64[A], repeated `SETTLE_STEPS` times."""
+    """states: split -> published init states; settle_A: f64[A], repeated `SETTLE_STEPS` times.
+
+    reseeded: whether it seeds before every reset, so that all episodes share their fixtures' poses
+    (but in tasks with drawers or knobs to turn); else once a task, and fixtures move.
+    """
 
     name: str
     settle_A: np.ndarray
     states: dict[str, range]
+    reseeded: bool = False
 
     def start(self, env: LiberoEnv, split: str, init_state: int) -> None:
         """Puts `env` into that start state. Raises BridgeError when the split has no such state."""
@@ -37,7 +42,7 @@ class Protocol:
         if split == DEMONSTRATION:
             env.reset_fresh(init_state)
         else:
-            env.reset_published(self.states[split][init_state])
+            env.reset_published(self.states[split][init_state], self.reseeded)
         for _ in range(SETTLE_STEPS):
             env.settle(self.settle_A)
 
@@ -48,7 +53,7 @@ PROTOCOLS = {
         # OpenVLA's and OpenVLA-OFT's evaluation: nothing is trained on these states.
         Protocol("openvla", OPEN_HAND, {"eval": range(50)}),
         # arXiv 2603.11653: training and evaluation share the states.
-        Protocol("vlacrl", np.zeros(ACTION_DIM), {"train": range(50), "eval": range(50)}),
+        Protocol("vlacrl", np.zeros(ACTION_DIM), {"train": range(50), "eval": range(50)}, True),
         Protocol("disjoint", OPEN_HAND, {"train": range(30), "eval": range(30, 50)}),
     )
 }

@@ -2,8 +2,9 @@
 
 `exact` gives the pixels of the distribution's own environment, which published checkpoints saw.
 `fast` leaves out reflections and antialiasing and draws simplified shapes, in a tenth of the time:
-edges and highlights differ. Both show what OpenVLA's data shows: the simulator's raw image turned
-by 180 degrees.
+edges and highlights differ. Both are turned here, once, to what OpenVLA's data shows: the
+simulator's raw image turned by 180 degrees. Whoever gets them, policy or recording, must not turn
+them again.
 """
 
 from __future__ import annotations
@@ -47,10 +48,17 @@ class Renderer:
             self._renderer.update_scene(data, camera, self._option)
             if self.decorate is not None:
                 self.decorate(self._renderer.scene)
-            # MuJoCo turned the raw image upright; mirrored as well it is turned by 180 degrees.
-            images[name] = np.ascontiguousarray(self._renderer.render()[:, ::-1])
+            images[name] = turn(self._renderer.render())
         return images
 
     def close(self) -> None:
         """Frees the OpenGL context."""
         self._renderer.close()
+
+
+def turn(picture: np.ndarray) -> np.ndarray:
+    """A picture of MuJoCo's renderer, u8[H, W, 3], as policies see it.
+
+    MuJoCo turned the raw image upright; mirrored as well it is turned by 180 degrees.
+    """
+    return np.ascontiguousarray(picture[:, ::-1])

@@ -1,8 +1,9 @@
-"""Plays episodes in the distribution's own environment, as its users do, and writes what it showed.
+"""Plays episodes in the distribution's own environment, as published evaluations do: one seed, then
+a hard reset for each episode. Writes what it showed.
 
 A program of its own: two ways to render share no process.
 
-    python distribution.py OUT.npz SUITE TASK_INDEX IMAGE_SIZE STATE:SEED ...
+    python distribution.py OUT.npz SUITE TASK_INDEX IMAGE_SIZE EPISODES
 """
 
 import contextlib
@@ -12,29 +13,22 @@ import sys
 import numpy as np
 
 OPEN_HAND = [0.0] * 6 + [-1.0]
-SETTLE_STEPS, STEPS = 10, 6
+SETTLE_STEPS, STEPS = 10, 20
 
 
 def random_actions(seed: int) -> np.ndarray:
-    """f64[STEPS, 7] in [-1, 1]; the gripper opens or closes."""
+    """f64[STEPS, 7] in [-1, 1]; the hand goes down, to touch things, and opens or closes."""
     rng = np.random.default_rng(seed)
     motion = rng.uniform(-1.0, 1.0, (STEPS, 6))
+    motion[:, 2] = -np.abs(motion[:, 2])
     return np.concatenate([motion, rng.choice([-1.0, 1.0], (STEPS, 1))], axis=1)
 
 
-def play(env, drawn: int, init_state: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """The last observation, physical state and success of one episode, as in a fresh environment.
-
-    drawn: the property initialisers that a load of the model adds.
-    """
+def play(env, init_state: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """The last observation, physical state and success of the next episode."""
     from robosuite.utils.transform_utils import quat2axisangle
 
-    # Each reset of the distribution adds one more draw for every drawer and knob; in a fresh
-    # environment there are two, and the gripper was told nothing yet.
-    del env.env.object_property_initializers[drawn:]
-    env.seed(0)
     env.reset()
-    env.robots[0].gripper.current_action[:] = 0.0
     env.set_init_state(init_state)
     for action in [OPEN_HAND] * SETTLE_STEPS + list(random_actions(seed)):
         seen, _, done, _ = env.step(action)
@@ -48,8 +42,8 @@ def play(env, drawn: int, init_state: np.ndarray, seed: int) -> dict[str, np.nda
     }
 
 
-def main(out: str, suite: str, task_index: str, image_size: str, *episodes: str) -> None:
-    """Writes `key/state` arrays of every episode "STATE:SEED" to `out`."""
+def main(out: str, suite: str, task_index: str, image_size: str, episodes: str) -> None:
+    """Writes `key/episode` arrays of the first episodes to `out`."""
     from libero.libero import benchmark, get_libero_path
     from libero.libero.envs import OffScreenRenderEnv
 
@@ -61,14 +55,14 @@ def main(out: str, suite: str, task_index: str, image_size: str, *episodes: str)
             bddl_file_name=f"{folder}/{task.bddl_file}",
             camera_heights=int(image_size),
             camera_widths=int(image_size),
+            ignore_done=True,
         )
+        env.seed(0)
         init_states = tasks.get_task_init_states(int(task_index))
-        drawn = len(env.env.object_property_initializers)
         shown = {}
-        for episode in episodes:
-            state, seed = map(int, episode.split(":"))
-            seen = play(env, drawn, init_states[state], seed)
-            shown |= {f"{name}/{state}": value for name, value in seen.items()}
+        for episode in range(int(episodes)):
+            seen = play(env, init_states[episode], seed=episode)
+            shown |= {f"{name}/{episode}": value for name, value in seen.items()}
     np.savez(out, instruction=np.array(task.language), **shown)
 
 
