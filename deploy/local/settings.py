@@ -179,6 +179,8 @@ def _choose_tasks(train_tasks: list[str], order: Any) -> list[str]:
 def _check_settings(tree: dict[str, Any]) -> None:
     if missing := [name for name in RunSettings.__dataclass_fields__ if name not in tree]:
         raise BadSetting(f"{missing[0]}: a run needs it; drop ~{missing[0]}")
+    if isinstance(tree["workers"], str) and tree["workers"].isdecimal():
+        tree["workers"] = int(tree["workers"])  # a word, auto, is what most suites have there
     for name, low in (("workers", 1), ("seed", 0), ("restart_limit", 0)):
         value = tree[name]
         if name == "workers" and value == AUTO:
