@@ -35,7 +35,10 @@ class SuiteConfig:
 
 @dataclass
 class EvalConfig:
-    """Trials per cell are eval_init_states * slots; greedy repeats nothing, so one slot."""
+    """Trials per cell are eval_init_states * slots; greedy repeats nothing, so one slot.
+
+    At temperature 0 the rollouts are greedy, and measured once.
+    """
 
     slots_per_state: int = 2
     held_out_slots_per_state: int = 1
@@ -81,7 +84,9 @@ class LearnerConfig:
     sft: SftConfig = field(default_factory=SftConfig)
     start_adapter: str = ""  # folder of an adapter that row 0 measures; "": the base
     start_adapter_scale: float = 1.0  # multiplies its update; 0: the base
-    temperature: float = 1.0  # of rollouts and of the rollout evaluation
+    temperature: float = (
+        1.0  # of rollouts and of the rollout evaluation; 0, greedy: evaluates alone
+    )
     seed: int = 0
     model_dir: str = ""  # an OpenVLA-OFT folder; "": the nano model that comes along
     unnorm_key: str = ""  # "": the only one of the model folder
@@ -115,7 +120,12 @@ class LearnerConfig:
             "algorithm.iterations_per_task=0 to evaluate alone",
         )
         require_choice("dtype", self.dtype, DTYPES)
-        require(self.temperature > 0, "temperature must be > 0: greedy rollouts teach nothing")
+        require(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}")
+        require(
+            self.temperature > 0 or not self.algorithm.iterations_per_task,
+            "temperature must be > 0: greedy rollouts teach nothing; "
+            "algorithm.iterations_per_task=0 evaluates alone",
+        )
         require_range("start_adapter_scale", self.start_adapter_scale, 0, 1000)
         require(self.micro_batch >= 1, "micro_batch must be at least 1")
         require(self.threads >= 1, "threads must be at least 1")

@@ -38,14 +38,14 @@ def plan_row(config: LearnerConfig, row: int, version_of: Callable[[str], str]) 
 
     Row 0 and the last row measure every task, rows between them the task that was just trained
     (NBT needs S(j, j) and S(T, j)); greedy covers the trained tasks in the first and last row, and
-    every task where nothing is trained.
+    every task where nothing is trained. Rollouts at temperature 0 are greedy already.
     """
     suite, evaluation = config.suite, config.evaluation
     last = len(suite.train_tasks)
     whole = row in (0, last) or evaluation.full_matrix
     tasks = [*suite.train_tasks, *suite.held_out_tasks] if whole else [suite.train_tasks[row - 1]]
     wanted = [(ROLLOUT, task) for task in tasks]
-    if evaluation.greedy and row in (0, last):
+    if evaluation.greedy and config.temperature > 0 and row in (0, last):
         only_measured = config.algorithm.iterations_per_task == 0
         wanted += [(GREEDY, task) for task in (tasks if only_measured else suite.train_tasks)]
     return [
@@ -95,6 +95,7 @@ def _orders(
     slots = evaluation.held_out_slots_per_state if held_out else evaluation.slots_per_state
     if evaluation.middle_slots_per_state is not None and 0 < row < len(config.suite.train_tasks):
         slots = evaluation.middle_slots_per_state
+    temperature = mode_temperature(config, mode)
     return tuple(
         Order(
             order_id=f"eval/{row}/{mode}/{slug}/{state}",
@@ -104,10 +105,10 @@ def _orders(
             split="eval",
             init_state=state,
             horizon_steps=task.horizon_steps,
-            slots=1 if mode == GREEDY else slots,
+            slots=slots if temperature > 0 else 1,
             phase=Phase.EVAL,
             version=version,
-            temperature=mode_temperature(config, mode),
+            temperature=temperature,
             run_seed=config.seed,
             noise_key=f"eval/{mode}/{slug}/{state}",
             row=row,

@@ -9,6 +9,9 @@ from typing import Any
 from agent.process.checks import require_range
 from agent.process.errors import ConfigError
 
+PUBLISHED_MUJOCO = (
+    "3.3.2"  # of published LIBERO rates; later ones draw or move some scenes otherwise
+)
 _CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -35,6 +38,7 @@ class SimConfig:
     image_size: int = 64  # pixels a side, where the suite can choose
     protocol: str = "disjoint"  # of a LIBERO suite: openvla, vlacrl or disjoint
     renderer: str = "exact"  # of a LIBERO suite: exact or fast
+    mujoco: str = PUBLISHED_MUJOCO  # of a LIBERO suite: the version it must run on; "": any
     stop_at_success: bool = True  # false: on to the horizon; what holds at its end counts
     pace_hz: float | None = None  # control steps a second, as a robot's; null: as fast as it goes
     gymnasium: GymnasiumConfig = field(default_factory=GymnasiumConfig)  # makes the suite

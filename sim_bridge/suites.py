@@ -69,7 +69,9 @@ def _toy(config: SimConfig) -> Suite:
 def _libero(config: SimConfig) -> Suite:
     from sim_bridge.libero.body import LiberoSuite
 
-    return LiberoSuite(config.suite, config.image_size, config.protocol, config.renderer)
+    return LiberoSuite(
+        config.suite, config.image_size, config.protocol, config.renderer, config.mujoco
+    )
 
 
 def _gymnasium(config: SimConfig) -> Suite:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import cache
@@ -37,6 +38,23 @@ def shell_lines(page: str) -> list[str]:
     blocks = [body for language, body in _FENCE.findall(page) if language == "sh"]
     lines = [line.partition("#")[0].strip() for body in blocks for line in body.splitlines()]
     return [line for line in lines if line]
+
+
+def run_commands() -> list[list[str]]:
+    """The settings of every run, evaluation or trial that README, docs or a shipped file tells of.
+
+    Lines that go on are joined, options are left out, placeholders are as they stand.
+    """
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").rglob("*.yaml")]
+    found = []
+    for page in sorted(pages):
+        text = page.read_text().replace("\\\n", " ").replace("`", "\n")
+        for line in re.findall(r"^(?:# )?perennial (.+)$", text, re.M):
+            command, *words = shlex.split(line, comments=True)
+            settings = [word for word in words if re.match(r"[\w./]+=", word)]
+            if command in ("run", "eval", "dry-run") and settings:
+                found.append([*(["budget=eval"] if command == "eval" else []), *settings])
+    return [list(each) for each in dict.fromkeys(map(tuple, found))]
 
 
 def missing_names(page: str) -> set[str]:

@@ -99,7 +99,7 @@ def test_a_preset_trains_the_papers_tasks(
     assert learner["suite"]["train_tasks"] == [slugs[index] for index in trained]
     assert learner["suite"]["held_out_tasks"] == [slugs[index] for index in held_out]
     is_vlacrl = preset.startswith("vlacrl")
-    assert learner["suite"]["protocol"] == ("vlacrl" if is_vlacrl else "disjoint")
+    assert run.processes["sim-0"]["protocol"] == ("vlacrl" if is_vlacrl else "disjoint")
     assert learner["temperature"] == (1.6 if is_vlacrl else 1.0)
     assert {task["horizon_steps"] for task in learner["suite"]["tasks"]} == (
         {512} if is_vlacrl else {220}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent.process.errors import ConfigError
@@ -65,6 +65,8 @@ def _compose(overrides: Sequence[str]) -> Any:
     OmegaConf.register_new_resolver("perturbed", perturbed_name, replace=True)
     OmegaConf.register_new_resolver("served_rank", served_rank, replace=True)
     OmegaConf.register_new_resolver("reversed", _reversed_order, replace=True)
+    OmegaConf.register_new_resolver("slugs", _slugs, replace=True)
+    OmegaConf.register_new_resolver("first", _first, replace=True)
     try:
         words = [parse_word(override) for override in overrides]
         choices = [_choose(word) for word in words if is_choice(word)]
@@ -83,6 +85,16 @@ def _compose(overrides: Sequence[str]) -> Any:
 def _reversed_order(tasks: Sequence[str]) -> list[int]:
     """The `task_order` of `tasks` from the last to the first."""
     return list(reversed(range(len(tasks))))
+
+
+def _slugs(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of a suite's tasks."""
+    return [task["slug"] for task in tasks]
+
+
+def _first(tasks: Sequence[str]) -> str:
+    """The first of `tasks`; "" where there is none."""
+    return tasks[0] if tasks else ""
 
 
 def _choose(word: Word) -> str:

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.process.errors import ConfigError
-from deploy.local.processes import PACKAGE_ROOT
+from deploy.local.protocols import stated_protocol
 
-PROTOCOLS = PACKAGE_ROOT / "configs" / "suite" / "protocol"
 SOCKET_PATH_LIMIT_BYTES = 107  # sun_path of a UNIX socket
 _FOLDER = "all of a run's files are in run_dir=FOLDER"
 _SOCKETS = (
@@ -106,7 +105,7 @@ def place_processes(
     }
     # What the learner says of its rates is what the simulators do.
     success = {"stop_at_success": suite.get("stop_at_success", True)}
-    stated = {"protocol": stated_protocol(suite), **success}
+    stated = {"protocol": stated_protocol(tree, Path(model_dir)), **success}
     agent = {
         "state_dir": str(run_dir / "agent"),
         "adapters_dir": str(run_dir / "adapters"),
@@ -143,26 +142,6 @@ def perturbed_name(suite: str, perturb: Sequence[Any]) -> str:
     if not is_list or not all(isinstance(each, str) for each in perturb):
         raise ValueError(f"suite.perturb: expected names like [camera,lighting], got {perturb!r}")
     return "-".join([suite, *sorted(perturb)])
-
-
-def stated_protocol(suite: Mapping[str, Any]) -> str:
-    """The protocol's name as it stands beside every rate; what was changed by hand is in it."""
-    from omegaconf import OmegaConf
-
-    name = suite["protocol"]
-    path = PROTOCOLS / f"{name}.yaml"
-    horizons = suite.get("horizons", {})
-    if not horizons or not path.is_file():
-        return name
-    published = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(published, dict)
-    keys = ("train_init_states", "eval_init_states")
-    changes = [f"{key}={suite[key]}" for key in keys if suite[key] != published[key]]
-    wanted = next(n for key, n in published["horizons"].items() if suite["name"].startswith(key))
-    steps = sorted({task["horizon_steps"] for task in suite["tasks"]})
-    if steps != [wanted]:
-        changes.append(f"horizon_steps={','.join(map(str, steps))}")
-    return f"{name} but {' '.join(changes)}" if changes else name
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

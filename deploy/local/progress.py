@@ -76,9 +76,12 @@ def episodes_of_row(learner: dict[str, Any], row: int) -> int:
     middle_slots = evaluation.get("middle_slots_per_state")
     if is_middle and middle_slots is not None:
         slots = held_out_slots = middle_slots
+    is_sampled = learner.get("temperature", 1.0) > 0  # what is greedy anyway is measured once
+    if not is_sampled:
+        slots = held_out_slots = 1
     is_whole = not is_middle or evaluation["full_matrix"]
     episodes = trained * slots + held_out * held_out_slots if is_whole else slots
-    if evaluation["greedy"] and not is_middle:
+    if evaluation["greedy"] and is_sampled and not is_middle:
         is_only_measured = learner["algorithm"]["iterations_per_task"] == 0
         episodes += trained + (held_out if is_only_measured else 0)
     return int(suite["eval_init_states"] * episodes)

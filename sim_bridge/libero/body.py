@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from agent.wire.errors import ConfigError
+from sim_bridge.config import PUBLISHED_MUJOCO
 from sim_bridge.gl import NoRenderBackend, select_backend
 from sim_bridge.libero.env import ACTION_DIM, PROPRIO_DIM, LiberoEnv, import_simulator
 from sim_bridge.libero.protocol import Protocol, protocol_by_name
@@ -56,8 +57,19 @@ class LiberoSuite:
     proprio_dim = PROPRIO_DIM
     cameras = tuple(CAMERAS)
 
-    def __init__(self, name: str, image_size: int, protocol: str, renderer: str) -> None:
-        """Raises ConfigError for an unknown protocol or renderer, or when nothing can render."""
+    def __init__(
+        self,
+        name: str,
+        image_size: int,
+        protocol: str,
+        renderer: str,
+        mujoco: str = PUBLISHED_MUJOCO,
+    ) -> None:
+        """mujoco: the version that has to be there; "": any.
+
+        Raises ConfigError for an unknown protocol or renderer, another version of MuJoCo, or when
+        nothing can render.
+        """
         if renderer not in RENDERERS:
             raise ConfigError(f"renderer: expected one of {', '.join(RENDERERS)}, got '{renderer}'")
         try:
@@ -70,6 +82,7 @@ class LiberoSuite:
         self._tasks = {task.slug: task for task in suite_tasks(name)}
         self.tasks = tuple(self._tasks)
         import_simulator()
+        _require_mujoco(mujoco)
 
     def make_body(self, task: str) -> LiberoBody:
         """A fresh environment for `task`; takes some seconds. Raises UnknownTask."""
@@ -79,3 +92,15 @@ class LiberoSuite:
 
     def close(self) -> None:
         """Every body holds its own scene; nothing else is held."""
+
+
+def _require_mujoco(wanted: str) -> None:
+    """Other versions draw and move other scenes than the rates beside this one's name are of."""
+    from mujoco import __version__ as installed
+
+    if wanted and installed != wanted:
+        raise ConfigError(
+            f"mujoco: expected {wanted}, got {installed}, which draws or moves some of LIBERO's "
+            f"scenes otherwise; pip install mujoco=={wanted}, or say mujoco={installed} (of a run: "
+            f"suite.mujoco={installed}), which becomes part of the protocol's name"
+        )

@@ -90,6 +90,11 @@ def test_a_plan_counts_every_row(middle_slots: int | None, full_matrix: bool, gr
     ordered = sum(order.slots for cell in base for order in cell.orders)
     assert Plan.from_learner(asdict(only_measured)).eval_episodes == ordered
     assert {cell.task for cell in base if cell.mode == GREEDY} == set("abcxy" if greedy else "")
+    once = replace(only_measured, temperature=0.0)
+    cells = plan_row(once, 0, lambda task: "base")
+    assert [cell.task for cell in cells] == list("abcxy"), "what is greedy is measured once"
+    assert {order.slots for cell in cells for order in cell.orders} == {1}
+    assert Plan.from_learner(asdict(once)).eval_episodes == 5 * 3
 
 
 def test_tasks_that_are_learned_together_share_their_updates(progress: Progress) -> None:
