@@ -44,10 +44,13 @@ class CountingPolicy(NoopPolicy):
         self.batches: list[list[ActRequest]] = []
         self.gate = threading.Event()  # cleared: a batch waits inside the policy
         self.gate.set()
+        self.is_held = False
         self.fail_next = False
 
     def act(self, requests: list[ActRequest]) -> list[ActResult]:
+        self.is_held = True
         assert self.gate.wait(HANG_S)
+        self.is_held = False
         if self.fail_next:
             self.fail_next = False
             raise ZeroDivisionError("made to fail")

@@ -300,8 +300,8 @@ def test_requests_whose_client_gave_up_are_dropped(server):
     client, busy = server.client(), server.client()
     started, blocker = start_own(client), start_own(busy, "busy")
     server.policy.gate.clear()
-    with server.receiving(1):
-        busy.send(observe(blocker.episode_id, 0))
+    busy.send(observe(blocker.episode_id, 0))
+    server.wait_until(lambda: server.policy.is_held)
     with server.receiving(1):
         client.send(observe(started.episode_id, 0), timeout_s=0.01)
     time.sleep(0.05)  # it gives up meanwhile
@@ -363,8 +363,8 @@ def test_versions_mix_in_one_batch(server):
     blocker, blocked = server.client(), None
     blocked = start_own(blocker, "blocker")
     server.policy.gate.clear()
-    with server.receiving(1):
-        blocker.send(observe(blocked.episode_id, 0))
+    blocker.send(observe(blocked.episode_id, 0))
+    server.wait_until(lambda: server.policy.is_held)
     with server.receiving(len(clients)):
         for client, episode in zip(clients, episodes, strict=True):
             client.send(observe(episode.episode_id, 0))
