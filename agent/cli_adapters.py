@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             from agent.wire.messages import Rollback
 
-            _print_activated(_ask(arguments, Rollback()))
+            _print_activated(_ask(arguments, Rollback(arguments.again)))
     except ConfigError as error:
         print(f"perennial adapters: {error}", file=sys.stderr)
         return 2
@@ -131,6 +131,10 @@ def _parser() -> argparse.ArgumentParser:
             action.add_argument("--keys", default="", help="this operator's folder of keys")
             action.add_argument(
                 "--endpoint", default="", help="operators' socket (default: endpoints.json's)"
+            )
+        if name == "rollback":
+            action.add_argument(
+                "--again", action="store_true", help="go further back after a rollback"
             )
         if name == "activate":
             action.add_argument("version", help="as `perennial adapters list` shows it, or base")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from agent.model.processing import PromptEncoder
     from learner.demonstrations import Demonstrations
 
+MADE_NAME = "made.txt"  # in `work`: which folder it writes the model to
 VARIANTS = ("oft-discrete", "cnn")
 
 
@@ -34,6 +35,7 @@ class NanoConfig:
     base: str = ""
     variant: str = "oft-discrete"  # of a policy that starts from nothing
     readable: list[str] = field(default_factory=list)  # instructions beyond the demonstrated ones
+    replace: bool = False  # a model at `out` that another `work` made
     unnorm_key: str = "tabletop"
     patch_size: int = 16
     chunk_size: int = 5
@@ -52,7 +54,18 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("learner.nano: expected demos=[DIR,...] out=DIR work=DIR")
     if config.variant not in VARIANTS:
         sys.exit(f"learner.nano: variant must be one of {VARIANTS}, got {config.variant!r}")
+    if reason := _refuse_out(config):
+        sys.exit(f"learner.nano: {reason}")
     build(config)
+
+
+def _refuse_out(config: NanoConfig) -> str:
+    """Why the model must not be written to `out`; "" if it may be."""
+    out, made = Path(config.out), Path(config.work) / MADE_NAME
+    is_ours = made.is_file() and made.read_text("utf-8") == str(out.resolve())
+    if config.replace or is_ours or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return ""
+    return f"{out} is there and was not made with this work={config.work}; name a new out=DIR"
 
 
 def build(config: NanoConfig) -> None:
@@ -88,6 +101,7 @@ def build(config: NanoConfig) -> None:
 
                 stage.run(sampler, work / f"{name}.pt", report)
             stage.load_average()
+    (work / MADE_NAME).write_text(str(out.resolve()), "utf-8")
     save_model(model.eval(), out, settings.act_steps)
     shutil.copy(work / "tokenizer.json", out / "tokenizer.json")
 

@@ -34,13 +34,15 @@ STAND_INS_MAX = 8  # versions before the active one that are tried in its place
 class Switch:
     """A wish for another version.
 
-    version: None for the one before the active one. check: raises WireError at its turn if it must
+    version: None for the one before the active one. again: whether that may follow another such
+    switch. check: raises WireError at its turn if it must
     not be made any more.
     """
 
     version: str | None
     exchange: Exchange
     check: Callable[[], None]
+    again: bool = True
 
 
 class Activation:
@@ -50,6 +52,7 @@ class Activation:
         """activations: the history, oldest first; its last version is loaded by `restore`."""
         self._core = core
         self._path = [BASE_VERSION]  # the active version last, the one to go back to before it
+        self._went_back = False  # with the last switch
         for version in activations:
             self._step(version)
         self._switches: deque[Switch] = deque()  # the first one is being made
@@ -138,9 +141,12 @@ class Activation:
         """
         self._enqueue(Switch(version, exchange, check))
 
-    def rollback(self, exchange: Exchange) -> None:
-        """Answers with Activated, or with the Fault conflict if there is no way back."""
-        self._enqueue(Switch(None, exchange, lambda: None))
+    def rollback(self, exchange: Exchange, again: bool = True) -> None:
+        """Answers with Activated, or with the Fault conflict if there is no way back.
+
+        again: whether to go on from a version that was gone back to.
+        """
+        self._enqueue(Switch(None, exchange, lambda: None, again))
 
     def _enqueue(self, switch: Switch) -> None:
         for waiting in self._switches:
@@ -174,6 +180,12 @@ class Activation:
         switch.check()
         if switch.version is not None:
             return switch.version
+        if self._went_back and not switch.again:
+            raise WireError(
+                "conflict",
+                f"{self._path[-1]} is active since a rollback; to go further back, say --again, or "
+                "activate a version by its name",
+            )
         if len(self._path) < 2:
             raise WireError("conflict", f"{self._path[-1]} is the first version: no way back")
         return self._path[-2]
@@ -214,7 +226,8 @@ class Activation:
 
     def _step(self, version: str) -> None:
         """Going to the version before the present one is going back."""
-        if self._path[-2:-1] == [version]:
+        self._went_back = self._path[-2:-1] == [version]
+        if self._went_back:
             self._path.pop()
         elif version != self._path[-1]:
             self._path.append(version)

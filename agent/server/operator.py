@@ -150,7 +150,7 @@ class Operator:
 
     def rollback(self, message: Rollback, exchange: Exchange) -> None:
         """Back to the version before the active one."""
-        self._activation.rollback(exchange)
+        self._activation.rollback(exchange, message.again)
 
     def status(self, message: Status, exchange: Exchange) -> None:
         """Figures for people."""

@@ -145,10 +145,12 @@ def remove_client(folder: Path, name: str) -> bool:
     if known is None:
         return False
     own = default_client_folder(folder, name)
+    if own.is_symlink():
+        return True  # somebody else's folder, whatever it holds
     with storage_errors(own):
         for path in (_path(own, CLIENT, secret=True), _path(own, CLIENT), _path(own, SERVER)):
             path.unlink(missing_ok=True)
-        if own.is_dir():
+        if own.is_dir() and not any(own.iterdir()):
             own.rmdir()
     return True
 

@@ -341,7 +341,13 @@ class Activate:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Go back to the version active before the present one. Reply: Activated."""
+    """Go back to the version active before the present one. Reply: Activated.
+
+    again: whether to go further back from a version that a rollback has made active; without, that
+    is refused with conflict, so that a command given twice goes back once.
+    """
+
+    again: bool = True
 
 
 @dataclass(frozen=True, slots=True)

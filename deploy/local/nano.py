@@ -107,6 +107,7 @@ POLICIES: dict[str, Callable[[Path, Path], Steps]] = {
     "nano-scratch": partial(baseline_steps, variant="oft-discrete"),
     "nano-cnn": partial(baseline_steps, variant="cnn"),
 }
+ASSETS = PACKAGE_ROOT / "agent" / "assets"
 BUNDLED = ("nano", "nano-libero")
 
 
@@ -118,6 +119,7 @@ def _record(suite: str, out: Path, settings: Sequence[str]) -> tuple[str, list[s
 def _train(demos: Path, work: Path, out: Path, *settings: str) -> tuple[str, list[str]]:
     words = [list_setting_of("demos", [str(demos)]), f"torch_threads={WORKERS}"]
     words += [setting_of("work", str(work)), setting_of("out", str(out))]
+    words += ["replace=true"] if out.parent == ASSETS else []  # this command is there to do that
     return "learner.nano", [*words, *settings, *COMMON]
 
 
@@ -134,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     name = arguments.policy
     folder = Path("runs") / name
     work = arguments.work or folder
-    bundled = PACKAGE_ROOT / "agent" / "assets" / name
+    bundled = ASSETS / name
     out = arguments.out or (bundled if name in BUNDLED else folder / "model")
     try:
         with StopFlag().unwinding():

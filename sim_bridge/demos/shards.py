@@ -20,6 +20,7 @@ import numpy as np
 
 from agent.durable import replace_file, replacing
 from agent.process import die_with
+from agent.process.errors import ConfigError
 from agent.process.terminal import counting
 
 EPISODES_PER_SHARD = 100_000  # id space of one shard's episodes
@@ -84,7 +85,10 @@ def _write_shard(record: Record, shard: int, frames: int, out: Path) -> None:
 def _write_meta(meta: dict[str, Any], out: Path) -> None:
     path = out / "meta.json"
     if path.exists():
-        found = json.loads(path.read_text("utf-8"))
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            raise ConfigError(f"{path} is damaged; remove it and the shards beside it") from None
         if found != meta:
             raise ValueError(f"{path}: describes other demonstrations; choose another --out")
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from agent.durable import replace_file
 from agent.process import StopFlag, run_process
+from agent.process.errors import ConfigError
 from sim_bridge.robots.config import IMAGINED, RobotConfig
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def _work(config: RobotConfig) -> None:
     from sim_bridge.robots.runtime import Pace, Runtime
     from sim_bridge.robots.session import Session
 
+    if config.report_path:
+        _refuse_foreign(Path(config.report_path))
     keys = find_client_keys(config.keys_dir)
     dealer = DealerClient(config.endpoint, config.request_timeout_s, keys=keys)
     session = Session(RequestTable(dealer, config.request_timeout_s), config.client_id)
@@ -71,6 +74,18 @@ def _work(config: RobotConfig) -> None:
     print(json.dumps(summary), flush=True)
     if config.report_path:
         replace_file(Path(config.report_path), json.dumps(summary, indent=1).encode())
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raises ConfigError for a file that is no report of a robot's."""
+    if not path.exists():
+        return
+    try:
+        is_ours = isinstance(json.loads(path.read_text("utf-8")), dict) and path.is_file()
+    except (ValueError, OSError):
+        is_ours = False
+    if not is_ours:
+        raise ConfigError(f"report_path: '{path}' is another program's file; name another path")
 
 
 def _close(robot: Robot) -> None:

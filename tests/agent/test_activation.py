@@ -99,6 +99,21 @@ def test_a_rollback_while_an_activation_loads_is_not_undone_by_it(server, tmp_pa
     assert journaled(tmp_path) == [v1, v2, v1]
 
 
+def test_a_rollback_that_is_given_twice_goes_back_once(tmp_path) -> None:
+    with running(tmp_path) as server:
+        operator, v1, v2 = server.operator(epoch=0), server.publish(1), server.publish(2)
+        for version in (v1, v2):
+            operator.request(Activate(OPERATOR, version))
+        assert operator.request(Rollback(again=False)).version == v1
+        assert code_of(operator.request, Rollback(again=False)) == "conflict"
+    with running(tmp_path) as server:
+        operator = server.operator(epoch=0)
+        assert code_of(operator.request, Rollback(again=False)) == "conflict"
+        assert operator.request(Activate(OPERATOR, v2)).previous == v1
+        assert operator.request(Rollback(again=False)).version == v1
+        assert operator.request(Rollback()).version == "base"
+
+
 def test_of_several_switches_the_last_decided_wins_whichever_is_loaded_first(
     server, tmp_path
 ) -> None:

@@ -116,3 +116,13 @@ def test_a_worker_tells_systemd_and_keeps_its_heartbeat(tmp_path: Path) -> None:
             manager.wait_for("STOPPING=1")
         assert worker.returncode == 0
     manager.close()
+
+
+def test_another_programs_file_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("mine")
+    beside = tmp_path / "notes.txt.next"
+    beside.write_text("mine, too")
+    with pytest.raises(ConfigError, match="is another program's file"):
+        Heartbeat(path, Clock())
+    assert (path.read_text(), beside.read_text()) == ("mine", "mine, too")

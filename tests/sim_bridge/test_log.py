@@ -106,3 +106,16 @@ def test_an_unwritable_path_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="log_path: cannot write"):
         EndLog(tmp_path / "file" / "client.jsonl")
+
+
+@pytest.mark.parametrize("content", ["my notes\nsecond", '{"a": 1}\n', "[1]\n", "torn", '{"episo'])
+def test_another_programs_file_is_left_as_it_is(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text(content)
+    if content == '{"episo':  # what a loss of power leaves of the first line
+        EndLog(path).close()
+        assert path.read_text() == ""
+        return
+    with pytest.raises(ConfigError, match="is another program's file"):
+        EndLog(path)
+    assert path.read_text() == content
