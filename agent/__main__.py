@@ -24,6 +24,12 @@ def _serve(config: AgentConfig) -> None:
     serve(config)
 
 
+def _preflight(config: AgentConfig, _policy: str) -> None:
+    from agent.preflight import preflight
+
+    preflight(config)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     return run_process(
@@ -33,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         _schema,
         _serve,
         argv,
+        preflight=_preflight,
     )
 
 

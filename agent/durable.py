@@ -130,6 +130,18 @@ def _database_code(error: sqlite3.Error) -> int:
     return code & 0xFF if code >= 0 else code
 
 
+def require_writable(folder: Path) -> None:
+    """Raises StorageError unless this user can write into `folder`, or make it; changes nothing."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    with storage_errors(folder):
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
+            is_read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
+            code = errno.EROFS if is_read_only else errno.EACCES
+            raise OSError(code, os.strerror(code))
+
+
 def sync_folder(folder: Path) -> None:
     """Make the directory entries of `folder` durable. Raises OSError.
 

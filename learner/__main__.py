@@ -15,7 +15,9 @@ PURPOSE = "Learns a sequence of tasks from the episodes that a running agent col
 def main(argv: list[str] | None = None) -> int:
     """Parse arguments, learn until done or stopped, return the exit status."""
     try:
-        return run_process("perennial learn", PURPOSE, _schema, _work, argv, EXIT_STATUS)
+        return run_process(
+            "perennial learn", PURPOSE, _schema, _work, argv, EXIT_STATUS, _preflight
+        )
     except Stopped:
         return EXIT_STATUS
 
@@ -24,6 +26,12 @@ def _schema() -> "type[LearnerConfig]":
     from learner.config import LearnerConfig
 
     return LearnerConfig
+
+
+def _preflight(config: "LearnerConfig", _policy: str) -> None:
+    from learner.preflight import preflight
+
+    preflight(config)
 
 
 def _work(config: "LearnerConfig") -> None:

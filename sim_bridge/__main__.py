@@ -13,7 +13,13 @@ from sim_bridge.config import SimConfig
 def main(argv: list[str] | None = None) -> int:
     """Runs the worker until SIGTERM; returns the exit status."""
     purpose = "Runs the agent's episodes on simulated bodies until SIGTERM."
-    return run_process("sim_bridge", purpose, lambda: SimConfig, _work, argv)
+    return run_process("sim_bridge", purpose, lambda: SimConfig, _work, argv, preflight=_preflight)
+
+
+def _preflight(config: SimConfig, policy: str) -> None:
+    from sim_bridge.preflight import preflight
+
+    preflight(config, policy)
 
 
 def _work(config: SimConfig) -> None:

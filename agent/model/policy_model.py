@@ -16,7 +16,7 @@ from agent.model.actions import (
     NormBounds,
     normalise_proprio,
 )
-from agent.model.checkpoint import load_model, read_config
+from agent.model.checkpoint import check_folder, load_model, read_config
 from agent.model.config import OpenVLAConfig, read_json
 from agent.model.errors import ModelFolderError
 from agent.model.folder import ModelFolder, hash_folder
@@ -103,16 +103,46 @@ def load_policy_model(
     Raises:
         ModelFolderError: the folder or a setting cannot be used.
     """
-    folder = Path(model_dir) if model_dir else NANO_FOLDER
-    stated = {name: value for name, value in architecture.items() if value is not None}
-    shown = {*stated, *read_json(folder / "config.json")}
-    counted = {} if "num_images" in shown else {"num_images": len(cameras)}
-    config = read_config(ModelFolder.open(folder), {**stated, **counted})
+    folder, config, stated = _open(model_dir, architecture, cameras)
     # Whatever small files can be wrong with is said before 15 GB are read.
     surroundings = _read_surroundings(folder, config, cameras, unnorm_key)
-    network = load_model(folder, dtype, device, **stated, **counted)
-    base_sha256 = hash_folder(folder, {**stated, **counted})
+    network = load_model(folder, dtype, device, **stated)
+    base_sha256 = hash_folder(folder, stated)
     return PolicyModel(network=network, base_sha256=base_sha256, **surroundings)
+
+
+def look_at_policy_model(
+    model_dir: str, architecture: dict[str, Any], cameras: Sequence[str], unnorm_key: str
+) -> PolicyModel:
+    """The same model without its weights, of which only names and shapes are read.
+
+    Its network is on the meta device, its identity "": what else `load_policy_model` can refuse a
+    folder for is found in seconds.
+
+    Raises:
+        ModelFolderError: the folder or a setting cannot be used.
+    """
+    folder, config, _ = _open(model_dir, architecture, cameras)
+    surroundings = _read_surroundings(folder, config, cameras, unnorm_key)
+    network, _ = check_folder(ModelFolder.open(folder), config)
+    return PolicyModel(network=network, base_sha256="", **surroundings)
+
+
+def hash_policy_model(model_dir: str, architecture: dict[str, Any], cameras: Sequence[str]) -> str:
+    """The identity that `load_policy_model` gives; reads all of the folder."""
+    folder, _, stated = _open(model_dir, architecture, cameras)
+    return hash_folder(folder, stated)
+
+
+def _open(
+    model_dir: str, architecture: dict[str, Any], cameras: Sequence[str]
+) -> tuple[Path, OpenVLAConfig, dict[str, Any]]:
+    """The folder, the network's config, and what of it the folder's files do not show."""
+    folder = Path(model_dir) if model_dir else NANO_FOLDER
+    stated = {name: value for name, value in architecture.items() if value is not None}
+    if "num_images" not in {*stated, *read_json(folder / "config.json")}:
+        stated["num_images"] = len(cameras)
+    return folder, read_config(ModelFolder.open(folder), stated), stated
 
 
 def wrap_network(

@@ -41,16 +41,18 @@ def run_process(
     work: Callable[[Config], None],
     argv: list[str] | None = None,
     stopped_status: int = 0,
+    preflight: Callable[[Config, str], None] | None = None,
 ) -> int:
     """Parse `argv`, prepare the process, run `work`, and return the exit status.
 
     Whatever the user can mend ends in one line on stderr, because a supervisor shows the last line
     of a log: status 2 for bad input, 1 for a failure while running, `stopped_status` if a signal
     ended it while it worked. `schema` is called after the arguments were parsed and returns the
-    dataclass of the settings.
+    dataclass of the settings. `preflight` raises for what is known to fail before anything starts;
+    it gets what --policy= says.
     """
     with stoppable(program, stopped_status):
-        return _run(program, purpose, schema, work, argv)
+        return _run(program, purpose, schema, work, argv, preflight)
 
 
 def _run(
@@ -59,6 +61,7 @@ def _run(
     schema: Callable[[], type[Config]],
     work: Callable[[Config], None],
     argv: list[str] | None,
+    preflight: Callable[[Config, str], None] | None,
 ) -> int:
     parent = os.getppid()
     parser = argparse.ArgumentParser(prog=program, description=purpose)
@@ -66,6 +69,15 @@ def _run(
         "--config", type=user_path, metavar="FILE.yaml", help="settings to start from"
     )
     parser.add_argument("--check", action="store_true", help="check the settings, start nothing")
+    if preflight is not None:
+        parser.add_argument(
+            "--preflight", action="store_true",
+            help="check the settings and what they name here, start nothing",
+        )  # fmt: skip
+        parser.add_argument(
+            "--policy", default="", metavar="LINE",
+            help="for --preflight of who asks an agent: what the agent's own has printed",
+        )  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     arguments = parser.parse_intermixed_args(argv)  # options may stand between settings
     try:
@@ -73,6 +85,9 @@ def _run(
         if arguments.check:
             return 0
         set_thread_count(config.threads)
+        if preflight is not None and arguments.preflight:
+            preflight(config, arguments.policy)
+            return 0
         if config.die_with_parent:
             die_with(parent)
         work(config)

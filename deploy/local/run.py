@@ -7,6 +7,7 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.durable import StorageError
 from agent.process import BAD_INPUT, FAILED, Ended, StopFlag, die_with, stoppable
@@ -18,6 +19,10 @@ from deploy.local.processes import (
     module_environment,
 )
 from deploy.local.versions import installed_versions
+
+if TYPE_CHECKING:
+    from deploy.local.runfolder import RunFolder
+    from deploy.local.settings import RunConfig
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 _EPILOG = """\
@@ -94,6 +99,7 @@ def _run(overrides: list[str]) -> int:
             )
             return 0
         resumes = folder.prepare(config, installed_versions())
+        _ask_first(folder, config, is_new=not resumes)
         learner = config.processes["learner"]
         progress = Progress(Plan.from_learner(learner))
         under = str(Conditions.of_learner(learner))
@@ -125,6 +131,20 @@ def _run(overrides: list[str]) -> int:
                 tick()
             folder.keep(supervisor.restarts(), finished=True)
     return _report(folder.path) if config.settings.report else 0
+
+
+def _ask_first(folder: RunFolder, config: RunConfig, *, is_new: bool) -> None:
+    """Raises BadSetting for what is known to fail; a new run is then as if it had never been."""
+    from deploy.local.placement import BadSetting
+    from deploy.local.preflight import preflight
+
+    try:
+        with StopFlag().unwinding():
+            preflight(folder.path / "config", config.processes)
+    except (BadSetting, Ended):
+        if is_new:
+            folder.withdraw(config)
+        raise
 
 
 def _explain(error: OSError) -> str:

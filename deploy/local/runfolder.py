@@ -6,6 +6,7 @@ the run was begun with.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -115,10 +116,7 @@ class RunFolder:
             self._refuse_changes(self._state["settings"], settings, config.overrides)
         for name in ("config", "logs"):
             (self.path / name).mkdir(exist_ok=True)
-        files = {
-            self.path / "config" / f"{name}.yaml": values
-            for name, values in {"run": config.tree, **config.processes}.items()
-        }
+        files = _settings_files(self.path, config)
         if not is_resumed:
             _refuse_foreign(files)
         sessions = self._state.get("sessions", [])
@@ -135,6 +133,18 @@ class RunFolder:
         for path, values in files.items():
             replace_file(path, settings_text(values).encode())
         return is_resumed
+
+    def withdraw(self, config: RunConfig) -> None:
+        """Takes back what `prepare` wrote for a run that then could not begin.
+
+        Else the settings that were refused would have to be kept for ever.
+        """
+        for path in _settings_files(self.path, config):
+            path.unlink(missing_ok=True)
+        (self.path / STATE_NAME).unlink(missing_ok=True)  # until now they were ours
+        for name in ("config", "logs"):
+            with contextlib.suppress(OSError):  # other files in it are not ours to remove
+                (self.path / name).rmdir()
 
     def keep(self, restarts: dict[str, int], *, finished: bool = False) -> None:
         """Notes that the session still lasts; writes every few seconds, and when it is finished."""
@@ -164,6 +174,12 @@ class RunFolder:
                 gone.key,
                 json.dumps(gone.recorded),
             )
+
+
+def _settings_files(run_dir: Path, config: RunConfig) -> dict[Path, dict[str, Any]]:
+    """A file for the whole composition and one for each process, with what is in it."""
+    named = {"run": config.tree, **config.processes}
+    return {run_dir / "config" / f"{name}.yaml": values for name, values in named.items()}
 
 
 @contextmanager
