@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.process.paths import user_path
+from agent.process.shown import complain, printable
 
 if TYPE_CHECKING:
     from agent.wire.messages import Activated, ServerStatus
@@ -38,10 +38,10 @@ def main(argv: list[str] | None = None) -> int:
 
             _print_activated(_ask(arguments, Rollback(arguments.again)))
     except ConfigError as error:
-        print(f"perennial adapters: {error}", file=sys.stderr)
+        complain("perennial adapters", error)
         return 2
     except PerennialError as error:
-        print(f"perennial adapters: {error}", file=sys.stderr)
+        complain("perennial adapters", error)
         return 1
     return 0
 
@@ -63,14 +63,14 @@ def _list(arguments: argparse.Namespace) -> None:
         note = f"served by {status.policy}, active {status.active_version}"
     except PerennialError as error:
         note = f"not served now: {error}"
-    print(f"{len(versions)} versions in {folder / 'adapters'}; {note}")
+    print(f"{len(versions)} versions in {folder / 'adapters'}; {printable(note)}")
     for version in versions:
         try:
             manifest = store.manifest(version)
             what = f"{manifest.method:8} {manifest.task:24} from {manifest.parent}"
         except AdapterCorrupt as error:
             what = f"DAMAGED: {error}"
-        print(f"  {version:20} {_mark(version, status):8} {what}")
+        print(f"  {version:20} {_mark(version, status):8} {printable(what)}")
 
 
 def _export(folder: Path, version: str, out: Path, base_name: str) -> None:
@@ -91,7 +91,8 @@ def _mark(version: str, status: ServerStatus | None) -> str:
 
 def _print_activated(reply: Activated) -> None:
     held_ms = reply.hold_s * 1e3
-    print(f"active: {reply.version} (before: {reply.previous}; inference held {held_ms:.1f} ms)")
+    version, previous = printable(reply.version), printable(reply.previous)
+    print(f"active: {version} (before: {previous}; inference held {held_ms:.1f} ms)")
 
 
 def _ask(arguments: argparse.Namespace, message: object) -> Any:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from agent.process import run_command
 from agent.process.paths import user_path
+from agent.process.shown import complain
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
             return episode_listing.show_episode(folder, arguments.episode_id)
         return episode_listing.verify_episodes(folder)
     except (PerennialError, OSError) as error:
-        print(f"perennial episodes: {error}", file=sys.stderr)
+        complain("perennial episodes", error)
         return 2
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agent.process import run_command
 from agent.process.paths import user_path
+from agent.process.shown import complain
 
 MAY_HELP = "some of act (ask for actions), report (say how episodes ended), operate (learner, CLI)"
 
@@ -22,13 +23,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _ACTIONS[arguments.action](arguments)
     except ConfigError as error:
-        print(f"perennial keys: {error}", file=sys.stderr)
+        complain("perennial keys", error)
         return 2
     except PerennialError as error:
-        print(f"perennial keys: {error}", file=sys.stderr)
+        complain("perennial keys", error)
         return 1
     except OSError as error:  # of a folder that somebody else owns
-        print(f"perennial keys: {error.filename}: {error.strerror}", file=sys.stderr)
+        complain("perennial keys", f"{error.filename}: {error.strerror}")
         return 1
     return 0
 

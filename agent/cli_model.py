@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 from agent.config import DTYPES
 from agent.process import run_command
 from agent.process.paths import user_path
+from agent.process.shown import LINE_MAX_CHARS, complain, printable
 from agent.process.terminal import counting
 
 _EPILOG = """\
@@ -34,17 +34,17 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"{arguments.folder} is no folder")
         architecture = _parse_settings(arguments.set)
     except ConfigError as error:
-        print(f"perennial model: {error}", file=sys.stderr)
+        complain("perennial model", error)
         return 2
 
     actions = {"inspect": _inspect, "verify": _verify, "merge": _merge}
     try:
         actions[arguments.action](arguments, architecture)
     except ConfigError as error:
-        print(f"perennial model: {error}", file=sys.stderr)
+        complain("perennial model", error)
         return 2
     except (PerennialError, OSError) as error:
-        print(f"perennial model: {error}", file=sys.stderr)
+        complain("perennial model", error)
         return 1
     return 0
 
@@ -59,7 +59,7 @@ def _inspect(arguments: argparse.Namespace, architecture: dict[str, Any]) -> Non
     if arguments.json:
         print(json.dumps(dataclasses.asdict(inspection), indent=1))
     else:
-        print("\n".join(describe(inspection)))
+        print("\n".join(printable(line, LINE_MAX_CHARS) for line in describe(inspection)))
 
 
 def _verify(arguments: argparse.Namespace, architecture: dict[str, Any]) -> None:

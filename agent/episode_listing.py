@@ -10,6 +10,7 @@ from agent.durable import StorageError
 from agent.episode import EpisodeCorrupt, read_episode, read_prefix
 from agent.journal import EPISODES_NAME, LEDGER_NAME
 from agent.ledger import EpisodeRow, EpisodeState, LedgerReader
+from agent.process.shown import LINE_MAX_CHARS, printable
 from agent.recovery import QUARANTINE_NAME, episode_path
 
 
@@ -34,7 +35,7 @@ def list_episodes(folder: Path) -> int:
         print(
             f"{row.episode_id}  {row.state:<11}  {row.outcome or '-':<10}  {counted:<7}  "
             f"{row.steps:>4} steps  {row.version:<19}  {row.phase:<5}  {row.task}"
-            + (f"  ({row.reason})" if row.reason else "")
+            + (f"  ({printable(row.reason)})" if row.reason else "")
         )
     counted_rows = [row for row in rows if row.counted]
     temperatures = {order.order_id: order.temperature for order in reader.orders()}
@@ -63,7 +64,7 @@ def show_episode(folder: Path, wanted: str) -> int:
         raise StorageError(f"{len(rows)} episodes match {wanted!r}, expected one; see `list`")
     row = rows[0]
     for name in row.__slots__:
-        print(f"{name:<12} {getattr(row, name)}")
+        print(f"{name:<12} {printable(getattr(row, name), LINE_MAX_CHARS)}")
     path = _file_of(folder, row)
     if path is None:
         print("no file")
@@ -71,14 +72,16 @@ def show_episode(folder: Path, wanted: str) -> int:
     prefix = read_prefix(path)
     print(f"{'file':<12} {path}")
     for chunk in prefix.chunks:
-        images = ", ".join(f"{name} {image.shape}" for name, image in chunk.images.items())
+        images = ", ".join(
+            f"{printable(name, 80)} {image.shape}" for name, image in chunk.images.items()
+        )
         executed = prefix.end.executed_TK[chunk.step_index].tolist() if prefix.end else "?"
         print(
             f"chunk {chunk.step_index:>3}  mean logprob {float(chunk.logprobs_KA.mean()):8.4f}  "
             f"executed {executed}  images: {images or 'not kept'}"
         )
     if prefix.problem:
-        print(f"stops here: {prefix.problem}")
+        print(f"stops here: {printable(prefix.problem)}")
     return 0
 
 
@@ -92,7 +95,7 @@ def verify_episodes(folder: Path) -> int:
         checked += 1
         if problem:
             problems += 1
-            print(f"{row.episode_id}  {row.state}  {problem}")
+            print(f"{row.episode_id}  {row.state}  {printable(problem, LINE_MAX_CHARS)}")
     print(f"{checked} episodes checked, {problems} damaged or missing")
     return 1 if problems else 0
 

@@ -14,6 +14,7 @@ from socketserver import TCPServer
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from agent.metric_set import ScrapeBusy
+from agent.process.shown import printable
 from agent.wire.endpoints import is_loopback
 from agent.wire.errors import ConfigError
 
@@ -154,6 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, CONTENT_TYPE_LATEST, text)
 
     def _answer_health(self, good: bool, reason: str) -> None:
+        reason = printable(reason, 1000)
         text = f"unavailable: {reason}"
         if good:
             text = f"ok, but {reason}" if reason else "ok"

@@ -12,6 +12,7 @@ import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from agent.order_slots import Expired, Finished, Slot, SlotState, Started, slot_id_of
+from agent.process.shown import printable
 from agent.wire.errors import WireError
 from agent.wire.messages import Order, Outcome, SlotLease
 
@@ -241,7 +242,7 @@ class OrderBook:
         if slot.aborts >= self._slot_aborts_max:
             self._refused[slot.order.order_id] = (
                 f"order {slot.order.order_id!r}: slot {slot.index} was aborted {slot.aborts} "
-                f"times, last by {slot.client_id}: {' '.join(reason.split())}; "
+                f"times, last by {slot.client_id}: {printable(' '.join(reason.split()))}; "
                 "mend the cause, then start the agent again"
             )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from agent.durable import StorageError
 from agent.process import BAD_INPUT, run_command
 from agent.process.paths import is_path, user_path
 from agent.process.settings import Reference
+from agent.process.shown import complain
 from agent.process.words import literal
 from deploy.local.placement import BadSetting, Placement
 from deploy.local.processes import module_command, module_environment
@@ -157,13 +157,13 @@ def main(argv: list[str] | None = None) -> int:
             TARGETS[arguments.target], arguments.state_dir, arguments.keys_dir, arguments.settings
         )
     except BadSetting as error:
-        print(f"perennial setup: {error}", file=sys.stderr)
+        complain("perennial setup", error)
         return BAD_INPUT
     except OSError as error:
-        print(f"perennial setup: {error.filename}: {error.strerror}", file=sys.stderr)
+        complain("perennial setup", f"{error.filename}: {error.strerror}")
         return BAD_INPUT
     except StorageError as error:
-        print(f"perennial setup: {error}", file=sys.stderr)
+        complain("perennial setup", error)
         return BAD_INPUT
     print(f"Settings in {arguments.state_dir}/config, keys in {arguments.keys_dir}.")
     return 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from pathlib import Path
 
 from agent.process import run_command
 from agent.process.paths import user_path
+from agent.process.shown import LINE_MAX_CHARS, complain, printable
 
 DEFAULT_RATE_HZ = 20
 
@@ -22,11 +22,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         counts = export(arguments.folder, arguments.out, arguments.rate_hz)
     except (PerennialError, OSError) as error:
-        print(f"perennial demos export: {error}", file=sys.stderr)
+        complain("perennial demos export", error)
         return 1
     print(f"{arguments.out}: {counts.pop('episodes')} episodes, {counts.pop('frames')} frames")
     for reason, count in counts.items():
-        print(f"left out: {count} {reason}")
+        print(f"left out: {count} {printable(reason, LINE_MAX_CHARS)}")
     return 0
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from agent.process import run_command
 from agent.process.paths import user_path
+from agent.process.shown import complain
 
 SKIPPED = 3  # exit status
 _EPILOG = """\
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         imported = import_files(arguments.paths, arguments.out, settings)
     except (PerennialError, OSError) as error:
-        print(f"perennial demos import: {error}", file=sys.stderr)
+        complain("perennial demos import", error)
         return 1
     print(f"{arguments.out}: {imported.demonstrations} demonstrations, {imported.frames} frames")
     if imported.skipped:

@@ -7,13 +7,13 @@ published 7B's geometry.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.process import BAD_INPUT, load_config, run_command
 from agent.process.paths import user_path
+from agent.process.shown import complain
 from agent.wire.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             flush=True,
         )
     except ConfigError as error:
-        print(f"perennial dry-run: {error}", file=sys.stderr)
+        complain("perennial dry-run", error)
         return BAD_INPUT
     return 0
 

@@ -22,6 +22,7 @@ from agent.model.lora import AdapterError
 from agent.model.policy_model import load_policy_model
 from agent.process import StopFlag as ProcessFlag
 from agent.process.clock import go_on_from
+from agent.process.shown import start_logging
 from agent.wire.errors import ConfigError
 from agent.wire.keys import find_client_keys
 from agent.wire.sockets import DealerClient
@@ -55,9 +56,7 @@ def learn(config: LearnerConfig) -> None:
         PerennialError: something the user can mend.
         Stopped: asked to stop; the run is not finished.
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    start_logging()
     torch.set_num_threads(config.threads)
     manager = ServiceManager(threads=(MAIN, RECEIVER_THREAD))
     manager.show("loading the model")

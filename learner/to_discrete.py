@@ -17,6 +17,7 @@ from typing import Any
 
 from agent.process import Ended, StopFlag, stoppable
 from agent.process.paths import user_path
+from agent.process.shown import complain
 
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 CAMERAS = ("agentview", "wrist")  # arrays of a demonstration shard
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = load_config(ConversionSettings, None, arguments.settings)
     except ConfigError as error:
-        print(f"perennial model to-discrete: {error}", file=sys.stderr)
+        complain("perennial model to-discrete", error)
         return 2
 
     from learner.conversion import convert
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         with StopFlag().unwinding():
             convert(arguments.base, arguments.out, settings)
     except (PerennialError, OSError) as error:
-        print(f"perennial model to-discrete: {error}", file=sys.stderr)
+        complain("perennial model to-discrete", error)
         return 1
     except Ended:
         print("Stopped. The same command goes on from its last checkpoint.", file=sys.stderr)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from agent.process.clock import since_boot_s
 from agent.process.paths import user_path
+from agent.process.shown import complain
 from agent.wire.errors import ConfigError
 
 PERIOD_S = 1.0  # between two writes, at least
@@ -63,7 +64,7 @@ class Heartbeat:
             if not self._has_failed:
                 self._has_failed = True
                 text = f"heartbeat_path: cannot write '{self._path}' ({error.strerror})"
-                print(f"sim_bridge: {text}", file=sys.stderr, flush=True)
+                complain("sim_bridge", text)
 
 
 def _refuse_foreign(path: Path) -> None:

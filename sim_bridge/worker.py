@@ -7,12 +7,12 @@ server already infers for the lanes that wait.
 
 from __future__ import annotations
 
-import sys
 import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable
 
+from agent.process.shown import complain
 from agent.wire.messages import (
     Assign,
     Assignments,
@@ -297,4 +297,4 @@ class Worker:
 
 
 def _warn(text: str) -> None:
-    print(f"sim_bridge: {text}", file=sys.stderr, flush=True)
+    complain("sim_bridge", text)

@@ -6,9 +6,13 @@ characters that move a cursor, forge a line of a log, or turn the reading direct
 
 from __future__ import annotations
 
+import logging
+import sys
 import unicodedata
+from typing import Any
 
 MAX_CHARS = 200
+LINE_MAX_CHARS = 4000  # of a complaint, or of a line of a log
 CUT = "…"
 # Controls, format characters (bidirectional marks, zero width), surrogates, private, unassigned;
 # line and paragraph separators.
@@ -41,3 +45,34 @@ def _escape(letter: str) -> str:
     if letter.isascii():
         return letter if letter.isprintable() else repr(letter)[1:-1]
     return repr(letter)[1:-1] if unicodedata.category(letter) in _UNSHOWN else letter
+
+
+def complain(program: str, error: object) -> None:
+    """Print on stderr, in one line, what `program` cannot go on with."""
+    line = printable(" ".join(str(error).split()), LINE_MAX_CHARS)
+    print(f"{program}: {line}", file=sys.stderr, flush=True)
+
+
+def start_logging(level: int = logging.INFO) -> None:
+    """Have the process log to stderr, whatever text is logged, a line for each record."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])  # nothing where there is one already
+    logging.getLogger().setLevel(level)
+
+
+class _Formatter(logging.Formatter):
+    """A record's message cannot end its line, nor can a traceback's move the cursor."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record), LINE_MAX_CHARS)
+
+    def formatException(self, ei: Any) -> str:
+        return _printable_lines(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        return _printable_lines(super().formatStack(stack_info))
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(printable(line, LINE_MAX_CHARS) for line in text.split("\n"))

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from agent.process.errors import ConfigError, PerennialError
 from agent.process.paths import user_path
 from agent.process.settings import load_config
+from agent.process.shown import complain, start_logging
 from agent.process.stopping import stoppable
 
 BAD_INPUT = 2  # exit status
@@ -90,9 +91,10 @@ def _run(
             return 0
         if config.die_with_parent:
             die_with(parent)
+        start_logging(logging.WARNING)
         work(config)
     except PerennialError as error:
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(program, error)
         return BAD_INPUT if isinstance(error, ConfigError) else FAILED
     return 0
 

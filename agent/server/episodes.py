@@ -33,7 +33,7 @@ from agent.server.open_episode import (
     own_task_order,
 )
 from agent.server.past_episodes import PastEpisodes
-from agent.server.validation import check_end, check_name, check_observation
+from agent.server.validation import check_name, check_observation, checked_end
 from agent.wire.errors import PerennialError, WireError
 from agent.wire.messages import (
     Act,
@@ -124,7 +124,7 @@ class Episodes:
         elif (waiters := episode.owned_by(exchange.sender).end_waiters) is not None:
             join(waiters, exchange, "the end")
         else:
-            check_end(message, episode.chunks)
+            message = checked_end(message, episode.chunks)
             # Who gives up cannot always say what became of the last actions.
             is_abort = message.outcome == Outcome.ABORTED
             require = episode.require_known if is_abort else episode.require_all

@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 from agent.journal import Journal
 from agent.ledger import EpisodeRow, EpisodeState
+from agent.process.shown import printable
 from agent.recovery import RESTART_REASON
 from agent.server.permissions import check_episode_owner
 from agent.wire.errors import WireError
@@ -53,7 +54,7 @@ class PastEpisodes:
             return _unknown(episode_id)
         if row.reason == RESTART_REASON:
             return WireError("server_restarted", f"episode {episode_id} was aborted by a restart")
-        what = f"has ended: {row.outcome}, {row.reason}"
+        what = f"has ended: {row.outcome}, {printable(row.reason)}"
         return WireError("unknown_episode", f"episode {episode_id} {what}")
 
     def _row(self, episode_id: str, sender: str) -> EpisodeRow | None:

@@ -14,6 +14,7 @@ from agent.metrics import AgentMetrics
 from agent.noop_policy import NoopPolicy
 from agent.policy import Policy
 from agent.process import StopFlag
+from agent.process.shown import start_logging
 from agent.server.app import Server
 from agent.server.endpoints import write_endpoints
 from agent.wire.errors import ConfigError
@@ -26,9 +27,7 @@ SWITCH_INTERVAL_S = 0.0005
 
 def serve(config: AgentConfig) -> None:
     """Serves until SIGTERM or SIGINT. Raises ConfigError for whatever the user must mend first."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    start_logging()
     # A thread that computes (journal, inference) gives way to the loop after this long, not 5 ms.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = StopFlag()

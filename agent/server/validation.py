@@ -9,6 +9,7 @@ import numpy as np
 
 from agent.policy import Policy
 from agent.process.instruction import clean_instruction
+from agent.process.shown import printable
 from agent.wire.arrays import brief
 from agent.wire.errors import WireError
 from agent.wire.messages import (
@@ -97,8 +98,8 @@ def check_executed(executed: np.ndarray) -> None:
         raise WireError("bad_array", f"executed: codes are 0 to {int(max(Executed))}")
 
 
-def check_end(end: EpisodeEnd, chunks: int) -> None:
-    """The end of an episode with `chunks` answered observations.
+def checked_end(end: EpisodeEnd, chunks: int) -> EpisodeEnd:
+    """The end of an episode with `chunks` answered observations, its reason harmless to show.
 
     Raises WireError (bad_outcome, bad_array, bad_message).
     """
@@ -115,6 +116,7 @@ def check_end(end: EpisodeEnd, chunks: int) -> None:
     check_range("steps", end.steps, 0, HORIZON_MAX_STEPS)
     if len(end.reason) > REASON_MAX_CHARS:
         raise WireError("bad_message", f"reason: at most {REASON_MAX_CHARS} characters")
+    return replace(end, reason=printable(end.reason.strip(), REASON_MAX_CHARS))
 
 
 def checked_order(order: Order) -> Order:

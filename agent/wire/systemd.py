@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from agent.process.shown import printable
+
 log = logging.getLogger(__name__)
 
 MAIN = "MainThread"  # Python's name of the thread a process starts with
@@ -136,4 +138,4 @@ class ServiceManager:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))

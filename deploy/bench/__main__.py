@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from agent.process import BAD_INPUT, FAILED, Ended, StopFlag, stoppable
+from agent.process.shown import complain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         with StopFlag().unwinding():
             return _run(grid, console, is_estimate=arguments.estimate)
     except (BadSetting, ResultError, OSError, StorageError) as error:
-        print(f"perennial bench: {error}", file=sys.stderr)
+        complain("perennial bench", error)
         return BAD_INPUT
     except Ended:
         print("Stopped. The same command goes on from here.", file=sys.stderr)

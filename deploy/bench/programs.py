@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.process import StopFlag
+from agent.process.shown import LINE_MAX_CHARS, printable
 from deploy.local.processes import ProcessFailed, module_command, module_environment
 from deploy.local.progress import Plan, Progress
 from deploy.local.tail import JsonTail
@@ -66,7 +67,7 @@ def run_program(
                 _stop(child)
     if child.returncode != 0:
         lines = log_path.read_text(errors="replace").strip().splitlines()
-        reason = lines[-1].strip() if lines else "it printed nothing"
+        reason = printable(lines[-1].strip(), LINE_MAX_CHARS) if lines else "it printed nothing"
         raise ProcessFailed(f"{module} ended with {child.returncode}: {reason} (log: {log_path})")
 
 

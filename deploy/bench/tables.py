@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
+from agent.process.shown import LINE_MAX_CHARS, printable
 from deploy.bench.results import Result
 from deploy.local.seeds import over_seeds
 from deploy.local.statistics import Figure, Matrix, Rate
@@ -144,4 +145,9 @@ def _mean(values: Sequence[float | None], form: str = ",.0f") -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The first column to the left, the others to the right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
+    return [*(f"| {' | '.join(map(_cell, line))} |" for line in lines), ""]
+
+
+def _cell(text: str) -> str:
+    """Text that can neither end its cell nor its line."""
+    return printable(text, LINE_MAX_CHARS).replace("|", "\\|")

@@ -10,6 +10,8 @@ import sys
 import urllib.error
 import urllib.request
 
+from agent.process.shown import LINE_MAX_CHARS, printable
+
 LIMIT_S = 4.0
 
 
@@ -20,10 +22,10 @@ def main(argv: list[str] | None = None) -> int:
     url = parser.parse_args(argv).url
     try:
         with urllib.request.urlopen(url, timeout=LIMIT_S) as answer:
-            print(answer.read(1000).decode(errors="replace").strip())
+            print(printable(answer.read(1000).strip(), LINE_MAX_CHARS))
             return 0
     except urllib.error.HTTPError as error:
-        print(error.read(1000).decode(errors="replace").strip() or f"{url}: {error}")
+        print(printable(error.read(1000).strip(), LINE_MAX_CHARS) or f"{url}: {error}")
     except OSError as error:
         print(f"{url}: {error}")
     return 1

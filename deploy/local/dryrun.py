@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.process import BAD_INPUT, StopFlag, stoppable
 from agent.process.settings import settings_text
+from agent.process.shown import complain
 from deploy.local.processes import module_command, module_environment
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config, published = compose_dry(arguments.overrides)
     except BadSetting as error:
-        print(f"perennial dry-run: {error}", file=sys.stderr)
+        complain("perennial dry-run", error)
         return BAD_INPUT
     with tempfile.TemporaryDirectory(prefix="perennial-dry-run-") as folder:
         files = _write_settings(Path(folder), config.processes)

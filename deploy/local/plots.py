@@ -18,6 +18,8 @@ from deploy.local.statistics import Matrix, Rate
 from deploy.local.summary import reported_matrix
 from deploy.local.table import conditions_of
 
+mpl.rcParams["text.parse_math"] = False  # a "$" in a name is a dollar
+
 COLOURS = ("#0b7a75", "#d1495b", "#edae49", "#30638e", "#8d6a9f", "#5b8c5a", "#a0522d")
 GREY = "#777777"
 DPI = 130

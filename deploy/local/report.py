@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.durable import StorageError, replace_file
 from agent.process import BAD_INPUT, run_command
 from agent.process.paths import user_path
+from agent.process.shown import complain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             return _recount(console, records, recounted)
         return _report(console, records, recounted)
     except (RecordError, OSError, StorageError) as error:
-        print(f"perennial report: {error}", file=sys.stderr)
+        complain("perennial report", error)
         return BAD_INPUT
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from agent.durable import StorageError
 from agent.process import BAD_INPUT, FAILED, Ended, StopFlag, die_with, stoppable
 from agent.process.errors import ConfigError
+from agent.process.shown import complain
 from deploy.local.processes import (
     ProcessFailed,
     ProcessRefused,
@@ -56,16 +57,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(arguments.overrides)
     except ConfigError as error:
-        print(f"perennial run: {error}", file=sys.stderr)
+        complain("perennial run", error)
         return BAD_INPUT
     except ProcessFailed as error:
-        print(f"perennial run: {error}", file=sys.stderr)
+        complain("perennial run", error)
         return BAD_INPUT if isinstance(error, ProcessRefused) else FAILED
     except StorageError as error:
-        print(f"perennial run: {error}", file=sys.stderr)
+        complain("perennial run", error)
         return FAILED
     except OSError as error:  # its own files: the disk filled up, a folder may not be written
-        print(f"perennial run: {_explain(error)}", file=sys.stderr)
+        complain("perennial run", _explain(error))
         return FAILED
     except (Interrupted, Ended):
         print("Stopped. The same command goes on from here.", file=sys.stderr)

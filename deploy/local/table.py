@@ -8,13 +8,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from agent.process.shown import printable
 from deploy.local.conditions import Conditions
 from deploy.local.statistics import Rate
 
 
 def draw_summary(summary: dict[str, Any]) -> RenderableType:
     """The success matrix, the figures a run is judged by, and what it cost."""
-    title = f"{summary['suite']}, seed {summary['seed']}: success on evaluation init states"
+    title = (
+        f"{printable(summary['suite'])}, seed {summary['seed']}: success on evaluation init states"
+    )
     under = f"{conditions_of(summary)}; 95% Wilson intervals"
     head = (Text(""), Text(title, "bold"), Text(under, "dim"), Text(""))
     return Group(*head, _matrix(summary), _figures(summary))
@@ -30,7 +33,10 @@ def _matrix(summary: dict[str, Any]) -> Table:
     table.add_column("after training")
     held_out = summary["held_out_tasks"]
     for task in summary["tasks"]:
-        table.add_column(f"{task}\n(held out)" if task in held_out else task, justify="right")
+        name = printable(task)
+        # A Text, since a plain string would be read as markup.
+        heading = Text(f"{name}\n(held out)" if task in held_out else name)
+        table.add_column(heading, justify="right")
     rows = ["nothing (base)", *summary["train_tasks"]]
     for row, name in enumerate(rows):
         counts = zip(
@@ -39,7 +45,7 @@ def _matrix(summary: dict[str, Any]) -> Table:
         cells = [_cell(Rate(*count)) for count in counts]
         own = summary["tasks"].index(name) if row else -1
         styled = [Text(c, "bold cyan" if i == own else "") for i, c in enumerate(cells)]
-        table.add_row(name, *styled)
+        table.add_row(Text(printable(name)), *styled)
     return table
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from agent.process.shown import LINE_MAX_CHARS, printable
+
 
 class JsonTail:
     """The complete lines added to `path` since the last call; the file may not exist yet."""
@@ -32,4 +34,13 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
         line = json.loads(raw)
     except ValueError:
         return None
-    return line if isinstance(line, dict) else None
+    return _harmless(line) if isinstance(line, dict) else None
+
+
+def _harmless(value: Any) -> Any:
+    """Names and reasons in these lines come from other machines, and are shown."""
+    if isinstance(value, str):
+        return printable(value, LINE_MAX_CHARS)
+    if isinstance(value, dict):
+        return {_harmless(key): _harmless(each) for key, each in value.items()}
+    return [_harmless(each) for each in value] if isinstance(value, list) else value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from agent.process import BAD_INPUT, FAILED, run_command
 from agent.process.optional import describe_failed_import
 from agent.process.paths import user_path
+from agent.process.shown import complain
 from agent.wire.errors import ConfigError, PerennialError
 
 _EPILOG = """\
@@ -58,10 +58,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _collect(chosen["suite"], settings, chosen["out"], chosen["workers"])
     except ConfigError as error:
-        print(f"perennial demos: {error}", file=sys.stderr)
+        complain("perennial demos", error)
         return BAD_INPUT
     except (PerennialError, ValueError, OSError, RuntimeError) as error:
-        print(f"perennial demos: {error}", file=sys.stderr)
+        complain("perennial demos", error)
         return FAILED
     return 0
 

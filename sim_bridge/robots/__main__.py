@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from agent.durable import replace_file
 from agent.process import StopFlag, run_process
 from agent.process.errors import ConfigError
+from agent.process.shown import complain
 from sim_bridge.robots.config import IMAGINED, RobotConfig
 
 if TYPE_CHECKING:
@@ -92,8 +93,7 @@ def _close(robot: Robot) -> None:
     try:
         robot.close()
     except Exception as error:  # the driver's; what ended the process is told after it
-        text = f"perennial robot: close: {type(error).__name__}: {error}"
-        print(text, file=sys.stderr, flush=True)
+        complain("perennial robot", f"close: {type(error).__name__}: {error}")
 
 
 def _run_episodes(config: RobotConfig, runtime: Runtime, log: EndLog, stop: StopFlag) -> None:
@@ -108,7 +108,7 @@ def _run_episodes(config: RobotConfig, runtime: Runtime, log: EndLog, stop: Stop
         except EpisodeLost as error:
             if stop():
                 return
-            print(f"perennial robot: {error}; beginning another", file=sys.stderr, flush=True)
+            complain("perennial robot", f"{error}; beginning another")
             continue
         log.append(line)
         log.sync()

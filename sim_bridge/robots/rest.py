@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from agent.process.shown import shown
 from agent.wire.errors import ConfigError
 from sim_bridge.robots.config import RestConfig
 
@@ -65,7 +66,8 @@ class Person:
         An Enter that was pressed before is none: nobody looked at this scene then.
         """
         termios.tcflush(self._fd, termios.TCIFLUSH)
-        print(f"Reset the robot and the scene for '{task}', then press Enter.", file=sys.stderr)
+        asked = f"Reset the robot and the scene for {shown(task)}, then press Enter."
+        print(asked, file=sys.stderr)
         sys.stderr.flush()
         while not should_stop():
             if select.select([self._fd], [], [], LOOK_S)[0]:
