@@ -12,6 +12,7 @@ from agent.process.instruction import clean_instruction
 
 POLICIES = ("vla", "noop")
 DTYPES = ("float32", "bfloat16")
+EPISODE_BYTES_LIMIT = 1000 << 20  # with room for what its file adds within MAX_EPISODE_BYTES
 
 
 @dataclass
@@ -69,6 +70,8 @@ class AgentConfig:
     max_wait_s: float = 0.002  # longest wait for a batch to fill
     max_open_episodes: int = 512
     max_message_bytes: int = 32 << 20
+    max_chunk_bytes: int = 32 << 20  # recorded of one observation: two raw pictures of 2048²
+    max_episode_bytes: int = 768 << 20  # recorded in all: 3 minutes of two raw 640x480 at 20 Hz / 8
     latency_budget_s: float = 0.4  # of a whole answer: 8 actions at 20 Hz last so long; a metric
     lease_s: float = 30.0  # silence after which a slot or an open episode is given up
     journal_flush_interval_s: float = 0.2
@@ -81,6 +84,8 @@ class AgentConfig:
         require_range("max_wait_s", self.max_wait_s, 0, 1)
         require_range("max_open_episodes", self.max_open_episodes, 1, 100_000)
         require_range("max_message_bytes", self.max_message_bytes, 1 << 16, 1 << 31)
+        require_range("max_chunk_bytes", self.max_chunk_bytes, 1 << 10, 1 << 31)
+        require_range("max_episode_bytes", self.max_episode_bytes, 1 << 16, EPISODE_BYTES_LIMIT)
         require_range("latency_budget_s", self.latency_budget_s, 0.001, 3600)
         require_range("lease_s", self.lease_s, 0.1, 86_400)
         require_range("journal_flush_interval_s", self.journal_flush_interval_s, 0.001, 10)

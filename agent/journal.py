@@ -6,15 +6,18 @@ Records are checked here, in the caller's thread, and written by the journal's o
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from io import BufferedReader
 from pathlib import Path
 from queue import SimpleQueue
+from types import MappingProxyType
 
 from agent.durable import (
     StorageError,
@@ -37,13 +40,15 @@ from agent.journal_writer import (
     Stop,
     Trouble,
 )
-from agent.ledger import ActivationRow, EpisodeRow, Ledger, LedgerReader, SealedRow
-from agent.recovery import Recovered, episode_path, recover_state
+from agent.ledger import ActivationRow, EpisodeRow, EpisodeState, Ledger, LedgerReader, SealedRow
+from agent.recovery import Recovered, episode_path, recover_state, set_aside
 from agent.wire.errors import PerennialError, WireError
 from agent.wire.messages import Order
 
 LEDGER_NAME = "agent.db"
 EPISODES_NAME = "episodes"
+# A file that is gone or lies on damaged disk is lost; all else may pass.
+_UNREADABLE = {errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR}
 QUEUE_LIMIT_BYTES = 256 << 20  # of chunks: bounds the memory that a slow disk can cost
 CHANGES_MAX = 64  # orders, activations and acknowledgements that wait in trouble
 STALL_S = 30.0  # after which a disk that says nothing counts as trouble
@@ -196,13 +201,25 @@ class Journal:
         self._checkers.pop(episode_id, None)
         self._put(GiveUp(episode_id, reason))
 
-    def post_orders(self, orders: Iterable[Order], on_durable: Callable[[], None]) -> None:
+    def post_orders(
+        self,
+        orders: Iterable[Order],
+        on_durable: Callable[[], None],
+        held: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Add orders; those known by id are left alone.
+
+        held: {slot id: episode id} of slots that need no episode.
 
         Raises JournalFailed, WireError("overloaded") while the disk takes nothing.
         """
-        posted = list(orders)
-        self._put_change(Change(lambda ledger: ledger.add_orders(posted), lambda _: on_durable()))
+        posted, needless = list(orders), dict(held)
+
+        def apply(ledger: Ledger) -> None:
+            ledger.add_orders(posted)
+            ledger.hold_slots(needless)
+
+        self._put_change(Change(apply, lambda _: on_durable()))
 
     def set_active(self, version: str, on_durable: Callable[[ActivationRow], None]) -> None:
         """Add `version` to the history of activations.
@@ -231,6 +248,30 @@ class Journal:
 
         self._put_change(Change(lambda ledger: ledger.ack(held), then), is_tried=True)
 
+    def reject(
+        self,
+        episodes: Mapping[str, str],
+        on_durable: Callable[[dict[str, str]], None],
+        states: Collection[EpisodeState] = (EpisodeState.SEALED, EpisodeState.ACKED),
+    ) -> None:
+        """Quarantine those of {episode id: why} in one of the `states`; files are set aside.
+
+        `on_durable` gets {episode id: slot id if it counted, else ""}. Raises JournalFailed.
+        """
+        bad = dict(episodes)
+
+        def then(freed: dict[str, str]) -> None:
+            for episode_id in freed:
+                path = episode_path(self._folder, episode_id)
+                try:
+                    if path.exists():
+                        set_aside(path, bad[episode_id])
+                except (OSError, StorageError) as error:  # the next start does it
+                    _log.warning("%s is not set aside: %s", path, error)
+            on_durable(freed)
+
+        self._put_change(Change(lambda ledger: ledger.reject(bad, states), then), is_tried=True)
+
     # ---- reading (a connection of its own: sees what is durable) -----------------------------
 
     def fetch_rows(self, after_seq: int, limit: int) -> list[SealedRow]:
@@ -254,14 +295,43 @@ class Journal:
             yield from self._reader.history()
 
     def payload(self, row: SealedRow) -> bytes:
-        """The file of a sealed episode. Raises EpisodeCorrupt if it was altered, StorageError."""
-        path = episode_path(self._folder, row.episode_id)
-        with storage_errors(path):
-            data = path.read_bytes()
-        sha256 = hashlib.sha256(data).hexdigest()
-        if sha256 != row.sha256:
-            raise EpisodeCorrupt(f"{path}: SHA-256 {sha256}, sealed with {row.sha256}")
+        """The file of a sealed episode; any thread may ask.
+
+        Raises EpisodeCorrupt if it was altered or cannot be read, StorageError for what passes.
+        """
+        with self._reading(row.episode_id) as file:
+            data = file.read(row.size_bytes + 1)
+        self._check_hash(row, hashlib.sha256(data).hexdigest())
         return data
+
+    def verify(self, row: SealedRow) -> None:
+        """Read through the file of a sealed episode, in bounded memory; errors as of `payload`."""
+        with self._reading(row.episode_id) as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self._check_hash(row, sha256)
+
+    def part(self, episode_id: str, offset: int, length: int) -> bytes:
+        """Some of a sealed episode's file, nothing of it checked; errors as of `payload`."""
+        with self._reading(episode_id) as file:
+            file.seek(offset)
+            return file.read(length)
+
+    @contextmanager
+    def _reading(self, episode_id: str) -> Iterator[BufferedReader]:
+        path = episode_path(self._folder, episode_id)
+        try:
+            with open(path, "rb") as file:
+                yield file
+        except OSError as error:
+            if error.errno in _UNREADABLE:
+                raise EpisodeCorrupt(f"{path}: {error.strerror}") from error
+            with storage_errors(path):
+                raise
+
+    def _check_hash(self, row: SealedRow, sha256: str) -> None:
+        if sha256 != row.sha256:
+            path = episode_path(self._folder, row.episode_id)
+            raise EpisodeCorrupt(f"{path}: SHA-256 {sha256}, sealed with {row.sha256}")
 
     # ---- the caller's side of the queue ------------------------------------------------------
 

@@ -8,7 +8,7 @@ from another process while the server runs. A committed transaction survives a l
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -113,6 +113,10 @@ class LedgerReader:
         """{slot id: counted episode id}."""
         query = "SELECT slot_id, episode_id FROM episodes WHERE counted = 1 AND slot_id != ''"
         return dict(self._db.execute(query))
+
+    def held(self) -> dict[str, str]:
+        """{slot id: episode id} of slots whose episode only the learner knows."""
+        return dict(self._db.execute("SELECT slot_id, episode_id FROM held_slots"))
 
     def activations(self) -> list[ActivationRow]:
         """What was made active, in order; the last one is active."""
@@ -243,6 +247,31 @@ class Ledger(LedgerReader):
             "UPDATE episodes SET state = 'acked' WHERE episode_id = ?", [(e,) for e in acked]
         )
         return acked, refused
+
+    def hold_slots(self, held: Mapping[str, str]) -> None:
+        """Slots that need no episode, {slot id: id of the episode that the learner holds}."""
+        self._db.executemany("INSERT OR IGNORE INTO held_slots VALUES (?, ?)", list(held.items()))
+
+    def reject(
+        self, episodes: Mapping[str, str], states: Collection[EpisodeState]
+    ) -> dict[str, str]:
+        """Quarantine those of {episode id: reason} that are in one of the `states`.
+
+        Returns {episode id: slot id if it counted, else ""}. Slots held for one are freed, too.
+        """
+        freed = {}
+        for episode_id, reason in episodes.items():
+            row = self.episode(episode_id)
+            if row is not None and row.state not in states:
+                continue
+            if row is not None:
+                freed[episode_id] = row.slot_id if row.counted else ""
+            query = "SELECT slot_id FROM held_slots WHERE episode_id = ?"
+            for (slot_id,) in self._db.execute(query, (episode_id,)).fetchall():
+                freed[episode_id] = slot_id
+            self._db.execute("DELETE FROM held_slots WHERE episode_id = ?", (episode_id,))
+            self.quarantine_episode(episode_id, reason)
+        return freed
 
     def quarantine_episode(self, episode_id: str, reason: str) -> None:
         """Any state -> quarantined: it no longer counts and its slot is to be collected again."""

@@ -53,6 +53,13 @@ CREATE TABLE IF NOT EXISTS activations (
     after_sealed_seq INTEGER NOT NULL         -- the last episode sealed before
 );
 """
+# Came within version 3: programs that do not know it read and write the rest as ever.
+_HELD_SLOTS = """
+CREATE TABLE IF NOT EXISTS held_slots (       -- that need no episode: the learner holds one
+    slot_id TEXT PRIMARY KEY,
+    episode_id TEXT NOT NULL
+);
+"""
 
 
 def open_ledger(path: Path, mode: str) -> sqlite3.Connection:
@@ -82,6 +89,7 @@ def create_ledger(path: Path) -> None:
         while found in _MIGRATIONS:
             _change(db, f"{_MIGRATIONS[found]};", found + 1)
             found += 1
+        db.executescript(_HELD_SLOTS)
 
 
 def _change(db: sqlite3.Connection, statements: str, version: int) -> None:

@@ -122,6 +122,8 @@ class ServingMetrics(MetricSet):
     inference_busy_seconds_total: Counter = counter(
         "Time in which the policy computed, each batch counted once.")
     sessions_active: Gauge = gauge("Clients that were seen within the lease time.", "protocol")
+    clients_cooling_off: Gauge = gauge(
+        "Clients or keys that get no work for a while, because theirs ended in vain.")
     dropped_messages_total: Counter = counter(
         "Answers that nobody could be given.", "reason=nobody_to_answer")
     actions_total: Counter = counter(
@@ -219,7 +221,11 @@ class DataMetrics(MetricSet):
         "Observations that were answered and not kept, because the disk took nothing.")
     episodes_quarantined_total: Counter = counter(
         "Episode files put aside since the start of the process.",
-        "reason=missing|altered|torn|foreign|no_row")
+        "reason=missing|altered|torn|foreign|no_row|rejected")
+    episodes_too_large_total: Counter = counter(
+        "Episodes not recorded whole: max_chunk_bytes or max_episode_bytes was reached.")
+    orders_refused_total: Counter = counter(
+        "Orders that cannot be carried out: too many clients aborted one of their slots.")
 
 
 class ProcessMetrics(MetricSet):
@@ -247,6 +253,10 @@ class LearningMetrics(MetricSet):
     learner_episodes_total: Counter = counter(
         "Episodes by what became of them; continues over restarts.",
         "disposition=trained|filtered|surplus|eval|demonstration|aborted")
+    learner_episodes_quarantined_total: Counter = counter(
+        "Episodes put aside by the learner: damaged on the way or on its disk, or contradictory.")
+    learner_orders_refused_total: Counter = counter(
+        "Orders that were given up: the agent says that no client can carry them out.")
     run_info: Gauge = gauge(
         "1; what the run's rates are measured under. Training episodes are as mode rollout.",
         "suite", "suite_protocol", "mode", "temperature", "solved=once|at_end")

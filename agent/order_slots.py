@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from agent.wire.messages import Order, SlotLease
@@ -25,11 +26,13 @@ class Slot:
     place: int
     state: SlotState = SlotState.FREE
     client_id: str = ""
+    who: str = ""  # answers for the client: its key's name, or the client itself
     start_key: str = ""
     episode_id: str = ""  # of the open episode (RUNNING) or the counted one (FILLED)
     expires_s: float = 0.0
     spoken_of_s: float = 0.0  # the last message about this very slot
-    aborts: int = 0  # told by clients, since the server's start
+    # Who aborted it how often, since the server's start.
+    aborts: Counter[str] = field(default_factory=Counter)
 
     def lease(self, lease_s: float) -> SlotLease:
         """What its client is told."""
@@ -60,10 +63,14 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """Slots free again, and open episodes that the caller must end with `finish(.., "aborted")`."""
+    """Slots free again, and open episodes that the caller must end with `finish(.., "aborted")`.
+
+    holders: who had leased those slots and not started them.
+    """
 
     slot_ids: list[str]
     episode_ids: list[str]
+    holders: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

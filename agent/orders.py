@@ -17,7 +17,11 @@ from agent.wire.errors import WireError
 from agent.wire.messages import Order, Outcome, SlotLease
 
 QUIET_LIMIT_S = 600.0  # or lease_s: without a word about an episode, however lively its client
-SLOT_ABORTS_MAX = 8  # of one slot by its clients, then its order is refused
+# An order is refused once so many different clients have aborted one of its slots, or, where there
+# are fewer, each of them that often: one client alone cannot speak for the others.
+SLOT_ABORTS_MAX = 8
+ABORTS_AT_ONCE = 2  # after so many of one slot its client is offered all others first
+PRESENT_S = 60.0  # a client that asked for work of a suite within this time is there
 
 
 class OrderBook:
@@ -26,7 +30,8 @@ class OrderBook:
     Args:
         lease_s: seconds of silence after which a lease or an open episode expires.
         mint: makes a fresh episode id.
-        slot_aborts_max: aborts of one slot after which no more of its order is leased.
+        slot_aborts_max: different clients that abort one slot, after which no more of its order
+            is leased; or aborts by each client that is there.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class OrderBook:
         self._mint = mint
         self._slot_aborts_max = slot_aborts_max
         self._refused: dict[str, str] = {}  # order id -> why
+        self._asked: dict[str, dict[str, float]] = {}  # suite -> who asked for its work -> when
         self._orders: dict[str, Order] = {}
         self._slots: dict[str, Slot] = {}
         self._free: dict[tuple[str, str], list[tuple[int, str]]] = {}  # (suite, version) -> heap
@@ -70,6 +76,27 @@ class OrderBook:
                 self._set_free(slot)
         return list(new.values())
 
+    def hold(self, held: Mapping[str, str]) -> dict[str, str]:
+        """Fill free slots that need no episode, {slot id: episode id}; returns those it filled.
+
+        Slots that are leased, running or filled go on as they are. Raises
+        WireError("unknown_slot").
+        """
+        free = {s: e for s, e in held.items() if self._slot(s).state is SlotState.FREE}
+        for slot_id, episode_id in free.items():
+            self._fill(self._slots[slot_id], episode_id)
+        self._drop_from_heaps(free)
+        return free
+
+    def reopen(self, slot_id: str, episode_id: str) -> bool:
+        """Free a slot whose counted episode turned out to be of no use; False if it has another."""
+        slot = self._slots.get(slot_id)
+        if slot is None or (slot.state, slot.episode_id) != (SlotState.FILLED, episode_id):
+            return False
+        self._filled -= 1
+        self._set_free(slot)
+        return True
+
     def restore(self, orders: Iterable[Order], filled: Mapping[str, str]) -> None:
         """Rebuild an empty book from the journal: orders as posted, {slot id: episode id}.
 
@@ -77,12 +104,8 @@ class OrderBook:
         """
         self.post(orders)
         for slot_id, episode_id in filled.items():
-            slot = self._slot(slot_id)
-            slot.state, slot.episode_id = SlotState.FILLED, episode_id
-            self._filled += 1
-        for heap in self._free.values():
-            # Posted in rising order, so the list is sorted, and a sorted list is a heap.
-            heap[:] = [entry for entry in heap if entry[1] not in filled]
+            self._fill(self._slot(slot_id), episode_id)
+        self._drop_from_heaps(filled)
 
     # ---- what clients do ---------------------------------------------------------------------
 
@@ -93,13 +116,19 @@ class OrderBook:
         count: int,
         now_s: float,
         versions: Collection[str] | None = None,
+        who: str = "",
     ) -> list[SlotLease]:
         """Lease up to `count` free slots of `suite`, in posting order.
 
+        Those that this client has aborted repeatedly come last: another one may try them first.
+
         versions: lease only slots pinned to one of these (those the policy can serve now);
-        None means any.
+        None means any. who: answers for the client, if it is not itself.
         """
+        who = who or client_id
+        self._asked.setdefault(suite, {})[who] = now_s
         leases: list[SlotLease] = []
+        again: list[Slot] = []
         heaps = [
             heap
             for (of_suite, version), heap in self._free.items()
@@ -110,10 +139,15 @@ class OrderBook:
             slot = self._slots[slot_id]
             if slot.order.order_id in self._refused:
                 continue
-            slot.state, slot.client_id = SlotState.LEASED, client_id
-            slot.spoken_of_s, slot.expires_s = now_s, now_s + self._lease_s
-            self._held[slot_id] = slot
-            leases.append(slot.lease(self._lease_s))
+            if slot.aborts[who] >= ABORTS_AT_ONCE:
+                again.append(slot)
+            else:
+                leases.append(self._lease(slot, client_id, who, now_s))
+        for slot in again:
+            if len(leases) < count:
+                leases.append(self._lease(slot, client_id, who, now_s))
+            else:
+                self._set_free(slot)
         return leases
 
     def start(self, slot_id: str, client_id: str, start_key: str, now_s: float) -> Started:
@@ -161,24 +195,30 @@ class OrderBook:
         """
         silent = [slot for slot in self._held.values() if slot.expires_s <= now_s]
         leased = [slot for slot in silent if slot.state is SlotState.LEASED]
+        holders = frozenset(slot.who for slot in leased)
         for slot in leased:
             self._set_free(slot)
         return Expired(
             [slot.slot_id for slot in leased],
             [slot.episode_id for slot in silent if slot.state is SlotState.RUNNING],
+            holders,
         )
 
-    def release(self, client_id: str) -> None:
-        """Free the leases that a client has not started."""
-        for slot in list(self._held.values()):
-            if slot.client_id == client_id and slot.state is SlotState.LEASED:
-                self._set_free(slot)
+    def release(self, client_id: str) -> int:
+        """Free the leases that a client has not started; returns how many there were."""
+        held = [s for s in self._held.values() if s.client_id == client_id]
+        leased = [slot for slot in held if slot.state is SlotState.LEASED]
+        for slot in leased:
+            self._set_free(slot)
+        return len(leased)
 
-    def finish(self, episode_id: str, outcome: str, reason: str | None = None) -> Finished:
+    def finish(
+        self, episode_id: str, outcome: str, reason: str | None = None, tries: int = 1
+    ) -> Finished:
         """Close an open episode: it counts and fills its slot unless it was aborted.
 
-        reason: what the client says of an abort, which then counts against the slot; None for
-        aborts that tell nothing of it, such as silence.
+        reason: what the client says of an abort, which then counts against the slot, as so many
+        `tries`; None for aborts that tell nothing of it, such as silence.
 
         Raises WireError: unknown_episode if it is open in no slot, bad_outcome.
         """
@@ -189,31 +229,22 @@ class OrderBook:
             raise WireError("unknown_episode", f"{episode_id!r:.60} is open in no slot")
         if outcome == Outcome.ABORTED:
             if reason is not None:
-                self._blame(slot, reason)
+                self._blame(slot, reason, tries)
             self._set_free(slot)
         else:
             del self._running[episode_id], self._held[slot.slot_id]
-            slot.state, slot.client_id, slot.start_key = SlotState.FILLED, "", ""
-            self._filled += 1
+            self._fill(slot, episode_id)
         return Finished(slot.slot_id, slot.state is SlotState.FILLED, slot.state)
 
-    def lose(self, slot_id: str, episode_id: str) -> None:
-        """The counted episode of a slot was not kept after all: the slot is free again."""
-        slot = self._slot(slot_id)
-        if slot.state is SlotState.FILLED and slot.episode_id == episode_id:
-            self._filled -= 1
-            self._set_free(slot)
-
-    def check_refused(self) -> None:
-        """Raises WireError("order_refused") if there is an order that cannot be carried out."""
-        for why in self._refused.values():
-            raise WireError("order_refused", why)
+    def refused(self) -> dict[str, str]:
+        """{order id: why} of the orders that cannot be carried out; all others go on."""
+        return dict(self._refused)
 
     # ---- figures -----------------------------------------------------------------------------
 
     def open_slots(self) -> int:
-        """Slots that still need an episode (free, leased or running)."""
-        return len(self._slots) - self._filled
+        """Slots that still need an episode (free, leased or running) and can get one."""
+        return len(self._slots) - self._filled - sum(map(self._count_unfilled, self._refused))
 
     def free_versions(self) -> list[str]:
         """The versions that free slots are pinned to, those of the oldest slot first."""
@@ -223,6 +254,11 @@ class OrderBook:
                 oldest[version] = min(heap[0][0], oldest.get(version, heap[0][0]))
         return sorted(oldest, key=oldest.__getitem__)
 
+    def needed_versions(self) -> set[str]:
+        """The versions that slots without an episode are pinned to, running ones included."""
+        waiting = [order for id, order in self._orders.items() if id not in self._refused]
+        return {order.version for order in waiting if self._count_unfilled(order.order_id)}
+
     def filled(self) -> dict[str, str]:
         """{slot id: counted episode id}."""
         return {s.slot_id: s.episode_id for s in self._slots.values() if s.state.name == "FILLED"}
@@ -231,20 +267,47 @@ class OrderBook:
         """All orders, as posted."""
         return list(self._orders.values())
 
+    def _count_unfilled(self, order_id: str) -> int:
+        order = self._orders[order_id]
+        slots = (self._slots[slot_id_of(order, k)] for k in range(order.slots))
+        return sum(slot.state is not SlotState.FILLED for slot in slots)
+
     def _slot(self, slot_id: str) -> Slot:
         slot = self._slots.get(slot_id)
         if slot is None:
             raise WireError("unknown_slot", f"no order has slot {slot_id!r:.120}")
         return slot
 
-    def _blame(self, slot: Slot, reason: str) -> None:
-        slot.aborts += 1
-        if slot.aborts >= self._slot_aborts_max:
+    def _blame(self, slot: Slot, reason: str, tries: int) -> None:
+        slot.aborts[slot.who] += tries
+        asked, limit = self._asked[slot.order.suite], self._slot_aborts_max
+        now_s = max(asked.values())
+        there = {who for who, asked_s in asked.items() if now_s - asked_s <= PRESENT_S}
+        by_all = min(slot.aborts[who] for who in there) >= limit
+        if len(slot.aborts) >= limit or by_all:
             self._refused[slot.order.order_id] = (
-                f"order {slot.order.order_id!r}: slot {slot.index} was aborted {slot.aborts} "
-                f"times, last by {slot.client_id}: {printable(' '.join(reason.split()))}; "
+                f"order {slot.order.order_id!r}: slot {slot.index} was aborted "
+                f"{slot.aborts.total()} times by {len(slot.aborts)} clients, last by "
+                f"{slot.client_id}: {printable(' '.join(reason.split()))}; "
                 "mend the cause, then start the agent again"
             )
+        self._asked[slot.order.suite] = {who: asked[who] for who in there}
+
+    def _lease(self, slot: Slot, client_id: str, who: str, now_s: float) -> SlotLease:
+        slot.state, slot.client_id, slot.who = SlotState.LEASED, client_id, who
+        slot.spoken_of_s, slot.expires_s = now_s, now_s + self._lease_s
+        self._held[slot.slot_id] = slot
+        return slot.lease(self._lease_s)
+
+    def _fill(self, slot: Slot, episode_id: str) -> None:
+        slot.state, slot.client_id, slot.start_key = SlotState.FILLED, "", ""
+        slot.episode_id = episode_id
+        self._filled += 1
+
+    def _drop_from_heaps(self, slot_ids: Collection[str]) -> None:
+        for heap in self._free.values():
+            heap[:] = [entry for entry in heap if entry[1] not in slot_ids]
+            heapq.heapify(heap)
 
     def _set_free(self, slot: Slot) -> None:
         self._held.pop(slot.slot_id, None)

@@ -78,7 +78,7 @@ def recover_state(folder: Path, ledger: Ledger) -> Recovered:
         _log.warning("quarantined %s: %s", name, reason)
     return Recovered(
         [_spelt_anew(order) for order in ledger.orders()],
-        ledger.filled(),
+        ledger.held() | ledger.filled(),
         [row.version for row in ledger.activations()],
         [row.episode_id for row in aborted],
         reasons,

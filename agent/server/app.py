@@ -21,6 +21,7 @@ from agent.recovery import Recovered
 from agent.server.activation import Activation
 from agent.server.clients import Clients
 from agent.server.core import Core
+from agent.server.delivery import Delivery
 from agent.server.endpoints import bind_sockets
 from agent.server.episodes import Episodes
 from agent.server.exchange import Mailbox
@@ -36,6 +37,7 @@ from agent.server.state import ServerState, Task
 from agent.server.watchdog import BATCH_LIMIT_S, watch
 from agent.success import SuccessRecord
 from agent.wire import messages as m
+from agent.wire.codec import DEFAULT_LIMITS
 from agent.wire.errors import ConfigError
 from agent.wire.wakeup import Wakeup
 
@@ -197,14 +199,23 @@ class Server:
         self._activation = Activation(core, recovered.activations)
         self._clients = Clients(core, config.lease_s)
         rules = EpisodeRules(
-            config.lease_s, config.max_open_episodes, config.keep_eval_images_per_task
+            config.lease_s,
+            config.max_open_episodes,
+            config.keep_eval_images_per_task,
+            config.max_chunk_bytes,
+            config.max_episode_bytes,
         )
         self._episodes = Episodes(core, self._clients, rules)
         self._episodes.subscribe(success.on_sealed)
         self._recording = Recording(core, self._episodes)
+        # The learner reads with the default limits, whatever this server's own may be.
+        max_bytes = min(config.max_message_bytes, DEFAULT_LIMITS.max_message_bytes)
+        delivery = Delivery(core, max_bytes // 2)
+        stack.callback(delivery.close)
         self._operator = Operator(
-            core, self._activation, self._episodes, max_reply_bytes=config.max_message_bytes // 2
+            core, self._activation, self._episodes, delivery, bool(recovered.activations)
         )
+        delivery.on_damaged(self._operator.on_damaged)
         tables = [
             (self._robots, self._client_handlers()),
             (self._operator_socket, self._operator_handlers()),
@@ -238,6 +249,8 @@ class Server:
             m.LearnerHello: self._operator.learner_hello,
             m.PostOrders: self._operator.post_orders,
             m.FetchEpisodes: self._operator.fetch,
+            m.FetchPart: self._operator.fetch_part,
+            m.RejectEpisodes: self._operator.reject,
             m.AckEpisodes: self._operator.ack,
             m.Activate: self._operator.activate,
             m.Rollback: self._operator.rollback,
@@ -272,12 +285,7 @@ class Server:
             self._residency.ensure(version, lambda _: None, is_retry=True)
 
     def _versions_in_use(self) -> set[str]:
-        filled = self._book.filled()
-        ordered = {
-            order.version
-            for order in self._book.orders()
-            if any(f"{order.order_id}#{k}" not in filled for k in range(order.slots))
-        }
+        ordered = self._book.needed_versions()
         return ordered | self._episodes.versions() | self._activation.versions()
 
     def _restore(self, should_stop: Callable[[], bool]) -> None:

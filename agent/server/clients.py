@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agent.metrics import PROTOCOL
+from agent.process.shown import printable, shown
+from agent.server.cool_off import CoolOff
 from agent.server.core import Core
 from agent.server.exchange import Exchange
 from agent.server.telemetry import ClientTelemetry
@@ -31,6 +35,9 @@ FORGET_AFTER_S = 600.0  # or after lease_s, whichever is longer
 KEEP_SHARE = 0.1  # of lease_s, between two looks at what a client holds
 FORMER_MAX = 64  # replaced instances remembered per client
 RETRY_AFTER_S = 0.1  # told to a client that gets no lease
+TELL_PAUSE_S = 2.0  # from which on a client's cooling off is in the log
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -57,6 +64,7 @@ class Clients:
         self._telemetry = ClientTelemetry(core.metrics)
         self._give_back: Callable[[str], None] = lambda client_id: None
         self._keep: Callable[[str, float], None] = lambda client_id, now_s: None
+        self._cool_off = CoolOff()
 
     def on_replaced(self, give_back: Callable[[str], None]) -> None:
         """Has `give_back` called with the id of a client whose process was started again."""
@@ -94,16 +102,29 @@ class Clients:
         check_range("count", message.count, 1, LEASES_MAX)
         self.see(message.client_id, exchange.received_s)
         leases = []
+        who = exchange.sender or message.client_id
+        pause_s = self._cool_off.left_s(who, exchange.received_s)
         is_kept = self._core.journal.trouble is None and not self._core.state.recording_fault
-        if is_kept and not self._core.state.is_stopping:
+        if is_kept and not self._core.state.is_stopping and not pause_s:
             leases = self._core.book.lease(
                 message.client_id,
                 message.suite,
                 message.count,
                 exchange.received_s,
                 self._core.residency.versions(),
+                who,
             )
-        exchange.reply(Assignments(leases, 0.0 if leases else RETRY_AFTER_S))
+        exchange.reply(Assignments(leases, 0.0 if leases else max(RETRY_AFTER_S, pause_s)))
+
+    def failed(self, who: str, what: str) -> None:
+        """The work of a client, or of a key, ended in vain: it gets no more for a while."""
+        pause_s = self._cool_off.fail(who, time.monotonic())
+        if pause_s >= TELL_PAUSE_S:
+            log.warning("no work for %s for %.0f s: %s", shown(who), pause_s, printable(what))
+
+    def delivered(self, who: str) -> None:
+        """An episode of a client, or of a key, counted."""
+        self._cool_off.deliver(who)
 
     def telemetry(self, message: Telemetry, exchange: Exchange) -> None:
         """Exports a client's figures."""
@@ -148,6 +169,7 @@ class Clients:
             del self._clients[client_id]
             self._telemetry.forget(client_id)
         seen = {k for k, c in self._clients.items() if now_s - c.last_seen_s <= self._lease_s}
+        self._core.metrics.clients_cooling_off.set(self._cool_off.count(now_s))
         self._core.metrics.sessions_active.labels(PROTOCOL).set(len(seen))
         self._telemetry.show(seen)
 

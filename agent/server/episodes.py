@@ -10,12 +10,13 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from agent.episode import EndRecord, EpisodeMeta, mint_episode_id
 from agent.ledger import SealedRow
-from agent.orders import QUIET_LIMIT_S
+from agent.orders import QUIET_LIMIT_S, SLOT_ABORTS_MAX
 from agent.policy import ActRequest, ActResult
 from agent.process.clock import unix_s
 from agent.server.clients import Clients
@@ -33,7 +34,12 @@ from agent.server.open_episode import (
     own_task_order,
 )
 from agent.server.past_episodes import PastEpisodes
-from agent.server.validation import check_name, check_observation, checked_end
+from agent.server.validation import (
+    REASON_MAX_CHARS,
+    check_name,
+    check_observation,
+    checked_end,
+)
 from agent.wire.errors import PerennialError, WireError
 from agent.wire.messages import (
     Act,
@@ -46,9 +52,13 @@ from agent.wire.messages import (
     Phase,
 )
 
-log = logging.getLogger(__name__)
-
 STRAYED_MAX = 256  # clients that get a line
+TOO_LARGE = "too_large"  # begins the reason of an episode that was not recorded whole
+# Limits of an ordered episode that only one without end meets. A robot may let chunks grow stale.
+CHUNKS_PER_STEP_MAX, CHUNKS_MORE = 4, 64
+CLIENT_TIME_MAX_S = 3600.0
+
+log = logging.getLogger(__name__)
 
 
 class Episodes:
@@ -97,6 +107,7 @@ class Episodes:
     def act(self, message: Act, exchange: Exchange) -> None:
         """Answers an observation, at once if it was answered before."""
         episode = self._find(message.episode_id, exchange)
+        self._check_endless(episode, message, exchange.received_s)
         pending, step = episode.pending, message.step_index
         if step in episode.replies:
             exchange.reply(episode.replies[step])
@@ -136,7 +147,10 @@ class Episodes:
 
     def tick(self, now_s: float) -> None:
         """Gives up episodes that nobody has spoken of, and frees leases that ran out."""
-        silent = self._core.book.expire(now_s).episode_ids
+        expired = self._core.book.expire(now_s)
+        for who in expired.holders:
+            self._clients.failed(who, "leases ran out that it never started")
+        silent = expired.episode_ids
         silent += [
             episode_id
             for episode_id, episode in self._open.items()
@@ -144,7 +158,7 @@ class Episodes:
         ]
         for episode in [self._open[episode_id] for episode_id in silent]:
             if episode.pending is None:  # else the silence is the server's own
-                self._abort(episode, f"no message for {self._rules.lease_s:g} s")
+                self._abort(episode, f"no message for {self._rules.lease_s:g} s", in_vain=True)
         self._core.metrics.open_episodes.set(len(self._open))
         self._core.metrics.open_slots.set(self._core.book.open_slots())
 
@@ -176,7 +190,26 @@ class Episodes:
         """A client's process was started again: nobody will go on with what the former one held."""
         self._core.book.release(client_id)
         for episode in [e for e in self._open.values() if e.meta.client_id == client_id]:
-            self._abort(episode, "the client was started again")
+            self._abort(episode, "the client was started again", in_vain=True)
+
+    def _check_endless(self, episode: OpenEpisode, act: Act, now_s: float) -> None:
+        """Ends an ordered episode that will not end by itself; its slot is for others, too.
+
+        Raises WireError("unknown_episode").
+        """
+        is_new = act.step_index == episode.chunks and episode.pending is None
+        if not episode.meta.slot_id or not is_new:
+            return
+        episode.client_s += now_s - episode.last_seen_s
+        limit = CHUNKS_PER_STEP_MAX * episode.meta.horizon_steps + CHUNKS_MORE
+        why = ""
+        if episode.chunks >= limit:
+            why = f"{episode.chunks} observations for {episode.meta.horizon_steps} steps"
+        elif episode.client_s > CLIENT_TIME_MAX_S:
+            why = f"its client took {episode.client_s:.0f} s between answers"
+        if why:
+            self._abort(episode, f"it does not end: {why}", in_vain=True)
+            raise WireError("unknown_episode", f"episode {act.episode_id} was ended: {why}")
 
     # ---- starting ----------------------------------------------------------------------------
 
@@ -305,9 +338,10 @@ class Episodes:
         Where the disk is the cause, the robot gets its actions, and the episode is not kept.
         """
         meta = episode.meta
-        if episode.is_recorded:
+        record, left_out = episode.fit(episode.record(act, result), self._rules)
+        if episode.is_recorded and record is not None:
             try:
-                self._core.journal.append(meta.episode_id, episode.record(act, result))
+                self._core.journal.append(meta.episode_id, record)
             except PerennialError as error:
                 refusal, trouble = wire_error_of(error, "recording a chunk"), self._disk_fault(meta)
                 if refusal.code != "overloaded" or not trouble:
@@ -315,9 +349,13 @@ class Episodes:
                 self._stop_recording(episode, trouble)
         if not episode.is_recorded:
             self._core.metrics.observations_unrecorded_total.inc()
+        if left_out and not episode.left_out:
+            log.warning("episode %s is too large to be kept whole: %s", meta.episode_id, left_out)
+            self._core.metrics.episodes_too_large_total.inc()
+        episode.keep(record, left_out)
         chunk = Chunk(
             *(meta.episode_id, act.step_index, result.actions_KA, meta.version),
-            recorded=episode.is_recorded,
+            recorded=episode.is_recorded and not episode.is_too_large,
         )
         episode.remember(chunk, act.executed)
         count_actions(self._core.metrics, episode, act.executed)
@@ -341,14 +379,17 @@ class Episodes:
 
     # ---- ending ------------------------------------------------------------------------------
 
-    def _abort(self, episode: OpenEpisode, reason: str) -> None:
+    def _abort(self, episode: OpenEpisode, reason: str, in_vain: bool = False) -> None:
+        """in_vain: its client is to blame, and gets no more work for a while."""
         if episode.end_waiters is None:
             nothing = np.zeros(0, np.uint8)  # is known of the last actions
             end = EpisodeEnd(episode.meta.episode_id, Outcome.ABORTED, 0, nothing, reason)
             self._seal(episode, end, [])
+            if in_vain and episode.meta.slot_id:
+                self._clients.failed(episode.who, reason)
 
-    def _seal(self, episode: OpenEpisode, end: EpisodeEnd, waiters: list[Exchange]) -> None:
-        meta = episode.meta
+    def _seal(self, episode: OpenEpisode, told: EpisodeEnd, waiters: list[Exchange]) -> None:
+        meta, end = episode.meta, _as_recorded(episode, told)
         if not episode.is_recorded:
             self._end_unrecorded(episode, waiters)
             return
@@ -365,7 +406,7 @@ class Episodes:
         )
         episode.end_waiters = waiters
         if meta.slot_id:
-            self._core.book.finish(meta.episode_id, end.outcome, end.reason if waiters else None)
+            self._leave_slot(episode, end, is_told=bool(waiters))
         self._drop_pending(episode)
 
     def _drop_pending(self, episode: OpenEpisode) -> None:
@@ -373,6 +414,16 @@ class Episodes:
             for waiter in episode.pending.waiters:
                 waiter.fail("unknown_episode", f"episode {episode.meta.episode_id} has ended")
             episode.pending = None
+
+    def _leave_slot(self, episode: OpenEpisode, end: EpisodeEnd, is_told: bool) -> None:
+        reason = end.reason if is_told else None
+        # The same body would most likely record as much again.
+        tries = SLOT_ABORTS_MAX // 2 if episode.is_too_large else 1
+        self._core.book.finish(episode.meta.episode_id, end.outcome, reason, tries)
+        if end.outcome != Outcome.ABORTED:
+            self._clients.delivered(episode.who)
+        elif is_told:
+            self._clients.failed(episode.who, f"it aborted {episode.meta.slot_id}: {end.reason}")
 
     def _end_unrecorded(self, episode: OpenEpisode, waiters: list[Exchange]) -> None:
         """The end of an episode that is not kept: nothing has to be durable for its answer."""
@@ -386,7 +437,7 @@ class Episodes:
         """The end of an episode was given up before it was durable: whatever it was, it aborts."""
         meta = self._open[episode_id].meta
         if meta.slot_id:
-            self._core.book.lose(meta.slot_id, episode_id)
+            self._core.book.reopen(meta.slot_id, episode_id)
         self._answer_end(EpisodeSealed(episode_id, Outcome.ABORTED, False, False))
 
     def _answer_end(self, sealed: EpisodeSealed) -> None:
@@ -396,6 +447,19 @@ class Episodes:
             waiter.reply(sealed)
 
     def _on_durable(self, row: SealedRow) -> None:
-        self._answer_end(EpisodeSealed(row.episode_id, row.outcome, row.counted))
+        is_whole = not self._open[row.episode_id].is_too_large
+        self._answer_end(EpisodeSealed(row.episode_id, row.outcome, row.counted, is_whole))
         for notify in self._subscribers:
             notify(row)
+
+
+def _as_recorded(episode: OpenEpisode, told: EpisodeEnd) -> EpisodeEnd:
+    """The end that fits what was recorded: of an episode that is not whole none counts."""
+    if not episode.left_out:
+        return told
+    if episode.is_too_large:
+        reason = f"{TOO_LARGE}: {episode.left_out}"
+        return replace(told, outcome=Outcome.ABORTED, reason=reason[:REASON_MAX_CHARS])
+    reason = f"{told.reason}; " if told.reason else ""
+    reason += f"later pictures were not kept: {episode.left_out}"
+    return replace(told, reason=reason[:REASON_MAX_CHARS])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,11 +22,16 @@ WAITERS_MAX = 8  # repeats of one request that wait together
 
 @dataclass(frozen=True, slots=True)
 class EpisodeRules:
-    """Limits: silence after which an episode is given up, open ones at most, eval pixels kept."""
+    """Limits: silence after which an episode is given up, open ones at most, eval pixels kept.
+
+    max_chunk_bytes, max_episode_bytes: of what is recorded of one observation, and of all.
+    """
 
     lease_s: float
     max_open: int
     keep_eval_images_per_task: int
+    max_chunk_bytes: int
+    max_episode_bytes: int
 
 
 @dataclass(slots=True)
@@ -45,9 +50,11 @@ class PendingAct:
 class OpenEpisode:
     """An episode between its start and its durable seal.
 
-    owner: the client whose key opened it. executed: u8 codes, as they came, of the actions whose
-    fate is known. replies: those of the last two steps. last_seen_s, kept_s: the last message about
-    it, and the last sign of life that kept it.
+    owner: the client whose key opened it. recorded: chunks in the journal. left_out: why from some
+    chunk on pictures, or with `is_cut` everything, were not recorded. client_s: the time that its
+    client took between answers. executed: u8 codes, as they came, of the actions whose fate is
+    known. replies: those of the last two steps. last_seen_s, kept_s: the last message about it, and
+    the last sign of life that kept it.
     """
 
     meta: EpisodeMeta
@@ -58,6 +65,11 @@ class OpenEpisode:
     noise_slot: int = field(init=False)
     kept_s: float = 0.0
     chunks: int = 0  # answered observations
+    recorded: int = 0
+    recorded_bytes: int = 0
+    left_out: str = ""
+    is_cut: bool = False
+    client_s: float = 0.0
     executed: list[np.ndarray] = field(default_factory=list)
     replies: dict[int, Chunk] = field(default_factory=dict)
     seams: SeamMeter = field(default_factory=SeamMeter)
@@ -106,6 +118,37 @@ class OpenEpisode:
             version=self.meta.version,
         )
 
+    def fit(self, chunk: ChunkRecord, rules: EpisodeRules) -> tuple[ChunkRecord | None, str]:
+        """What may be recorded of a chunk, and why not all of it: without pictures, or nothing."""
+        if self.is_cut:
+            return None, self.left_out
+        why = self._excess(chunk, rules)
+        if why and chunk.images:
+            chunk = replace(chunk, images={})
+            if not self._excess(chunk, rules):
+                return chunk, why
+        return (None, why) if why else (chunk, self.left_out)
+
+    def keep(self, chunk: ChunkRecord | None, left_out: str) -> None:
+        """Takes what `fit` returned once the journal has it."""
+        if chunk is None:
+            self.is_cut = True
+        else:
+            self.recorded += 1
+            self.recorded_bytes += chunk.size_bytes
+        if left_out:
+            self.keep_images, self.left_out = False, left_out
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether what was recorded is less than training, or any reading, of it needs."""
+        return self.is_cut or bool(self.left_out and self.meta.phase == Phase.TRAIN)
+
+    @property
+    def who(self) -> str:
+        """Who answers for it: its key, or where there are none, its client."""
+        return self.owner or self.meta.client_id
+
     def remember(self, chunk: Chunk, executed: np.ndarray) -> None:
         """Takes an answer; `executed` is what its observation said of actions before."""
         self.executed.append(executed.copy())
@@ -114,11 +157,25 @@ class OpenEpisode:
         self.replies.pop(chunk.step_index - 2, None)
 
     def executed_TK(self, last: np.ndarray, chunk_steps: int) -> np.ndarray:
-        """u8 codes of all chunks; `last` are those not told before, or fewer: not run."""
+        """u8 codes of recorded chunks; `last` are those not told before, or fewer: not run."""
         codes = np.zeros(self.chunks * chunk_steps, np.uint8)
         told = np.concatenate([*self.executed, last])
         codes[: len(told)] = told
-        return codes.reshape(self.chunks, chunk_steps)
+        return codes.reshape(self.chunks, chunk_steps)[: self.recorded]
+
+    def _excess(self, chunk: ChunkRecord, rules: EpisodeRules) -> str:
+        if chunk.size_bytes > rules.max_chunk_bytes:
+            return (
+                f"chunk {chunk.step_index} has {chunk.size_bytes} bytes, max_chunk_bytes is "
+                f"{rules.max_chunk_bytes}: send smaller pictures or raise it"
+            )
+        if self.recorded_bytes + chunk.size_bytes > rules.max_episode_bytes:
+            return (
+                f"with chunk {chunk.step_index} it has {self.recorded_bytes + chunk.size_bytes} "
+                f"bytes, max_episode_bytes is {rules.max_episode_bytes}: send smaller pictures, "
+                "end it sooner or raise it"
+            )
+        return ""
 
     def _told(self) -> int:
         return sum(len(codes) for codes in self.executed)

@@ -1,7 +1,6 @@
 """The operator side of the protocol: orders, finished episodes, activation.
 
-One learner epoch is served at a time. Episodes go out in seal order, each once per epoch; a learner
-that may have missed a reply opens a new epoch and gets everything unacknowledged again.
+One learner epoch is served at a time; how its episodes go out is `agent.server.delivery`'s matter.
 """
 
 from __future__ import annotations
@@ -9,70 +8,69 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 
-import numpy as np
-
-from agent.episode import EpisodeCorrupt
-from agent.ledger import SealedRow
+from agent.ledger import EpisodeState, SealedRow
+from agent.order_slots import slot_id_of
 from agent.process.clock import by_wall_clock
+from agent.process.shown import printable, shown
 from agent.server.activation import Activation
 from agent.server.core import Core
+from agent.server.delivery import Delivery
 from agent.server.episodes import Episodes
 from agent.server.exchange import Exchange
 from agent.server.faults import answering
-from agent.server.validation import check_name, check_protocol_version, check_range, checked_order
+from agent.server.validation import (
+    REASON_MAX_CHARS,
+    check_name,
+    check_protocol_version,
+    checked_order,
+)
 from agent.wire.errors import WireError
 from agent.wire.messages import (
+    LEARNER_REVISION,
     PROTOCOL_VERSION,
     AckEpisodes,
     Activate,
     FetchEpisodes,
+    FetchPart,
     LearnerHello,
     LearnerWelcome,
     Ok,
     Order,
     PostOrders,
+    RejectEpisodes,
     Rollback,
-    SealedEpisode,
     ServerStatus,
     Status,
 )
-from agent.wire.messages import (
-    Episodes as EpisodesReply,
-)
 
 log = logging.getLogger(__name__)
-
-FETCH_MAX = 32  # episodes a reply; each is one part of the message
-FETCH_MAX_WAIT_S = 60.0
-
-
-@dataclass(slots=True)
-class ParkedFetch:
-    """A long poll that waits for an episode to be sealed."""
-
-    exchange: Exchange
-    limit: int
-    until_s: float
 
 
 class Operator:
     """Requests of the learner and of operators."""
 
     def __init__(
-        self, core: Core, activation: Activation, episodes: Episodes, max_reply_bytes: int
+        self,
+        core: Core,
+        activation: Activation,
+        episodes: Episodes,
+        delivery: Delivery,
+        has_activated: bool,
     ) -> None:
+        """has_activated: whether a version was ever activated here."""
+        self._has_activated = has_activated
+        self._refused = 0  # orders, as counted so far
+        self._damaged: set[str] = set()  # ids of episodes whose files were found so
         self._core = core
         self._activation = activation
         self._episodes = episodes
-        self._max_reply_bytes = max_reply_bytes
+        self._delivery = delivery
         self._epoch = 0
-        self._sent_seq = 0  # the last sealed_seq sent in this epoch
-        self._parked: ParkedFetch | None = None
         # Episode id -> when it was sealed; the oldest first.
         self._unacked = {r.episode_id: r.sealed_unix_s for r in core.journal.fetch_rows(0, -1)}
-        self._altered: set[str] = set()  # ids of episodes found so, to count each once
         episodes.subscribe(self._on_sealed)
 
     # ---- requests ----------------------------------------------------------------------------
@@ -83,43 +81,55 @@ class Operator:
         check_name("learner_id", message.learner_id)
         if message.epoch < max(self._epoch, 1):
             raise WireError("stale_epoch", f"epoch {message.epoch}, this server has {self._epoch}")
-        if self._parked is not None:
-            self._parked.exchange.fail("stale_epoch", f"epoch {message.epoch} was opened")
-            self._parked = None
-        self._epoch, self._sent_seq = message.epoch, 0
-        exchange.reply(
-            LearnerWelcome(
-                protocol_version=PROTOCOL_VERSION,
-                server_id=self._core.state.server_id,
-                policy=self._core.policy.name,
-                base_sha256=self._core.policy.base_sha256,
-                active_version=self._core.state.active_version,
-            )
+        self._epoch = message.epoch
+        self._delivery.open_epoch(message.epoch, message.revision)
+        welcome = LearnerWelcome(
+            protocol_version=PROTOCOL_VERSION,
+            server_id=self._core.state.server_id,
+            policy=self._core.policy.name,
+            base_sha256=self._core.policy.base_sha256,
+            active_version=self._core.state.active_version,
         )
+        if message.revision >= 1:
+            welcome = replace(welcome, revision=LEARNER_REVISION, has_activated=self._has_activated)
+        exchange.reply(welcome)
 
     def post_orders(self, message: PostOrders, exchange: Exchange) -> None:
         """Takes orders once their versions are resident; the reply comes when they are durable."""
         self._check_epoch(message.epoch)
         orders = [checked_order(order) for order in message.orders]
+        _check_held(message)
         for order in orders:
             self._core.policy.check_instruction(order.instruction)
         known = {order.order_id for order in self._core.book.orders()}
         versions = {order.version for order in orders if order.order_id not in known}
-        self._load_then(sorted(versions), exchange, lambda: self._accept(orders, exchange))
+        self._load_then(
+            sorted(versions), exchange, partial(self._accept, orders, message.held, exchange)
+        )
 
     def fetch(self, message: FetchEpisodes, exchange: Exchange) -> None:
-        """Answers with sealed episodes, now or as soon as there is one.
-
-        Refused (order_refused) once an order cannot be carried out: it would be waited for in vain.
-        """
+        """Answers with sealed episodes, now or as soon as there is one."""
         self._check_epoch(message.epoch)
-        check_range("limit", message.limit, 1, 1 << 31)
-        check_range("wait_s", message.wait_s, 0.0, FETCH_MAX_WAIT_S)
-        if self._parked is not None:
-            self._parked.exchange.reply(EpisodesReply([]))
-        limit = min(message.limit, FETCH_MAX)
-        self._parked = ParkedFetch(exchange, limit, exchange.received_s + message.wait_s)
-        self._answer_fetch(exchange.received_s)
+        self._delivery.fetch(message, exchange)
+
+    def fetch_part(self, message: FetchPart, exchange: Exchange) -> None:
+        """Answers with some of a large episode's bytes."""
+        self._check_epoch(message.epoch)
+        self._delivery.fetch_part(message, exchange)
+
+    def reject(self, message: RejectEpisodes, exchange: Exchange) -> None:
+        """The learner cannot use these: they no longer count, their slots are free again."""
+        self._check_epoch(message.epoch)
+        reasons = {e: printable(why, REASON_MAX_CHARS) for e, why in message.episodes.items()}
+
+        def on_durable(freed: dict[str, str]) -> None:
+            self._on_freed(freed)
+            self._core.metrics.episodes_quarantined_total.labels("rejected").inc(len(freed))
+            exchange.reply(Ok())
+
+        self._core.journal.reject(
+            reasons, lambda freed: self._core.mailbox.post(lambda: on_durable(freed), exchange)
+        )
 
     def ack(self, message: AckEpisodes, exchange: Exchange) -> None:
         """The learner holds these episodes; the reply comes when that is durable here."""
@@ -146,6 +156,7 @@ class Operator:
                 self._check_epoch(message.epoch)
 
         check()
+        self._has_activated = True
         self._activation.activate(message.version, exchange, check)
 
     def rollback(self, message: Rollback, exchange: Exchange) -> None:
@@ -172,14 +183,36 @@ class Operator:
     def _on_sealed(self, row: SealedRow) -> None:
         """A seal is durable: whoever waits for episodes gets it."""
         self._unacked[row.episode_id] = row.sealed_unix_s
-        if self._parked is not None:
-            self._answer_fetch(time.monotonic())
+        self._delivery.look(time.monotonic())
+
+    def on_damaged(self, row: SealedRow, reason: str) -> None:
+        """A sealed episode's file is not what was sealed: its slot is to be run again."""
+        if row.episode_id in self._damaged:
+            return
+        self._damaged.add(row.episode_id)
+        log.error("episode %s is set aside: %s", row.episode_id, reason)
+        self._core.metrics.episodes_quarantined_total.labels("altered").inc()
+        # One that was acknowledged meanwhile is the learner's, whatever became of the copy here.
+        self._core.journal.reject(
+            {row.episode_id: reason},
+            lambda freed: self._core.mailbox.post(lambda: self._on_freed(freed)),
+            (EpisodeState.SEALED,),
+        )
+
+    def _on_freed(self, freed: dict[str, str]) -> None:
+        for episode_id, slot_id in freed.items():
+            self._unacked.pop(episode_id, None)
+            if slot_id and self._core.book.reopen(slot_id, episode_id):
+                log.warning("slot %s is run again: %s is of no use", slot_id, episode_id)
 
     def tick(self, now_s: float) -> None:
-        """Ends a long poll that got nothing."""
-        if self._parked is not None and now_s >= self._parked.until_s:
-            self._answer_fetch(now_s)
-        metrics = self._core.metrics
+        """Ends a long poll that got nothing, and shows what waits."""
+        self._delivery.look(now_s)
+        metrics, refused = self._core.metrics, self._core.book.refused()
+        for why in list(refused.values())[self._refused :]:
+            log.error("an order is refused: %s", why)
+            metrics.orders_refused_total.inc()
+        self._refused = len(refused)
         metrics.episodes_unacked.set(len(self._unacked))
         if self._unacked:
             oldest = next(iter(self._unacked.values()))
@@ -209,59 +242,21 @@ class Operator:
 
         self._core.residency.ensure(versions[0], on_loaded)
 
-    def _accept(self, orders: list[Order], exchange: Exchange) -> None:
+    def _accept(self, orders: list[Order], held: dict[str, str], exchange: Exchange) -> None:
         self._core.book.post(orders)
         self._core.state.register(orders)
         self._core.success.register(orders)
+        held = self._core.book.hold(held)
         self._core.journal.post_orders(
-            orders, lambda: self._core.mailbox.post(lambda: exchange.reply(Ok()), exchange)
+            orders, lambda: self._core.mailbox.post(lambda: exchange.reply(Ok()), exchange), held
         )
 
-    def _answer_fetch(self, now_s: float) -> None:
-        parked = self._parked
-        assert parked is not None
-        with answering(parked.exchange, "fetch episodes"):
-            self._core.book.check_refused()
-            items = self._next_items(parked.limit)
-            if items or now_s >= parked.until_s:
-                parked.exchange.reply(EpisodesReply(items))
-        if not parked.exchange.is_open:
-            self._parked = None
 
-    def _next_items(self, limit: int) -> list[SealedEpisode]:
-        """The next episodes in seal order that fit one message; at least one if there is any."""
-        items: list[SealedEpisode] = []
-        size_bytes = 0
-        for row in self._core.journal.fetch_rows(self._sent_seq, limit):
-            size_bytes += row.size_bytes
-            if items and size_bytes > self._max_reply_bytes:
-                break
-            self._sent_seq = row.sealed_seq
-            try:
-                items.append(_sealed_episode(row, self._core.journal.payload(row)))
-            except EpisodeCorrupt as error:
-                # Not sent; the recovery at the next start sets it aside and frees its slot.
-                log.error("episode %s is not handed over: %s", row.episode_id, error)
-                if row.episode_id not in self._altered:  # it is met again in every epoch
-                    self._altered.add(row.episode_id)
-                    self._core.metrics.episodes_quarantined_total.labels("altered").inc()
-        return items
-
-
-def _sealed_episode(row: SealedRow, payload: bytes) -> SealedEpisode:
-    return SealedEpisode(
-        episode_id=row.episode_id,
-        sha256=row.sha256,
-        order_id=row.order_id,
-        slot_id=row.slot_id,
-        suite=row.suite,
-        task=row.task,
-        split=row.split,
-        init_state=row.init_state,
-        phase=row.phase,
-        version=row.version,
-        outcome=row.outcome,
-        steps=row.steps,
-        counted=row.counted,
-        payload=np.frombuffer(payload, np.uint8),
-    )
+def _check_held(message: PostOrders) -> None:
+    """Raises WireError("bad_message") for a slot that is none of the message's orders."""
+    slots = {slot_id_of(order, k) for order in message.orders for k in range(order.slots)}
+    foreign = sorted(message.held.keys() - slots)
+    if foreign:
+        raise WireError("bad_message", f"held: {shown(foreign[0])} is no slot of these orders")
+    for slot_id, episode_id in message.held.items():
+        check_name(f"held[{slot_id}]", episode_id)

@@ -17,6 +17,8 @@ NEEDED: dict[type, Permission] = {
     m.LearnerHello: Permission.OPERATE,
     m.PostOrders: Permission.OPERATE,
     m.FetchEpisodes: Permission.OPERATE,
+    m.FetchPart: Permission.OPERATE,
+    m.RejectEpisodes: Permission.OPERATE,
     m.AckEpisodes: Permission.OPERATE,
     m.Activate: Permission.OPERATE,
     m.Rollback: Permission.OPERATE,

@@ -63,7 +63,9 @@ MESSAGE_TYPES: dict[str, type] = {
         messages.LearnerHello,
         messages.PostOrders,
         messages.FetchEpisodes,
+        messages.FetchPart,
         messages.AckEpisodes,
+        messages.RejectEpisodes,
         messages.Activate,
         messages.Rollback,
         messages.Status,
@@ -77,6 +79,7 @@ MESSAGE_TYPES: dict[str, type] = {
         messages.Fault,
         messages.LearnerWelcome,
         messages.Episodes,
+        messages.EpisodePart,
         messages.Activated,
         messages.ServerStatus,
     )

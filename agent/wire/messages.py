@@ -13,7 +13,12 @@ from enum import IntEnum, StrEnum
 
 import numpy as np
 
+from agent.wire.schema import later
+
 PROTOCOL_VERSION = 3
+# What the operators' side of it has gained since; each says its own in its hello (0: nothing).
+# 1: episodes in parts, refused orders beside episodes, slots held, episodes rejected.
+LEARNER_REVISION = 1
 BASE_VERSION = "base"  # version 0: the model without an adapter
 
 
@@ -135,7 +140,7 @@ class EpisodeStarted:
 
     episode_id: str
     version: str
-    recorded: bool = True
+    recorded: bool = later(True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +171,7 @@ class Chunk:
     step_index: int
     actions: np.ndarray
     version: str
-    recorded: bool = True
+    recorded: bool = later(True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +200,7 @@ class EpisodeSealed:
     episode_id: str
     outcome: str
     counted: bool
-    recorded: bool = True
+    recorded: bool = later(True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,22 +233,29 @@ class LearnerHello:
     """Opens a learner epoch; older epochs are refused from then on. Reply: LearnerWelcome.
 
     epoch: integer that the learner increments durably at each of its starts.
+    revision: the LEARNER_REVISION that the learner speaks. Replies to one of 0 have no later field.
     """
 
     learner_id: str
     epoch: int
     protocol_version: int = PROTOCOL_VERSION
+    revision: int = later(0)
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerWelcome:
-    """base_sha256: content hash of the base model the server serves."""
+    """base_sha256: content hash of the base model the server serves.
+
+    has_activated: whether a version was ever activated here; False says nothing at revision 0.
+    """
 
     protocol_version: int
     server_id: str
     policy: str
     base_sha256: str
     active_version: str
+    revision: int = later(0)
+    has_activated: bool = later(False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,18 +286,22 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class PostOrders:
-    """Idempotent by order id (same id with other content is a Fault). Reply: Ok when durable."""
+    """Idempotent by order id (same id with other content is a Fault). Reply: Ok when durable.
+
+    held: {slot id: episode id} of slots of these orders that need no episode, because the learner
+    holds one: a server that has lost its ledger does not know.
+    """
 
     epoch: int
     orders: list[Order]
+    held: dict[str, str] = later(factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class FetchEpisodes:
     """Long poll for sealed, unacknowledged episodes not yet sent in this epoch.
 
-    Answers as soon as there is one, or empty after `wait_s`; refused (order_refused) once clients
-    have aborted one slot too often. Reply: Episodes.
+    Answers as soon as there is one, or empty after `wait_s`. Reply: Episodes.
     """
 
     epoch: int
@@ -295,7 +311,11 @@ class FetchEpisodes:
 
 @dataclass(frozen=True, slots=True)
 class SealedEpisode:
-    """One sealed episode: its identity, its ledger row, and the bytes of its MCAP file u8[N]."""
+    """One sealed episode: its identity, its ledger row, and the bytes of its MCAP file u8[N].
+
+    size_bytes: 0, or that of a file too large for one message, to be fetched by FetchPart; the
+    payload is empty then.
+    """
 
     episode_id: str
     sha256: str
@@ -311,13 +331,51 @@ class SealedEpisode:
     steps: int
     counted: bool  # False: surplus or aborted
     payload: np.ndarray = field(repr=False)
+    size_bytes: int = later(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Episodes:
-    """Episodes in seal order."""
+    """Episodes in seal order.
+
+    refused: {order id: why} of orders that cannot be carried out; told once in an epoch.
+    """
 
     items: list[SealedEpisode]
+    refused: dict[str, str] = later(factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPart:
+    """`length` bytes of a sealed episode's file from `offset` on, fewer at its end.
+
+    Reply: EpisodePart; unknown_episode if it is not sealed here, or was found damaged.
+    """
+
+    epoch: int
+    episode_id: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodePart:
+    """data: u8[n]. The whole has the size and the SHA-256 that its SealedEpisode stated."""
+
+    episode_id: str
+    offset: int
+    data: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RejectEpisodes:
+    """The learner cannot use these any more: {episode id: why}. Idempotent. Reply: Ok when durable.
+
+    They no longer count, and their slots are leased again with the same init state and noise.
+    """
+
+    epoch: int
+    episodes: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)

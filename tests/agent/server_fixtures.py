@@ -99,10 +99,10 @@ class RunningServer:
         self._clients.append(DealerClient(self.server.robots_endpoint, timeout_s))
         return self._clients[-1]
 
-    def operator(self, epoch: int = 1) -> DealerClient:
+    def operator(self, epoch: int = 1, revision: int = 0) -> DealerClient:
         self._clients.append(DealerClient(self.server.operator_endpoint, HANG_S))
         if epoch:
-            self._clients[-1].request(LearnerHello("learner", epoch))
+            self._clients[-1].request(LearnerHello("learner", epoch, revision=revision))
         return self._clients[-1]
 
     def publish(self, number: int) -> str:
@@ -191,7 +191,7 @@ def post(operator: DealerClient, *orders: Order, epoch: int = 1) -> None:
 
 
 def observe(episode_id: str, step_index: int, **changes) -> Act:
-    image = np.full((16, 16, 3), max(step_index, 0), np.uint8)
+    image = np.full((16, 16, 3), max(step_index, 0) % 256, np.uint8)
     fields = {
         "images": {"agentview": image, "wrist": image},
         "proprio": np.zeros(P, np.float32),

@@ -104,7 +104,7 @@ def test_acknowledged_files_are_removed_and_others_are_not(journal: Journal) -> 
     refused = acknowledge(journal, {first.episode_id: first.sha256, second.episode_id: "0" * 64})
     assert refused.keys() == {second.episode_id}
     assert journal.fetch_rows(0, 10) == [second]
-    with pytest.raises(StorageError):
+    with pytest.raises(EpisodeCorrupt, match="No such file"):
         journal.payload(first)
     assert journal.payload(second)
     assert acknowledge(journal, {first.episode_id: first.sha256}) == {}

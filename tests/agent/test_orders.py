@@ -16,7 +16,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from agent.orders import OrderBook, SlotState
+from agent.orders import ABORTS_AT_ONCE, OrderBook, SlotState
 from agent.wire.errors import WireError
 
 LEASE_S = 10.0
@@ -193,17 +193,85 @@ def test_only_slots_of_servable_versions_and_of_the_suite_are_leased() -> None:
     assert book.free_versions() == ["v1"]
 
 
-def test_aborts_told_by_clients_refuse_the_order_and_silence_does_not() -> None:
+def abort(book: OrderBook, client: str, reason: str | None, now_s: float = 0.0) -> str:
+    """Leases one slot, starts it and gives it up; returns its id."""
+    (lease,) = book.lease(client, "toy", 1, now_s)
+    started = book.start(lease.slot_id, client, f"key{book.open_slots()}", now_s)
+    book.finish(started.episode_id, "aborted", reason)
+    return lease.slot_id
+
+
+def test_an_order_is_refused_when_as_many_clients_abort_one_slot_and_alone() -> None:
     book = make_book()
     book.post([make_order("bad", 2), make_order("good", 1)])
-    for n in range(3 + 3):
-        (lease, *_) = book.lease("a", "toy", 1, 0.0)
-        started = book.start(lease.slot_id, "a", f"key{n}", 0.0)
-        book.check_refused()
-        book.finish(started.episode_id, "aborted", None if n < 3 else "no such\ninit state")
-    with pytest.raises(WireError, match="slot 0 was aborted 3 times, last by a: no such init"):
-        book.check_refused()
+    for client in "abc":
+        assert book.refused() == {}
+        assert abort(book, client, None) == "bad#0"  # silence tells nothing
+        assert abort(book, client, "no such\ninit state") == "bad#0"
+    assert (
+        "slot 0 was aborted 3 times by 3 clients, last by c: no such init" in book.refused()["bad"]
+    )
+    assert book.refused().keys() == {"bad"}
     assert [lease.slot_id for lease in book.lease("a", "toy", 9, 0.0)] == ["good#0"]
+    assert book.open_slots() == 1
+    assert book.needed_versions() == {"base"}
+
+
+def test_one_client_cannot_have_an_order_refused_while_others_are_there() -> None:
+    book = make_book()
+    book.post([make_order("o", 1)])
+    assert book.lease("honest", "tabletop", 1, 0.0) == []
+    (lease,) = book.lease("honest", "toy", 1, 0.0)
+    book.release("honest")
+    for _ in range(50):
+        abort(book, "vandal", "because")
+    assert book.refused() == {}
+    assert book.lease("honest", "toy", 1, 0.0) == [lease]
+
+
+def test_all_clients_that_are_there_can_have_an_order_refused() -> None:
+    book = make_book()
+    book.post([make_order("o", 1)])
+    abort(book, "gone", None, now_s=0.0)
+    for n in range(3):
+        assert book.refused() == {}
+        abort(book, "a", "broken", now_s=100.0 + n)
+        abort(book, "b", "broken", now_s=100.0 + n)
+    assert book.refused().keys() == {"o"}
+
+
+def test_all_clients_of_one_key_are_one() -> None:
+    book = make_book()
+    book.post([make_order("o", 1)])
+    book.lease("honest", "toy", 0, 0.0)
+    for client in "abcdef":
+        (lease,) = book.lease(client, "toy", 1, 0.0, who="key")
+        book.finish(book.start(lease.slot_id, client, "k", 0.0).episode_id, "aborted", "x")
+    assert book.refused() == {}
+
+
+def test_what_a_client_aborted_repeatedly_it_is_offered_last() -> None:
+    book = make_book()
+    book.post([make_order("o", 3)])
+    assert [abort(book, "a", "x") for _ in range(ABORTS_AT_ONCE)] == ["o#0"] * ABORTS_AT_ONCE
+    assert [lease.slot_id for lease in book.lease("a", "toy", 1, 0.0)] == ["o#1"]
+    assert [lease.slot_id for lease in book.lease("b", "toy", 1, 0.0)] == ["o#0"]
+    book.release("b")
+    assert [lease.slot_id for lease in book.lease("a", "toy", 5, 0.0)] == ["o#2", "o#0"]
+
+
+def test_held_slots_are_not_leased_and_reopened_ones_are() -> None:
+    book = make_book()
+    book.post([make_order("o", 3)])
+    book.lease("a", "toy", 1, 0.0)
+    assert book.hold({"o#0": "x", "o#1": "e1"}) == {"o#1": "e1"}
+    assert book.filled() == {"o#1": "e1"}
+    with pytest.raises(WireError, match="unknown_slot"):
+        book.hold({"o#9": "x"})
+    assert [lease.slot_id for lease in book.lease("b", "toy", 9, 0.0)] == ["o#2"]
+    assert not book.reopen("o#1", "other")
+    assert book.reopen("o#1", "e1")
+    assert [lease.slot_id for lease in book.lease("b", "toy", 9, 0.0)] == ["o#1"]
 
 
 def test_refusals() -> None:

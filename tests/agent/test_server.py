@@ -33,7 +33,6 @@ from agent.wire.messages import (
     Activate,
     Assign,
     EpisodeStart,
-    Fault,
     FetchEpisodes,
     Hello,
     LearnerHello,
@@ -183,22 +182,101 @@ def test_an_aborted_slot_is_leased_again_and_a_filled_one_is_not(server):
     assert client.request(Assign("robot", "toy", 1)).leases == []
 
 
-def test_an_order_whose_slot_is_always_aborted_is_refused(server):
-    operator, client = server.operator(), server.client()
-    post(operator, make_order(slots=2))
+def give_up(client, client_id, reason="reset: init_state:\nexpected 0 to 49, got 99"):
+    _, started = take_slot(client, client_id)
+    client.request(finish(started.episode_id, Outcome.ABORTED, chunks=0, reason=reason))
+
+
+def test_an_order_that_eight_clients_abort_is_refused_alone(server):
+    operator, client = server.operator(revision=1), server.client()
+    post(operator, make_order("bad", slots=1), make_order("good", slots=1))
     waiting = operator.send(FetchEpisodes(1, 10, 30.0))
-    for _ in range(SLOT_ABORTS_MAX):
-        _, started = take_slot(client)
-        reason = "reset: init_state:\nexpected 0 to 49, got 99"
-        client.request(finish(started.episode_id, Outcome.ABORTED, chunks=0, reason=reason))
-        while waiting and (replies := operator.poll(0.2)):
-            ((_, reply),) = replies
-            waiting = 0 if isinstance(reply, Fault) else operator.send(FetchEpisodes(1, 10, 30.0))
-    assert client.request(Assign("robot", "toy", 2)).leases == []
-    with pytest.raises(WireError, match="expected 0 to 49, got 99; mend the cause") as caught:
-        operator.request(FetchEpisodes(1, 10, 30.0))
+    for n in range(SLOT_ABORTS_MAX):
+        give_up(client, f"robot-{n}")
+    refused = {}
+    while not refused:
+        for _, reply in operator.poll(1.0):
+            assert waiting
+            refused |= reply.refused
+            waiting = operator.send(FetchEpisodes(1, 10, 30.0))
+    assert refused.keys() == {"bad"}
+    assert "aborted 8 times by 8 clients" in refused["bad"]
+    assert "expected 0 to 49, got 99; mend the cause" in refused["bad"]
+    assert "\n" not in refused["bad"]
+    client.request(Hello("other", ""))
+    leases = client.request(Assign("other", "toy", 9)).leases
+    assert [lease.slot_id for lease in leases] == ["good#0"]
+    server.wait_until(lambda: server.sample("perennial_orders_refused_total") == 1.0)
+    # An older learner cannot go on without the order and is told why it waits in vain.
+    old = server.operator(epoch=2)
+    with pytest.raises(WireError, match="by 8 clients") as caught:
+        old.request(FetchEpisodes(2, 10, 30.0))
     assert caught.value.code == "order_refused"
-    assert "\n" not in str(caught.value)
+
+
+def test_a_client_that_aborts_again_and_again_cools_off_and_ends_nothing(server):
+    operator, vandal, honest = server.operator(revision=1), server.client(), server.client()
+    post(operator, make_order(slots=1))
+    honest.request(Hello("honest", ""))
+    assert honest.request(Assign("honest", "tabletop", 1)).leases == []
+    vandal.request(Hello("vandal", ""))
+    aborted, refusals, until_s = 0, 0, time.monotonic() + 1.5
+    while time.monotonic() < until_s:
+        answer = vandal.request(Assign("vandal", "toy", 1))
+        for lease in answer.leases:
+            started = vandal.request(EpisodeStart("vandal", f"k{aborted}", slot_id=lease.slot_id))
+            vandal.request(finish(started.episode_id, Outcome.ABORTED, chunks=0, reason="no"))
+            aborted += 1
+        refusals += not answer.leases
+        if not answer.leases:
+            assert answer.retry_after_s > 0
+            time.sleep(0.02)
+    assert 3 <= aborted <= 6  # two are free, then pauses of 0.25, 0.5, 1 s
+    assert refusals
+    server.wait_for_sample("perennial_clients_cooling_off")
+    lease, started = take_slot(honest, "honest")
+    honest.request(observe(started.episode_id, 0))
+    assert honest.request(finish(started.episode_id)).counted
+    (episode,) = [e for e in fetch_all(operator) if e.counted]
+    assert episode.slot_id == lease.slot_id
+
+
+def fetch_all(operator, epoch=1):
+    """What there is to fetch now."""
+    found = []
+    while items := operator.request(FetchEpisodes(epoch, 10, 0.5)).items:
+        found += items
+    return found
+
+
+def test_leases_that_run_out_unstarted_cool_off_their_holder(tmp_path):
+    with running(tmp_path, lease_s=0.1) as server:
+        operator, hoarder = server.operator(), server.client()
+        post(operator, make_order(slots=3))
+        hoarder.request(Hello("hoarder", ""))
+
+        def cools_off():
+            hoarder.request(Assign("hoarder", "toy", 3))
+            time.sleep(0.3)  # silent for longer than its leases last
+            return bool(server.sample("perennial_clients_cooling_off"))
+
+        server.wait_until(cools_off)
+        assert hoarder.request(Assign("hoarder", "toy", 3)).leases == []
+        other = server.client()
+        other.request(Hello("other", ""))
+        assert len(other.request(Assign("other", "toy", 3)).leases) == 3
+
+
+def test_an_ordered_episode_that_does_not_end_is_ended(server):
+    operator, client = server.operator(), server.client()
+    post(operator, make_order(slots=1, horizon_steps=1))
+    _, started = take_slot(client)
+    for step in range(4 + 64):
+        client.request(observe(started.episode_id, step))
+    with pytest.raises(WireError, match="observations for 1 steps"):
+        client.request(observe(started.episode_id, step + 1))
+    other = server.client()
+    take_slot(other, "other")
 
 
 def test_silence_frees_the_slot_for_another_client(tmp_path, monkeypatch):
