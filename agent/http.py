@@ -6,10 +6,13 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -22,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _PLAIN = "text/plain; charset=utf-8"
 _SOCKET_TIMEOUT_S = 10.0
+HTTP_CONNECTIONS_MAX = 32
+_NO_DESCRIPTORS_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,40 @@ class HttpServer:
 
 
 class _Server(ThreadingHTTPServer):
+    """Bounds its connections: where there is one too many, the oldest goes, which says nothing."""
+
     daemon_threads = True
+    request_queue_size = 128  # connections that wait to be taken
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[socket.socket, None] = {}  # the oldest first
+        super().__init__(address, handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Without descriptors the next attempt is not at once: it would take all of a core."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_NO_DESCRIPTORS_PAUSE_S)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open[request] = None
+            oldest = next(iter(self._open))
+            is_surplus = len(self._open) > HTTP_CONNECTIONS_MAX
+            if is_surplus:
+                del self._open[oldest]
+        if is_surplus:
+            with suppress(OSError):  # it has gone
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def server_bind(self) -> None:
         """Binds without asking for the host's name, which takes long where there is no DNS."""

@@ -140,6 +140,8 @@ class ServingMetrics(MetricSet):
     clients_refused_total: Counter = counter(
         "Clients without a key that is known, and messages without the permission.",
         "reason=unknown_key|no_curve|wrong_server_key|bad_handshake|forbidden")
+    connections_cut_total: Counter = counter(
+        "Connections that were cut because there were too many; those that said least come first.")
     watchdog_trips_total: Counter = counter(
         "Stalls, each counted once.", "reason=loop_stalled|inference_stalled")
 

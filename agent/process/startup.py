@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from agent.process.descriptors import raise_descriptor_limit
 from agent.process.errors import ConfigError, PerennialError
 from agent.process.paths import user_path
 from agent.process.settings import load_config
@@ -89,6 +90,7 @@ def _run(
         if preflight is not None and arguments.preflight:
             preflight(config, arguments.policy)
             return 0
+        raise_descriptor_limit()
         if config.die_with_parent:
             die_with(parent)
         start_logging(logging.WARNING)

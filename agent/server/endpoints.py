@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -11,14 +12,21 @@ from pathlib import Path
 
 from agent.config import AgentConfig
 from agent.durable import replace_file
+from agent.http import HTTP_CONNECTIONS_MAX
 from agent.metrics import AgentMetrics
+from agent.process.descriptors import free_descriptors
 from agent.wire.codec import Limits
 from agent.wire.curve import Door
 from agent.wire.errors import ConfigError
-from agent.wire.sockets import RouterSocket
+from agent.wire.sockets import CONNECTIONS_MAX, RouterSocket
 
 CLIENT_HEADER_BYTES = 64 << 10
 SOCKET_PARENT_MAX_BYTES = 72  # so that the path of a socket in a folder of it is short enough
+OPERATORS_MAX = 32  # connections of the learner and of operators
+ROBOTS_MIN = 32  # connections that are let in whatever the limit of open files is
+OTHER_FILES = 64  # adapters that are loaded, folders that are synced, and a burst of connections
+
+log = logging.getLogger(__name__)
 
 
 def bind_sockets(
@@ -34,15 +42,37 @@ def bind_sockets(
         door = Door(Path(config.keys_dir), lambda reason: refused.labels(reason).inc())
         stack.callback(door.close)
 
-    def bind(endpoint: str, limits: Limits) -> RouterSocket:
-        socket = RouterSocket(endpoint, limits, insecure=config.insecure, door=door)
+    def bind(endpoint: str, limits: Limits, connections_max: int) -> RouterSocket:
+        socket = RouterSocket(
+            endpoint,
+            limits,
+            insecure=config.insecure,
+            door=door,
+            connections_max=connections_max,
+            on_cut=metrics.connections_cut_total.inc,
+        )
         stack.callback(socket.close)
         return socket
 
     limits = Limits(config.max_message_bytes, max_header_bytes=CLIENT_HEADER_BYTES)
-    robots = bind(config.robots_endpoint, limits)
+    robots = bind(config.robots_endpoint, limits, connections_allowed(config))
     endpoint = config.operator_endpoint or private_endpoint(stack)
-    return robots, bind(endpoint, Limits(config.max_message_bytes))
+    return robots, bind(endpoint, Limits(config.max_message_bytes), OPERATORS_MAX)
+
+
+def connections_allowed(config: AgentConfig) -> int:
+    """How many connections of robots leave descriptors for every file that may have to be open."""
+    reserved = config.max_open_episodes + OPERATORS_MAX + HTTP_CONNECTIONS_MAX + OTHER_FILES
+    free = free_descriptors() - reserved
+    if free < ROBOTS_MIN:
+        log.warning(
+            "the limit of open files leaves room for %d connections of robots beside "
+            "max_open_episodes=%d: raise it by %d (ulimit -n, LimitNOFILE=), or lower the setting",
+            max(free, 0),
+            config.max_open_episodes,
+            ROBOTS_MIN - free,
+        )
+    return min(max(free, ROBOTS_MIN), CONNECTIONS_MAX)
 
 
 def private_endpoint(stack: ExitStack) -> str:

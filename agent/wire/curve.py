@@ -15,7 +15,6 @@ from pathlib import Path
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
-from zmq.utils.monitor import recv_monitor_message
 
 from agent.wire.client_list import CLIENTS_FILE, Client, ClientList, brief_key
 from agent.wire.keys import load_server_keys
@@ -24,8 +23,6 @@ ZAP_DOMAIN = "perennial"
 LOG_EVERY_S = 5.0  # of one peer
 PEERS_MAX = 64  # with a line in that time
 _CROWD = "..."  # stands for all the others; no address and no client's name
-_POLL_S = 1.0
-_JOIN_S = 5.0
 
 UNKNOWN_KEY, NO_CURVE, WRONG_SERVER_KEY = "unknown_key", "no_curve", "wrong_server_key"
 BAD_HANDSHAKE, FORBIDDEN = "bad_handshake", "forbidden"
@@ -92,7 +89,6 @@ class Door:
         self._authenticator = _Authenticator(self.context, self._clients, self.refusals)
         self._authenticator.configure_curve_callback(ZAP_DOMAIN, self._authenticator)
         self._authenticator.start()
-        self._watches: list[_Watch] = []
 
     @property
     def is_open(self) -> bool:
@@ -106,7 +102,14 @@ class Door:
         socket.setsockopt(zmq.CURVE_SECRETKEY, self._pair.secret.encode())
         socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN.encode())
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # no authenticator: nobody gets in
-        self._watches.append(_Watch(socket, self.refusals))
+
+    def note_handshake(self, code: int, endpoint: str) -> None:
+        """A handshake at our address `endpoint` was refused by libzmq, with its protocol error."""
+        reason, text = _BY_PROTOCOL_ERROR.get(
+            zmq.Event(code), (BAD_HANDSHAKE, f"ZMTP protocol error {code:#x}")
+        )
+        # libzmq tells which of our addresses it was, but not who the peer is.
+        self.refusals.note(reason, endpoint, f"a peer at {endpoint}", text)
 
     def identify(self, frame: zmq.Frame) -> Client:
         """Who sent the message of this frame, by the list of clients as it is now."""
@@ -118,8 +121,6 @@ class Door:
 
     def close(self) -> None:
         """Stops the threads; the sockets are closed before."""
-        for watch in self._watches:
-            watch.close()
         self._authenticator.stop()
         self.context.destroy(linger=0)
 
@@ -150,40 +151,3 @@ class _Authenticator(ThreadAuthenticator):
         text = f"unknown key; to let it in: perennial keys allow KEYS NAME '{public}' --may act"
         self._refusals.note(UNKNOWN_KEY, peer, source, text)
         return False
-
-
-class _Watch(threading.Thread):
-    """Reads the events of one socket, so that handshakes that libzmq refuses are known."""
-
-    def __init__(self, socket: zmq.Socket[bytes], refusals: Refusals) -> None:
-        super().__init__(name="handshakes", daemon=True)
-        self._refusals = refusals
-        self._closing = threading.Event()
-        address = f"inproc://handshakes-{id(self)}"
-        socket.monitor(address, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_MONITOR_STOPPED)
-        self._events = socket.context.socket(zmq.PAIR)
-        self._events.setsockopt(zmq.RCVHWM, 0)  # libzmq's thread must never wait for this one
-        self._events.setsockopt(zmq.LINGER, 0)
-        self._events.connect(address)
-        self.start()
-
-    def run(self) -> None:
-        with self._events:
-            while not self._closing.is_set():
-                if not self._events.poll(round(_POLL_S * 1000)):
-                    continue
-                event = recv_monitor_message(self._events)
-                if event["event"] == zmq.EVENT_MONITOR_STOPPED:
-                    return
-                reason, text = _BY_PROTOCOL_ERROR.get(
-                    event["value"],
-                    (BAD_HANDSHAKE, f"ZMTP protocol error {event['value']:#x}"),
-                )
-                # libzmq tells which of our addresses it was, but not who the peer is.
-                endpoint = event["endpoint"].decode()
-                self._refusals.note(reason, endpoint, f"a peer at {endpoint}", text)
-
-    def close(self) -> None:
-        """Ends the thread; it has ended already if the socket was closed before."""
-        self._closing.set()
-        self.join(_JOIN_S)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,6 +16,7 @@ import zmq
 
 from agent.wire.client_list import ANYBODY, Client
 from agent.wire.codec import DEFAULT_LIMITS, Envelope, Frame, Limits, decode, encode
+from agent.wire.connections import Connections
 from agent.wire.endpoints import address_of, check_endpoint, is_ipv6
 from agent.wire.errors import ConfigError, HandshakeRefused, RequestTimeout, WireError
 from agent.wire.handshake import HandshakeWatch
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from agent.wire.curve import Door  # clients need no authenticator
 
 QUEUED_MESSAGES_MAX = 64  # per connection and direction
+CONNECTIONS_MAX = 1024  # of one socket
 # Either side asks the other for a sign of life, and gives up a connection without one: a cable was
 # pulled, a machine is gone, a process stands still. A large message on a slow line is none.
 HEARTBEAT_S = 5.0
@@ -61,7 +64,10 @@ class RouterSocket:
         *,
         insecure: bool = False,
         door: Door | None = None,
+        connections_max: int = CONNECTIONS_MAX,
+        on_cut: Callable[[], None] = lambda: None,
     ) -> None:
+        """on_cut: called for every connection that is cut because there are too many."""
         check_endpoint(endpoint, bind=True, insecure=insecure, encrypted=door is not None)
         self.limits = limits
         self.door = door
@@ -74,10 +80,12 @@ class RouterSocket:
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # A client that chose its own routing id and comes back takes the place of its former self.
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        on_refused = _ignore if door is None else door.note_handshake
+        self._connections = Connections(self._socket, connections_max, on_cut, on_refused)
         try:
             self._socket.bind(address_of(endpoint))
         except zmq.ZMQError as error:
-            self._socket.close()
+            self.close()
             raise ConfigError(
                 f"cannot bind {endpoint}: {zmq.strerror(error.errno or 0)}; choose another"
             ) from error
@@ -125,6 +133,7 @@ class RouterSocket:
 
     def close(self) -> None:
         self._socket.close()
+        self._connections.close()
 
     def __enter__(self) -> Self:
         return self
@@ -295,6 +304,10 @@ class DealerClient:
         except HandshakeRefused:
             self._is_refused = True
             raise
+
+
+def _ignore(code: int, endpoint: str) -> None:
+    """Without keys there is nobody to tell of a refused handshake."""
 
 
 def _make_socket(
