@@ -9,6 +9,7 @@ at any load.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from torch import Tensor
 from agent.model.action_scale import initial_scale, read_scale
 from agent.model.autoregressive import generate
 from agent.model.distributions import action_distribution
-from agent.model.lora import AdapterError, read_adapter
+from agent.model.lora import AdapterError, changes_nothing, read_adapter
 from agent.model.network import ActionOutput
 from agent.model.policy_model import PolicyModel
 from agent.model.sampling import gumbel_noise, laplace_noise
@@ -36,6 +37,8 @@ from agent.policy import (
     UnknownInstruction,
 )
 from agent.wire.messages import BASE_VERSION
+
+log = logging.getLogger(__name__)
 
 HOT_BATCHES = 8  # merging passes over all weights once: not for a version that is soon replaced
 WARM_UP_LENGTHS = (16, 17)  # of prompts [tokens]; from the second on, a graph serves any length
@@ -140,9 +143,12 @@ class VlaPolicy:
         """Reads and checks an adapter; touches nothing that `act` uses."""
         try:
             scale_A = read_scale(folder, self._config) if self._config.is_regression else None
-            prepared = self._bank.prepare(*read_adapter(folder))
+            tensors, spec = read_adapter(folder)
+            prepared = self._bank.prepare(tensors, spec)
         except AdapterError as error:
             raise AdapterUnusable(f"{version}: {error}") from error
+        if changes_nothing(tensors, spec):
+            log.warning("%s changes nothing: its alpha, or all of A or B, is zero", version)
         return Staged(version, StagedAdapter(prepared, scale_A))
 
     def install(self, staged: Staged) -> None:

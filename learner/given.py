@@ -10,7 +10,7 @@ from pathlib import Path
 from agent.adapter_export import read_origin
 from agent.adapters import AdapterStore
 from agent.model import action_scale
-from agent.model.lora import CONFIG_NAME, WEIGHTS_NAME, AdapterError, read_adapter
+from agent.model.lora import CONFIG_NAME, WEIGHTS_NAME, AdapterError, changes_nothing, read_adapter
 from agent.wire.errors import ConfigError
 from agent.wire.messages import BASE_VERSION
 
@@ -55,9 +55,14 @@ def scaled_files(folder: Path, scale: float) -> dict[str, bytes]:
         ConfigError: no adapter that can be read.
     """
     try:
-        read_adapter(folder)
+        tensors, spec = read_adapter(folder)
     except AdapterError as error:
         raise ConfigError(f"start_adapter: {error}") from error
+    if changes_nothing(tensors, spec):
+        raise ConfigError(
+            f"start_adapter: {folder} changes nothing, its alpha or all of A or B is zero: to "
+            "measure the base, drop start_adapter"
+        )
     names = (CONFIG_NAME, WEIGHTS_NAME, action_scale.FILE_NAME)
     files = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
     if scale != 1.0:

@@ -185,6 +185,15 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], LoraSpec]:
     return tensors, LoraSpec.from_dict(values)
 
 
+def changes_nothing(tensors: Mapping[str, Tensor], spec: LoraSpec) -> bool:
+    """Whether an adapter is the base under another name: alpha, all of A or all of B is zero.
+
+    An adapter begins so, and stays so as long as there was nothing to learn from.
+    """
+    parts = [[t for name, t in tensors.items() if part in name] for part in (".lora_A", ".lora_B")]
+    return spec.scale == 0 or any(not any(t.any() for t in part) for part in parts)
+
+
 def load_lora_weights(peft_model: PeftModel, tensors: dict[str, Tensor]) -> None:
     """Copy adapter tensors into an attached adapter, to train on from there.
 

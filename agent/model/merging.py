@@ -23,6 +23,7 @@ from agent.model.film import read_film_backbone, write_film_backbone
 from agent.model.folder import ModelFolder, open_shard, read_component
 from agent.model.lora import (
     KEY_PREFIX,
+    changes_nothing,
     check_pair,
     is_dead,
     is_same_weight,
@@ -108,6 +109,11 @@ def _plan(
     copies = {key: tensor for key, tensor in tensors.items() if ".lora_" not in key}
     factors = {key: tensor for key, tensor in tensors.items() if key not in copies}
     _check_copies(folder, copies)
+    if changes_nothing(factors, spec):
+        raise AdapterError(
+            f"{adapter} changes nothing, its alpha or all of A or B is zero: the merged folder "
+            "would be the base again"
+        )
     pairs = pair_adapter_tensors(model, lora_targets(model), factors, spec)
     for name, (a, b) in pairs.items():
         check_pair(name, a, b, model.get_submodule(name).weight, spec.rank)

@@ -6,7 +6,8 @@ as it stands: `client_id: 0012`, `task: off`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,12 +40,26 @@ def load_config(schema: type[Config], path: Path | None, overrides: Sequence[str
         set_word(node, parse_word(text))
     try:
         _expand_paths(node)
+        _require_finite("", OmegaConf.to_container(node))
         loaded = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
         where = f"{path}: " if path and not overrides else ""
         raise ConfigError(f"{where}{explain(error, node)}") from error
     assert isinstance(loaded, schema)
     return loaded
+
+
+def _require_finite(name: str, value: Any) -> None:
+    """NaN passes every comparison of a check unseen, and no setting means infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}: expected a finite number, got {value}")
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    for key, each in items:
+        _require_finite(f"{name}.{key}" if name else str(key), each)
 
 
 class Reference(str):
