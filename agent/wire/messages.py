@@ -405,7 +405,7 @@ class Rollback:
     is refused with conflict, so that a command given twice goes back once.
     """
 
-    again: bool = True
+    again: bool = later(True)
 
 
 @dataclass(frozen=True, slots=True)
