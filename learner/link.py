@@ -1,12 +1,14 @@
 """The learner's side of the operator connection: epochs, retries, one method a request."""
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from agent.durable import may_pass
 from agent.wire.errors import ConfigError, PerennialError, RequestTimeout, WireError
 from agent.wire.messages import (
     AckEpisodes,
@@ -122,6 +124,12 @@ class AgentLink:
                 reply = self._client.request(build(used), self._client.timeout_s + extra_s)
                 self._session.has_agent = True
                 return reply
+            except sqlite3.Error as error:  # the epoch could not be kept
+                if not may_pass(error):
+                    raise
+                if time.monotonic() - logged_s > LOG_EVERY_S or logged_s == started_s:
+                    logged_s = time.monotonic()
+                    log.warning("waiting for the disk, %.0f s: %s", logged_s - started_s, error)
             except WireError as error:
                 self._session.has_agent = not isinstance(error, RequestTimeout)
                 if error.code == "stale_epoch":

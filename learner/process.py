@@ -5,14 +5,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
 
 from agent.adapters import AdapterStore
-from agent.durable import locked
+from agent.durable import database_errors, locked
 from agent.http import HttpServer
 from agent.measuring import add_ready_source
 from agent.metrics import LearnerMetrics
@@ -37,6 +37,7 @@ from learner.link import AgentLink, Session
 from learner.loop import Loop, Watchers
 from learner.matrix import SuccessMatrix
 from learner.metrics import Exports
+from learner.patience import until_taken
 from learner.policy import LoraPolicy
 from learner.progress import ProgressLog, last_stamp_s, write_json
 from learner.publication import Identity, Publication
@@ -70,6 +71,7 @@ def learn(config: LearnerConfig) -> None:
     state_dir = Path(config.state_dir)
     with (
         locked(state_dir),
+        database_errors(state_dir / "learner.db"),
         closing(LearnerStore(state_dir / "learner.db")) as store,
         _exporting(config, state_dir, store) as (exports, vitals),
     ):
@@ -107,7 +109,7 @@ def _learn_locked(
 
     link = new_link()
     parts = assemble(config, policy, inbox, link, stop.is_set)
-    publication = _new_publication(config, policy, parts, store, link)
+    publication = _new_publication(config, policy, parts, store, link, stop.is_set)
     base_version = publish_given(
         config.start_adapter,
         config.start_adapter_scale,
@@ -115,7 +117,7 @@ def _learn_locked(
         policy.model.base_sha256,
     )
     watchers = Watchers(
-        exports, ProgressLog(state_dir / "progress.jsonl"), state_dir / "filmstrips"
+        exports, ProgressLog(state_dir / "progress.jsonl", stop.is_set), state_dir / "filmstrips"
     )
     loop = Loop(
         config, parts.teacher, parts.continual, publication, inbox, watchers, stop.is_set,
@@ -136,7 +138,8 @@ def _learn_locked(
             manager.ready(f"asking the agent at {config.operator_endpoint}")
             matrices = loop.run()
             exports.enter("done")
-            write_json(state_dir / "results.json", results(config, matrices, store))
+            figures = results(config, matrices, store)
+            until_taken(lambda: write_json(state_dir / "results.json", figures), stop.is_set)
             watchers.progress.write(
                 "done", version=publication.version, wall_s=time.monotonic() - started_s
             )
@@ -221,6 +224,7 @@ def _new_publication(
     parts: Parts,
     store: LearnerStore,
     link: AgentLink,
+    should_stop: Callable[[], bool],
 ) -> Publication:
     identity = Identity(
         policy.model.base_sha256,
@@ -237,6 +241,7 @@ def _new_publication(
         identity,
         parts.critic,
         parts.continual,
+        should_stop,
     )
 
 

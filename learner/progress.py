@@ -1,31 +1,51 @@
 """The run's record for people and plots: one JSON line an event, and the final result."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent.durable import replace_file
+from agent.durable import replace_file, storage_errors
 from agent.process.clock import unix_s
+from learner.patience import until_taken
 
 
 class ProgressLog:
-    """Appends to progress.jsonl; a line torn by a crash is closed off first."""
+    """Appends to progress.jsonl; a line torn by a crash is closed off first.
 
-    def __init__(self, path: Path) -> None:
-        torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-        self._file = path.open("a", encoding="utf-8")
-        if torn:
-            self._file.write("\n")
+    should_stop: whether to give up waiting for a disk that takes nothing.
+    """
+
+    def __init__(self, path: Path, should_stop: Callable[[], bool] = lambda: False) -> None:
+        self._path, self._should_stop = path, should_stop
+        with storage_errors(path):
+            self._file = path.open("ab", buffering=0)
+            is_torn = self._file.tell() > 0 and not path.read_bytes().endswith(b"\n")
+        if is_torn:
+            self._append(b"\n")
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event and hand it to the operating system."""
+        """Append one event and hand it to the operating system. Raises StorageError, Stopped."""
         line = {"event": event, "unix_s": round(unix_s(), 3), **fields}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        data = (json.dumps(line) + "\n").encode()
+        until_taken(lambda: self._append(data), self._should_stop)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _append(self, data: bytes) -> None:
+        """The whole line, or nothing of it."""
+        with storage_errors(self._path):
+            start = self._file.seek(0, os.SEEK_END)
+            try:
+                rest = data
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError:
+                self._file.truncate(start)
+                raise
 
 
 def last_stamp_s(path: Path) -> float:

@@ -7,7 +7,7 @@ and its episodes are still unused. Killed after it, publish and activation are d
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from learner.config import LearnerConfig
 from learner.continual.method import ContinualMethod
 from learner.critic import Critic
 from learner.link import AgentLink
+from learner.patience import until_taken
 from learner.policy import LoraPolicy
 from learner.store import LearnerStore, UpdateRow
 
@@ -54,6 +55,7 @@ class Publication:
     Args:
         critic: of a method that has one. It is part of the checkpoints, never of what is published.
         continual: what it remembers is part of the checkpoints, too.
+        should_stop: whether to give up waiting for a disk that takes nothing.
     """
 
     def __init__(
@@ -66,10 +68,12 @@ class Publication:
         identity: Identity,
         critic: Critic | None = None,
         continual: ContinualMethod | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.policy, self.store, self.checkpoints = policy, store, checkpoints
         self.adapters, self.link, self.identity = adapters, link, identity
         self.critic, self.continual = critic, continual or ContinualMethod()
+        self.should_stop = should_stop
         self.version = BASE_VERSION
 
     def resume(self, optimizer: torch.optim.Optimizer) -> Place:
@@ -117,22 +121,21 @@ class Publication:
         files = self.policy.adapter_files()
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         version = version_name(place.update_id, hashes)
-        checkpoint, sha256 = self.checkpoints.save(
-            Checkpoint(
-                place,
-                self.policy.adapter_tensors(),
-                optimizer_tensors(optimizer, self._parameters),
-                torch.get_rng_state(),
-                self.identity.config.resume_settings(),
-                {} if self.critic is None else self.critic.state_dict(),
-                self.continual.state(),
-            )
+        state = Checkpoint(
+            place,
+            self.policy.adapter_tensors(),
+            optimizer_tensors(optimizer, self._parameters),
+            torch.get_rng_state(),
+            self.identity.config.resume_settings(),
+            {} if self.critic is None else self.critic.state_dict(),
+            self.continual.state(),
         )
+        checkpoint, sha256 = until_taken(lambda: self.checkpoints.save(state), self.should_stop)
         update = UpdateRow(
             place.update_id, place.task_index, place.iteration, checkpoint, sha256, version,
             parent, metrics,
         )  # fmt: skip
-        self.store.commit_update(update, dispositions)
+        until_taken(lambda: self.store.commit_update(update, dispositions), self.should_stop)
         self.checkpoints.keep_only(checkpoint)
         return self._finish(update)
 
@@ -143,14 +146,17 @@ class Publication:
         return {**self.policy.parameters, **critic}
 
     def _finish(self, update: UpdateRow) -> float:
-        manifest = self.adapters.publish(
-            update.update_id,
-            self.policy.adapter_files(),
-            parent=update.parent,
-            task=self.identity.train_tasks[update.task_index],
-            base_sha256=self.identity.base_sha256,
-            method=self.identity.method,
-            metrics=update.metrics,
+        manifest = until_taken(
+            lambda: self.adapters.publish(
+                update.update_id,
+                self.policy.adapter_files(),
+                parent=update.parent,
+                task=self.identity.train_tasks[update.task_index],
+                base_sha256=self.identity.base_sha256,
+                method=self.identity.method,
+                metrics=update.metrics,
+            ),
+            self.should_stop,
         )
         if manifest.version != update.version:
             raise CheckpointError(
@@ -160,7 +166,7 @@ class Publication:
         hold_s = 0.0
         if not update.activated:
             hold_s = self.link.activate(update.version).hold_s
-            self.store.mark_activated(update.update_id)
+            until_taken(lambda: self.store.mark_activated(update.update_id), self.should_stop)
         self.version = update.version
         return hold_s
 

@@ -4,12 +4,14 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from agent.durable import make_folder, replace_file, storage_errors
 from agent.episode import EpisodeInvalid, check_episode_id
 from agent.wire.messages import Order, SealedEpisode
 from learner.link import AgentLink
+from learner.patience import until_taken
 from learner.stopping import Stopped
 from learner.store import EpisodeConflict, EpisodeRow, LearnerStore
 
@@ -148,7 +150,10 @@ class Receiver(threading.Thread):
         """Fetch, keep, acknowledge."""
         try:
             while not self._stop_event.is_set():
-                accepted = self._inbox.accept(self._link.fetch(FETCH_LIMIT, FETCH_WAIT_S))
+                fetched = self._link.fetch(FETCH_LIMIT, FETCH_WAIT_S)
+                accepted = until_taken(
+                    partial(self._inbox.accept, fetched), self._stop_event.is_set
+                )
                 if accepted:
                     self._link.acknowledge(accepted)
         except Stopped:
