@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,9 @@ def _recount(console: Console, records: Records, recounted: Recount) -> int:
 
     path = records.run_dir / "summary.json"
     if not path.is_file():
-        raise RecordError(f"{path} is missing; make it with perennial report {records.run_dir}")
+        raise RecordError(
+            f"{path} is missing; make it with perennial report {shlex.quote(str(records.run_dir))}"
+        )
     summary = json.loads(path.read_text())
     problems = recounted.problems + compare(summary, records, recounted)
     _print_problems(console, problems)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -92,9 +93,10 @@ def _run(overrides: list[str]) -> int:
     folder = RunFolder(config.settings.run_dir)
     with folder.lock(), folder.sockets():
         if folder.is_finished():
+            place = shlex.quote(str(folder.path))  # to be pasted into a shell
             console.print(
-                f"This run is finished. For its summary: perennial report {folder.path}\n"
-                f"To start afresh: rm -r {folder.path}, or choose another run_dir=FOLDER",
+                f"This run is finished. For its summary: perennial report {place}\n"
+                f"To start afresh: rm -r {place}, or choose another run_dir=FOLDER",
                 highlight=False,
                 markup=False,
             )

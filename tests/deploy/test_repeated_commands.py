@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -265,3 +266,12 @@ def test_a_model_that_is_there_is_not_trained_over(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="was not made with this work="):
         nano.main(words)
     assert snapshot(tmp_path / "mine") == before
+
+
+def test_what_is_to_be_pasted_into_a_shell_is_quoted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = run_words(tmp_path / "it's #1")
+    assert run.main(words) == 0
+    quoted = shlex.quote(str(tmp_path / "it's #1" / "run"))
+    assert f"rm -r {quoted}," in " ".join(capsys.readouterr().out.split())
