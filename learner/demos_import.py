@@ -13,14 +13,15 @@ _EPILOG = """\
 example:
   perennial demos import --from libero-hdf5 libero_spatial/*.hdf5 --out demos --image-size 64
 
-Killed at any moment, the same command goes on where it was. A demonstration that is damaged is
-named and skipped (exit status 3); with the file mended, the same command adds it.
+Killed at any moment, the same command goes on where it was. A demonstration that is damaged, or a
+file that is none, is named and skipped (exit status 3); with the file mended, the same command adds
+it.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 imported, 1 nothing that can be used, 2 bad arguments, 3 imported but for
-    some demonstrations, each of which was named.
+    some demonstrations or files, each of which was named.
     """
     arguments = _parser().parse_args(argv)
 
@@ -37,8 +38,16 @@ def main(argv: list[str] | None = None) -> int:
         complain("perennial demos import", error)
         return 1
     print(f"{arguments.out}: {imported.demonstrations} demonstrations, {imported.frames} frames")
-    if imported.skipped:
-        print(f"skipped: {imported.skipped} demonstrations, named above")
+    skipped = [
+        f"{number} {what}"
+        for number, what in (
+            (imported.skipped, "demonstrations"),
+            (imported.skipped_files, "files"),
+        )
+        if number
+    ]
+    if skipped:
+        print(f"skipped: {' and '.join(skipped)}, named above")
         return SKIPPED
     return 0
 

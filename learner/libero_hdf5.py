@@ -13,6 +13,7 @@ which, but its joints do: they are compared with those in `states`.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,14 +108,31 @@ def open_file(path: Path) -> Iterator[DemonstrationFile]:
         DemonstrationError: the file cannot be opened, or is of another kind.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            what = "a folder" if path.is_dir() else "no file"
+            raise DemonstrationError(f"{path} is {what}; expected a LIBERO HDF5 file")
         file = h5py.File(path, "r")
     except OSError as error:
-        what = describe_stand_in(path) or f"cannot be opened ({printable(error)})"
+        what = describe_stand_in(path) or _why_closed(path, error)
         raise DemonstrationError(f"{path} {what}; expected a LIBERO HDF5 file") from error
     with file:
         with _reading(str(path)):
             found = _look_into(path, file)
         yield found
+
+
+def _why_closed(path: Path, error: OSError) -> str:
+    """Why a file could not be opened, in words that follow its name."""
+    if error.errno is not None and error.strerror and not error.strerror.startswith("Unable"):
+        return f"cannot be opened ({error.strerror})"
+    try:
+        if path.stat().st_size == 0:
+            return "is empty"
+        if not h5py.is_hdf5(path):
+            return "is no HDF5 file"
+    except OSError:
+        pass  # the first error says enough
+    return f"is damaged or not whole ({printable(error)})"
 
 
 def _look_into(path: Path, file: h5py.File) -> DemonstrationFile:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,45 +36,66 @@ class ImportSettings:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What `out` holds now: demonstrations, their frames, and how many others were skipped."""
+    """What `out` holds now, and how much of what was named was skipped."""
 
     demonstrations: int
     frames: int
-    skipped: int
+    skipped: int  # demonstrations of files that could be read
+    skipped_files: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A file's place in a set: its shards are numbered behind those of the sources before it.
+
+    file: its position among the files of the command. names: of its demonstrations; those of a
+    file that was read by an earlier import, and cannot be now, are not known.
+    """
+
+    file: int
+    slug: str
+    instruction: str
+    demonstrations: int
+    names: tuple[str, ...] = ()
+
+    @property
+    def task(self) -> dict[str, str]:
+        return {"slug": self.slug, "instruction": self.instruction}
 
 
 def import_files(paths: list[Path], out: Path, settings: ImportSettings) -> Imported:
     """Write the shards that `out` lacks.
 
-    A demonstration that cannot be used is named, with its file and why; the others go on. It keeps
-    its number: once the file is mended, the same import adds it.
+    A demonstration or a file that cannot be used is named with the reason; the others go on. Each
+    keeps its number: once the file is mended, the same import adds it.
 
     Raises:
-        DemonstrationError: a file that is none, no demonstration that can be used, or `out` holds
-            another set.
+        DemonstrationError: no demonstration that can be used, or `out` holds another set.
         StorageError, OSError: the disk refused.
     """
-    tasks, places = _survey(paths)
+    read, refused = _survey(paths)
+    sources = _arrange(paths, read, refused, settings, out)
     out.mkdir(parents=True, exist_ok=True)
-    files = [path.name for path in paths]
-    _write_meta(out, {"config": {**asdict(settings), "files": files}, "tasks": tasks})
-    imported = frames = 0
-    with counting("demonstrations", len(places)) as count:
-        for task, path in enumerate(paths):
-            with open_file(path) as file:
-                for name in file.names:
-                    episode = places.index((task, name))
-                    try:
-                        frames += _import_one(file, name, task, episode, out, settings)
-                        imported += 1
-                    except DemonstrationError as error:
-                        count.say(f"skipped {printable(error, 1000)}")
-                    count.advance()
+    replace_file(out / META_FILE, json.dumps(_meta(paths, sources, settings), indent=1).encode())
+    imported = frames = first = 0
+    expected = sum(source.demonstrations for source in read.values())
+    with counting("demonstrations", expected) as count:
+        for error in refused.values():
+            count.say(f"skipped {printable(error, 1000)}")
+        for task, source in enumerate(sources):
+            path = paths[source.file]
+            for found in _import_source(path, source, task, first, out, settings):
+                if isinstance(found, int):
+                    imported, frames = imported + 1, frames + found
+                else:
+                    count.say(f"skipped {printable(found, 1000)}")
+                count.advance()
+            first += source.demonstrations
     if not imported:
         raise DemonstrationError(
-            f"none of {len(places)} demonstrations in {', '.join(map(str, paths))} can be used"
+            f"none of {expected} demonstrations in {', '.join(map(str, paths))} can be used"
         )
-    return Imported(imported, frames, len(places) - imported)
+    return Imported(imported, frames, expected - imported, len(refused))
 
 
 def frames_of(demo: Demonstration, settings: ImportSettings) -> dict[str, np.ndarray]:
@@ -94,19 +116,128 @@ def frames_of(demo: Demonstration, settings: ImportSettings) -> dict[str, np.nda
     }
 
 
-def _survey(paths: list[Path]) -> tuple[list[dict[str, str]], list[tuple[int, str]]]:
-    """The tasks of the files, and (task, name) of every demonstration."""
-    tasks: list[dict[str, str]] = []
-    places: list[tuple[int, str]] = []
-    for path in paths:
+def _survey(paths: list[Path]) -> tuple[dict[int, _Source], dict[int, DemonstrationError]]:
+    """Look into every file: what those hold that can be read, and why the others cannot.
+
+    Raises:
+        DemonstrationError: none can be read, or two are of one task.
+    """
+    read: dict[int, _Source] = {}
+    refused: dict[int, DemonstrationError] = {}
+    for number, path in enumerate(paths):
+        try:
+            with open_file(path) as file:
+                if not file.names:
+                    raise DemonstrationError(f"{path}: no demonstration in it")
+                read[number] = _Source(
+                    number, file.slug, file.instruction, len(file.names), file.names
+                )
+        except DemonstrationError as error:
+            refused[number] = error
+    _refuse_second_files(paths, list(read.values()))
+    if not read:
+        raise DemonstrationError("; ".join(printable(error, 1000) for error in refused.values()))
+    return read, refused
+
+
+def _refuse_second_files(paths: list[Path], sources: list[_Source]) -> None:
+    slugs: set[str] = set()
+    for source in sources:
+        if source.slug in slugs:
+            raise DemonstrationError(
+                f"{paths[source.file]}: a second file of the task '{source.slug}'"
+            )
+        slugs.add(source.slug)
+
+
+def _arrange(
+    paths: list[Path],
+    read: dict[int, _Source],
+    refused: dict[int, DemonstrationError],
+    settings: ImportSettings,
+    out: Path,
+) -> list[_Source]:
+    """The files in the order of their shards: first those of earlier imports into `out`.
+
+    Raises:
+        DemonstrationError: `out` holds another set.
+    """
+    earlier = _read_sources(paths, read, refused, settings, out / META_FILE)
+    known = [read.get(source.file, source) for source in earlier]
+    numbers = {source.file for source in earlier}
+    sources = known + [source for number, source in read.items() if number not in numbers]
+    _refuse_second_files(paths, sources)
+    for before, now in zip(earlier, known, strict=True):
+        if (before.task, before.demonstrations) != (now.task, now.demonstrations):
+            raise DemonstrationError(
+                f"{paths[now.file]}: {now.demonstrations} demonstrations of '{now.slug}', {out} "
+                f"was made of {before.demonstrations} of '{before.slug}'; choose another --out"
+            )
+    return sources
+
+
+def _read_sources(
+    paths: list[Path],
+    read: dict[int, _Source],
+    refused: dict[int, DemonstrationError],
+    settings: ImportSettings,
+    path: Path,
+) -> list[_Source]:
+    """The files that an earlier import has read; none if there was none.
+
+    Raises:
+        DemonstrationError: what is there was made otherwise.
+    """
+    if not path.exists():
+        return []
+    other = DemonstrationError(f"{path}: describes other demonstrations; choose another --out")
+    try:
+        meta = json.loads(path.read_text("utf-8"))
+        if meta["config"] != _meta(paths, [], settings)["config"]:
+            raise other
+        if "sources" in meta:
+            return [
+                _Source(range(len(paths))[file], task["slug"], task["instruction"], int(count))
+                for (file, count), task in zip(meta["sources"], meta["tasks"], strict=True)
+            ]
+        tasks = meta["tasks"]
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        raise other from error
+    # Of a release that wanted every file readable, and did not say what each holds.
+    if refused:
+        raise next(iter(refused.values()))
+    if tasks != [source.task for source in read.values()]:
+        raise other
+    return list(read.values())
+
+
+def _meta(paths: list[Path], sources: list[_Source], settings: ImportSettings) -> dict[str, Any]:
+    return {
+        "config": {**asdict(settings), "files": [path.name for path in paths]},
+        "tasks": [source.task for source in sources],
+        # Of each task: which of the files, and how many demonstrations it has.
+        "sources": [[source.file, source.demonstrations] for source in sources],
+    }
+
+
+def _import_source(
+    path: Path, source: _Source, task: int, first: int, out: Path, settings: ImportSettings
+) -> Iterator[int | DemonstrationError]:
+    """Import a file's demonstrations; yields the frames of each, or why it has none.
+
+    first: the number of its first shard.
+    """
+    if not source.names:
+        return
+    try:
         with open_file(path) as file:
-            if any(file.slug == task["slug"] for task in tasks):
-                raise DemonstrationError(f"{path}: a second file of the task '{file.slug}'")
-            places += [(len(tasks), name) for name in file.names]
-            tasks.append({"slug": file.slug, "instruction": file.instruction})
-    if not places:
-        raise DemonstrationError(f"no demonstration in {', '.join(map(str, paths))}")
-    return tasks, places
+            for episode, name in enumerate(source.names, first):
+                try:
+                    yield _import_one(file, name, task, episode, out, settings)
+                except DemonstrationError as error:
+                    yield error
+    except DemonstrationError as error:  # it could be opened a moment ago
+        yield error
 
 
 def _import_one(
@@ -129,14 +260,3 @@ def _import_one(
     np.savez(shard, **arrays)
     replace_file(path, shard.getvalue())
     return count
-
-
-def _write_meta(out: Path, meta: dict[str, Any]) -> None:
-    path = out / META_FILE
-    try:
-        is_other = path.exists() and json.loads(path.read_text("utf-8")) != meta
-    except (ValueError, RecursionError):
-        is_other = True
-    if is_other:
-        raise DemonstrationError(f"{path}: describes other demonstrations; choose another --out")
-    replace_file(path, json.dumps(meta, indent=1).encode())

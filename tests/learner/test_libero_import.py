@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -271,3 +273,147 @@ def test_frames_of_tasks_that_nobody_listed_are_refused(tmp_path: Path) -> None:
     np.savez(shard, **{**arrays, "task": arrays["task"] + 3})
     with pytest.raises(DemonstrationError, match=r"shard-00000.*tasks 3 to 3.*lists 1"):
         load_demonstrations([out])
+
+
+def stand_in_text(path: Path) -> None:
+    path.write_text("this is no HDF5\n")
+
+
+def stand_in_nothing(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def stand_in_pointer(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+
+
+def stand_in_half(path: Path) -> None:
+    write(path, [episode(5)])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def stand_in_other(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["weights"] = np.zeros(3)
+
+
+def stand_in_nobody(path: Path) -> None:
+    write(path, [])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (stand_in_text, "is no HDF5 file"),
+        (stand_in_nothing, "is empty"),
+        (stand_in_pointer, "git lfs pull"),
+        (stand_in_half, "damaged or not whole"),
+        (stand_in_other, "no group 'data'"),
+        (stand_in_nobody, "no demonstration in it"),
+        (Path.mkdir, "is a folder"),
+        (os.mkfifo, "is no file"),
+        (lambda path: path.symlink_to("nowhere"), "is a link to 'nowhere'"),
+        (lambda path: None, "No such file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_that_is_none_does_not_stop_the_others(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    make: Callable[[Path], object],
+    said: str,
+) -> None:
+    """Where it stood, nothing is numbered; once it is there, it comes behind the others."""
+    paths, out = [tmp_path / f"{name}_demo.hdf5" for name in "abc"], tmp_path / "out"
+    write_task(paths[0], [episode(0), episode(1)])
+    make(paths[1])
+    write_task(paths[2], [episode(2)])
+    for _ in range(2):  # a second time changes nothing
+        assert run_all(paths, out) == demos_import.SKIPPED
+        streams = capsys.readouterr()
+        (line,) = [line for line in streams.err.splitlines() if "skipped" in line]
+        assert str(paths[1]) in line
+        assert said in line
+        assert "3 demonstrations" in streams.out
+        assert "skipped: 1 files" in streams.out
+        found = load_demonstrations([out])
+        assert found.slugs == ("a", "c")
+        assert len(list(out.glob("*.npz"))) == 3
+    remove(paths[1])
+    write_task(paths[1], [episode(3), episode(4)])
+    assert run_all(paths, out) == 0
+    again = load_demonstrations([out])
+    assert again.slugs == ("a", "c", "b")
+    assert np.array_equal(again.actions[: len(found)], found.actions)
+    assert sorted(set(again.task[len(found) :])) == [2]
+    # A file that was imported and is none any more keeps its place, and so do those behind it.
+    remove(paths[0])
+    make(paths[0])
+    assert run_all(paths, out) == demos_import.SKIPPED
+    assert str(paths[0]) in capsys.readouterr().err
+    kept = load_demonstrations([out])
+    assert kept.slugs == again.slugs
+    assert np.array_equal(kept.actions, again.actions)
+
+
+def test_where_every_file_is_none_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / "a_demo.hdf5", tmp_path / "b_demo.hdf5"]
+    stand_in_text(paths[0])
+    paths[1].mkdir()
+    assert run_all(paths, tmp_path / "out") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{paths[0]} is no HDF5 file" in line
+    assert f"{paths[1]} is a folder" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_of_an_earlier_release_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It lists every file, and not how many demonstrations each has."""
+    paths, out = [tmp_path / f"{name}_demo.hdf5" for name in "ab"], tmp_path / "out"
+    for path in paths:
+        write_task(path, [episode(0), episode(1)])
+    assert run_all(paths, out) == 0
+    meta = json.loads((out / "meta.json").read_text())
+    del meta["sources"]
+    (out / "meta.json").write_text(json.dumps(meta))
+    paths[0].rename(tmp_path / "away")
+    assert run_all(paths, out) == 1  # nobody can say how the shards behind it are numbered
+    assert str(paths[0]) in capsys.readouterr().err
+    (tmp_path / "away").rename(paths[0])
+    assert run_all(paths, out) == 0
+
+
+def test_another_number_of_demonstrations_is_another_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shards behind it would be another file's."""
+    paths, out = [tmp_path / f"{name}_demo.hdf5" for name in "ab"], tmp_path / "out"
+    for path in paths:
+        write_task(path, [episode(0)])
+    assert run_all(paths, out) == 0
+    write_task(paths[0], [episode(0), episode(1)])
+    assert run_all(paths, out) == 1
+    assert "2 demonstrations of 'a'" in capsys.readouterr().err
+
+
+def write_task(path: Path, episodes: list[dict[str, np.ndarray]]) -> None:
+    """A file of a task that is named as the file is."""
+    write(path, episodes)
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["bddl_file_name"] = path.stem.removesuffix("_demo") + ".bddl"
+
+
+def run_all(paths: list[Path], out: Path) -> int:
+    words = ["--from=libero-hdf5", f"--out={out}", f"--chunk={K}"]
+    return demos_import.main([*map(str, paths), *words])
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
