@@ -78,7 +78,8 @@ LABEL org.opencontainers.image.title="perennial-sim" \
       org.opencontainers.image.description="Perennial's simulator worker" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${REVISION}"
-# MuJoCo renders off screen: EGL where a GPU is, OSMesa everywhere. The release fixes the versions.
+# MuJoCo renders off screen: EGL where a GPU is, OSMesa everywhere. The release fixes the versions
+# (constraints.txt); LIBERO needs MuJoCo 3.3.2.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libegl1 libgl1 libosmesa6 \
