@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,9 +27,12 @@ from agent.wire.errors import PerennialError, WireError
 MANIFEST_NAME = "manifest.json"
 _TEMPORARY_PREFIX = ".publish-"
 _TEMPORARY = re.compile(r"\.publish-[0-9a-f]{8}")
+_ASIDE_PREFIX = ".aside-"  # what was damaged or gave way, kept for a look at it
 _VERSION = re.compile(r"v(\d{5})-([0-9a-f]{12})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _MAX_MANIFEST_BYTES = 1 << 20
+
+log = logging.getLogger(__name__)
 
 
 class AdapterError(PerennialError):
@@ -88,12 +92,18 @@ class AdapterStore:
         base_sha256: str,
         method: str,
         metrics: Mapping[str, float],
+        mend: bool = False,
+        replaces: Collection[str] = (),
     ) -> Manifest:
         """Make `files` the immutable version `number`; durable when this returns.
 
         The same number with the same files again is a no-op that returns the stored manifest.
         Raises AdapterConflict if the number has other content, AdapterCorrupt if the same content
         is there but damaged, StorageError, StateLocked if another process publishes right now.
+
+        Args:
+            mend: the same content that is damaged is set aside and written again instead.
+            replaces: versions of that number that give way to other content; they are set aside.
         """
         _check_publish(number, files)
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -110,6 +120,12 @@ class AdapterStore:
         )
         with locked(self._root):
             taken = [name for name in self.versions() if version_number(name) == number]
+            given_way = [v for v in taken if v in replaces and v != manifest.version]
+            if mend and manifest.version in taken and not self._is_intact(manifest.version):
+                given_way.append(manifest.version)
+            for version in given_way:
+                self._set_aside(version)
+                taken.remove(version)
             if taken and taken != [manifest.version]:
                 raise AdapterConflict(
                     f"adapter number {number} is {taken[0]}, other content would be "
@@ -169,6 +185,20 @@ class AdapterStore:
                 )
                 raise AdapterCorrupt(f"{version}/{name} {what}")
         return folder
+
+    def _is_intact(self, version: str) -> bool:
+        try:
+            self.verify(version)
+        except (AdapterError, StorageError) as error:
+            log.error("adapter %s is damaged and written again: %s", version, error)
+            return False
+        return True
+
+    def _set_aside(self, version: str) -> None:
+        with storage_errors(self._root):
+            aside = self._root / f"{_ASIDE_PREFIX}{version}.{secrets.token_hex(4)}"
+            os.rename(self._root / version, aside)
+            sync_folder(self._root)
 
     def _folder(self, version: str) -> Path:
         # The pattern also keeps "../" and the like away from the file system.

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.episode import ChunkRecord, Episode
-from agent.wire.errors import PerennialError
 from agent.wire.messages import Executed
 from learner.randomness import keyed_rng
+from learner.unusable import UnusableEpisode
 
 TRAINED_CODES = (Executed.RUN, Executed.LIMITED)
 
 
-class BatchError(PerennialError):
-    """An episode cannot be trained on; the message names it and says why."""
+class BatchError(UnusableEpisode):
+    """An episode holds what cannot be trained on; the message names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -149,21 +149,24 @@ def _stack_choices(chunks: Sequence[ChunkRecord]) -> np.ndarray:
 
 
 def _check(episode: Episode, cameras: Sequence[str]) -> None:
-    name = f"episode {episode.meta.episode_id}"
+    name = episode.meta.episode_id
     shape = (len(episode.chunks), episode.chunks[0].choices_KA.shape[0])
     if episode.end.executed_TK.shape != shape:
         raise BatchError(
-            f"{name}: executed codes have shape {episode.end.executed_TK.shape}, its chunks {shape}"
+            name,
+            f"executed codes have shape {episode.end.executed_TK.shape}, its chunks {shape}",
         )
     for chunk in episode.chunks:
         missing = [camera for camera in cameras if camera not in chunk.images]
         if missing:
             raise BatchError(
-                f"{name}, step {chunk.step_index}: cameras {missing} were not recorded, it has "
-                f"{sorted(chunk.images)}"
+                name,
+                f"step {chunk.step_index}: cameras {missing} were not recorded, it has "
+                f"{sorted(chunk.images)}",
             )
         if chunk.version != episode.meta.version:
             raise BatchError(
-                f"{name}, step {chunk.step_index}: made by {chunk.version}, but the episode is "
-                f"pinned to {episode.meta.version}"
+                name,
+                f"step {chunk.step_index}: made by {chunk.version}, but the episode is "
+                f"pinned to {episode.meta.version}",
             )

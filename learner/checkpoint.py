@@ -39,6 +39,10 @@ class CheckpointError(PerennialError):
     """A checkpoint cannot be used; the message names the file, what was expected and what is."""
 
 
+class CheckpointDamaged(CheckpointError):
+    """Its files are not those that were committed."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where in the sequence of tasks a learner is.
@@ -118,20 +122,21 @@ class CheckpointFolder:
         """Read the checkpoint that the store committed under this hash.
 
         Raises:
-            CheckpointError: a file is missing, altered, or of another schema.
+            CheckpointDamaged: a file is missing or altered.
+            CheckpointError: it is of another schema.
         """
         folder = self.root / name
         try:
             present = [file for file in OPTIONAL_FILES if (folder / file).exists()]
             files = {file: (folder / file).read_bytes() for file in (*FILES, *present)}
         except OSError as error:
-            raise CheckpointError(
-                f"checkpoint {folder} is committed but unreadable: {error}"
+            raise CheckpointDamaged(
+                f"checkpoint {folder} is committed but unreadable: {error.strerror}"
             ) from error
         if content_hash(files) != sha256:
-            raise CheckpointError(
+            raise CheckpointDamaged(
                 f"checkpoint {folder} was altered: expected sha256 {sha256[:12]}, got "
-                f"{content_hash(files)[:12]}; restore it from a backup or start a new run"
+                f"{content_hash(files)[:12]}"
             )
         state = json.loads(files[STATE_FILE])
         if state["schema"] != SCHEMA_VERSION:
@@ -147,12 +152,16 @@ class CheckpointFolder:
         place = Place(**state["place"])
         return Checkpoint(place, adapter, optimizer, rng, state["settings"], critic, continual)
 
-    def keep_only(self, name: str | None) -> list[str]:
+    def keep_only(self, *names: str) -> list[str]:
         """Delete every other checkpoint, half-written ones too; returns what was deleted."""
-        names = sorted(path.name for path in self.root.iterdir() if _OURS.fullmatch(path.name))
-        discarded = [each for each in names if each != name]
+        held = sorted(path.name for path in self.root.iterdir() if _OURS.fullmatch(path.name))
+        discarded = [each for each in held if each not in names]
         for stale in discarded:
-            shutil.rmtree(self.root / stale)
+            path = self.root / stale
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         return discarded
 
 

@@ -11,11 +11,9 @@ from; with new pairs every iteration only the first of these reasons remains.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from agent.episode import read_episode
 from learner.batch import Trajectory, build_samples
 from learner.checkpoint import Place
 from learner.config import LearnerConfig
@@ -67,8 +65,7 @@ class DpoTeacher:
             for member in pair
         ]
         trajectories = [
-            Trajectory(index, read_episode(Path(self._inbox.folder, row.file)), 0.0)
-            for index, row in enumerate(rows)
+            Trajectory(index, self._inbox.read(row), 0.0) for index, row in enumerate(rows)
         ]
         updater = DpoUpdater(
             self._policy,

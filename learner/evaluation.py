@@ -55,9 +55,13 @@ def plan_row(config: LearnerConfig, row: int, version_of: Callable[[str], str]) 
 
 
 def count_cell(cell: Cell, episodes: Mapping[str, EpisodeRow]) -> tuple[int, int]:
-    """(successes, trials) of a cell from the counted episodes by slot id."""
+    """(successes, trials) of a cell from the counted episodes by slot id.
+
+    Init states whose orders nobody can carry out are not among the trials.
+    """
     slots = [f"{order.order_id}#{k}" for order in cell.orders for k in range(order.slots)]
-    return sum(episodes[slot].success for slot in slots), len(slots)
+    trials = [episodes[slot].success for slot in slots if slot in episodes]
+    return sum(trials), len(trials)
 
 
 def empty_matrices(config: LearnerConfig) -> dict[str, SuccessMatrix]:

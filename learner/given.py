@@ -42,6 +42,7 @@ def publish_given(folder: str, scale: float, adapters: AdapterStore, base_sha256
         base_sha256=base_sha256,
         method=METHOD,
         metrics={"scale": scale},
+        mend=True,
     )
     return manifest.version
 

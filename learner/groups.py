@@ -30,12 +30,18 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Group:
-    """G episodes of one task that are compared with one another."""
+    """G episodes of one task that are compared with one another.
+
+    Orders that nobody can carry out leave slots without an episode: `missing` slots of `refused`
+    orders. They keep their share of what is counted, so that other groups train as they would.
+    """
 
     index: int
     episodes: tuple[EpisodeRow, ...]  # in slot order
     advantages_G: np.ndarray
     degenerate: bool
+    missing: int = 0
+    refused: int = 0
 
 
 class Collection:
@@ -67,7 +73,7 @@ class Collection:
         self, plans: Sequence[GroupPlan], episodes: Mapping[str, EpisodeRow]
     ) -> list[GroupPlan]:
         """Take the plans' episodes by slot id; returns what to order in addition, if anything."""
-        formed = [self._form(plan, [episodes[slot] for slot in plan.slot_ids]) for plan in plans]
+        formed = [self._form(plan, episodes) for plan in plans]
         self.groups += formed
         if self._config.algorithm.grouping == "task":
             return []
@@ -103,14 +109,23 @@ class Collection:
             noise_key=order_id,
         )
 
-    def _form(self, plan: GroupPlan, episodes: list[EpisodeRow]) -> Group:
+    def _form(self, plan: GroupPlan, by_slot: Mapping[str, EpisodeRow]) -> Group:
         algorithm = self._config.algorithm
+        episodes = [by_slot[slot] for slot in plan.slot_ids if slot in by_slot]
         rewards_G = np.array([float(episode.success) for episode in episodes])
         if algorithm.advantage_control == "permute_within_group":
             stream = f"permute/{self._place.update_id}/{self._attempt}"
             rewards_G = keyed_rng(self._config.seed, stream, plan.index).permutation(rewards_G)
         advantages = leave_one_out if algorithm.grouping == "task" else normalise_group
-        return Group(plan.index, tuple(episodes), advantages(rewards_G), is_degenerate(rewards_G))
+        missing = len(plan.slot_ids) - len(episodes)
+        refused = len({o.order_id for o in plan.orders} - {e.order_id for e in episodes})
+        if missing and len(episodes) < 2:
+            nothing_G = np.zeros(len(episodes))
+            return Group(plan.index, tuple(episodes), nothing_G, True, missing, refused)
+        return Group(
+            plan.index, tuple(episodes), advantages(rewards_G), is_degenerate(rewards_G),
+            missing, refused,
+        )  # fmt: skip
 
 
 def place_ahead(config: LearnerConfig, place: Place, iterations: int) -> Place:

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 
 from agent.adapters import AdapterStore
-from agent.episode import read_episode
 from learner.batch import Samples, Trajectory, build_samples
 from learner.checkpoint import Place
 from learner.config import LearnerConfig
 from learner.continual.method import ContinualMethod
 from learner.groups import Group
 from learner.link import AgentLink
+from learner.ordering import collect_orders
 from learner.policy import LoraPolicy
 from learner.receiver import Inbox
 from learner.stale_update import EarlierVersions, StaleUpdater
@@ -69,8 +69,7 @@ class GrpoTeacher:
         plans = collection.first_plans()
         while plans:
             orders = [order for plan in plans for order in plan.orders]
-            self._link.post_orders([*orders, *ahead])
-            episodes = self._inbox.wait_for(orders, self._should_stop)
+            episodes = collect_orders(self._link, self._inbox, orders, self._should_stop, ahead)
             plans = collection.complete(plans, episodes)
         return collection.groups
 
@@ -82,9 +81,10 @@ class GrpoTeacher:
         for group in groups:
             for row, advantage in zip(group.episodes, group.advantages_G, strict=True):
                 if not group.degenerate:
-                    episode = read_episode(Path(self._inbox.folder, row.file))
+                    episode = self._inbox.read(row)
                     usable.append(Trajectory(count, episode, float(advantage)))
                 count += 1
+            count += group.missing
         samples = build_samples(usable, self._config.cameras)
         updater = self._updater(optimizer, samples)
         return updater.run(samples, count, place.update_id + 1)

@@ -24,8 +24,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from agent.episode import read_episode
 from agent.process.optional import PackageError
+from agent.process.shown import printable
 from agent.wire.messages import BASE_VERSION
 from learner.checkpoint import Place
 from learner.config import LearnerConfig
@@ -43,10 +43,12 @@ from learner.filmstrip import save_filmstrip
 from learner.groups import Group
 from learner.matrix import SuccessMatrix
 from learner.metrics import Exports
+from learner.ordering import collect_orders
 from learner.progress import ProgressLog
 from learner.publication import Publication
 from learner.receiver import Inbox
 from learner.store import EpisodeRow
+from learner.unusable import UnusableEpisode
 from learner.update import UpdateReport
 
 log = logging.getLogger(__name__)
@@ -115,9 +117,15 @@ class Loop:
         self.watchers.progress.write(
             "start", version=self.publication.version, **asdict(self.place)
         )
+        self._learn_tasks()
+        if not self.config.keep_used_episodes:
+            self.inbox.drop_used(but_last=False)
+        return self.matrices
+
+    def _learn_tasks(self) -> None:
         self.evaluate(row=0)
         if self.config.algorithm.iterations_per_task == 0:
-            return self.matrices
+            return
         last_row = self.config.last_row
         for stage in stages(self.config):
             if last_row is not None and stage.row > last_row:
@@ -128,7 +136,6 @@ class Loop:
             self.watchers.progress.write(
                 "task_done", task_index=stage.task_index, task=stage.name, row=stage.row
             )
-        return self.matrices
 
     def iterate(self, stage: Stage) -> None:
         """One iteration: collect, learn, commit, publish, activate."""
@@ -141,11 +148,7 @@ class Loop:
                 self.optimizer = self.teacher.new_optimizer()
         exports, laps_s = self.watchers.exports, [time.monotonic()]
         exports.metrics.learner_task_index.set(task_index)
-        exports.enter("collecting")
-        groups = self.teacher.collect(self.place, version)
-        laps_s.append(time.monotonic())
-        exports.enter("learning")
-        report = self.teacher.learn(self.optimizer, groups, self.place)
+        groups, report = self._collect_and_learn(version, laps_s)
         self.continual.after_update()
         laps_s.append(time.monotonic())
         exports.enter("publishing")
@@ -154,8 +157,11 @@ class Loop:
             self.place,
             update_id=self.place.update_id + 1,
             iteration=self.place.iteration + 1,
-            groups_used=self.place.groups_used + len({e.order_id for e in episodes}),
-            episodes=self.place.episodes + len(episodes),
+            groups_used=self.place.groups_used
+            + len({e.order_id for e in episodes})
+            + sum(group.refused for group in groups),
+            # Slots that nobody can fill are spent, too: they must not prolong the task.
+            episodes=self.place.episodes + len(episodes) + sum(group.missing for group in groups),
         )
         dispositions = {
             episode.episode_id: "filtered" if group.degenerate else "trained"
@@ -170,10 +176,48 @@ class Loop:
         )
         exports.commit(dispositions.values())
         if not self.config.keep_used_episodes:
-            self.inbox.drop_used()
+            self.inbox.drop_used(but_last=True)
         laps_s.append(time.monotonic())
         times_s = dict(zip(("wait", "learn", "publish"), np.diff(laps_s).tolist(), strict=True))
         self._show_iteration(stage, groups, figures, times_s, hold_s)
+
+    def _collect_and_learn(
+        self, version: str, laps_s: list[float]
+    ) -> tuple[list[Group], UpdateReport]:
+        """Episodes that turn out to be unusable are run again first: nothing was changed by then.
+
+        laps_s: gets the time [s, monotonic] at which collecting was over.
+        """
+        exports = self.watchers.exports
+        while True:
+            exports.enter("collecting")
+            groups = self.teacher.collect(self.place, version)
+            collected_s = time.monotonic()
+            exports.enter("learning")
+            try:
+                report = self.teacher.learn(self.optimizer, groups, self.place)
+            except UnusableEpisode as first:
+                self._set_unusable_aside(groups, first)
+                continue
+            laps_s.append(collected_s)
+            return groups, report
+
+    def _set_unusable_aside(self, groups: list[Group], first: UnusableEpisode) -> None:
+        """All of the iteration that are, so that they are run again together."""
+        found = {first.episode_id: first.reason}
+        rows = {row.episode_id: row for group in groups for row in group.episodes}
+        for group in groups:
+            for row in () if group.degenerate else group.episodes:
+                try:
+                    self.inbox.read(row)
+                except UnusableEpisode as error:
+                    found.setdefault(row.episode_id, error.reason)
+        for episode_id, reason in found.items():
+            self.inbox.set_aside(rows[episode_id], reason)
+            self.watchers.progress.write(
+                "episode_quarantined", episode_id=episode_id,
+                slot_id=rows[episode_id].slot_id, reason=printable(reason),
+            )  # fmt: skip
 
     def evaluate(self, row: int) -> None:
         """Measure row `row` of the success matrices at the version after `row` tasks.
@@ -204,8 +248,7 @@ class Loop:
         episodes: dict[str, EpisodeRow] = {}
         for version in dict.fromkeys(cell.version for cell in cells):
             orders = [order for cell in cells if cell.version == version for order in cell.orders]
-            self.link.post_orders(orders)
-            episodes |= self.inbox.wait_for(orders, self.should_stop)
+            episodes |= collect_orders(self.link, self.inbox, orders, self.should_stop)
         return episodes
 
     def _versions(self, row: int) -> Callable[[str], str]:
@@ -235,7 +278,9 @@ class Loop:
             counted[episode.task][0] += episode.success
             counted[episode.task][1] += 1
         reward_std = [
-            float(np.std([e.success for e in group.episodes], ddof=1)) for group in groups
+            float(np.std([e.success for e in group.episodes], ddof=1))
+            for group in groups
+            if len(group.episodes) > 1
         ]
         self.watchers.exports.observe_iteration(
             len(groups), degenerate, reward_std, figures, times_s
@@ -254,6 +299,7 @@ class Loop:
             per_task=counted,
             groups=len(groups),
             degenerate_groups=degenerate,
+            missing_episodes=sum(group.missing for group in groups),
             time_s=times_s,
             hold_s=hold_s,
             **figures,
@@ -264,11 +310,12 @@ class Loop:
         slots = [f"{order.order_id}#{k}" for order in cell.orders for k in range(order.slots)]
         if cell.mode != ROLLOUT or path.exists():
             return
-        for slot in slots:
-            episode = read_episode(self.inbox.folder / episodes[slot].file)
+        for slot in filter(episodes.__contains__, slots):
             try:
-                if save_filmstrip(episode, self.config.cameras, path):
+                if save_filmstrip(self.inbox.read(episodes[slot]), self.config.cameras, path):
                     return
+            except UnusableEpisode as error:  # its outcome is known, which is all that counts
+                log.warning("no filmstrip of it: %s", error)
             except PackageError as error:  # a picture for people: learning goes on without it
                 log.warning("no filmstrip of %s: %s", cell.task, error)
                 return

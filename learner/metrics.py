@@ -76,6 +76,14 @@ class Exports:
         if disposition is not None:
             self.metrics.learner_episodes_total.labels(disposition).inc()
 
+    def quarantine_episode(self) -> None:
+        """An episode was put aside."""
+        self.metrics.learner_episodes_quarantined_total.inc()
+
+    def refuse_order(self) -> None:
+        """An order was given up."""
+        self.metrics.learner_orders_refused_total.inc()
+
     def commit(self, dispositions: Iterable[str]) -> None:
         """An update was committed."""
         self.note_progress()

@@ -13,11 +13,9 @@ iterations on advantages without a baseline. No entropy bonus, no KL penalty.
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from agent.episode import read_episode
 from learner.batch import Trajectory, build_samples
 from learner.checkpoint import Place
 from learner.config import LearnerConfig
@@ -68,8 +66,7 @@ class PpoTeacher:
         """Take the iteration's optimiser steps on all its episodes."""
         rows = [row for group in groups for row in group.episodes]
         trajectories = [
-            Trajectory(index, read_episode(Path(self._inbox.folder, row.file)), 0.0)
-            for index, row in enumerate(rows)
+            Trajectory(index, self._inbox.read(row), 0.0) for index, row in enumerate(rows)
         ]
         updater = PpoUpdater(
             self._policy,

@@ -22,7 +22,7 @@ from agent.model.lora import AdapterError
 from agent.model.policy_model import load_policy_model
 from agent.process import StopFlag as ProcessFlag
 from agent.process.clock import go_on_from
-from agent.process.shown import start_logging
+from agent.process.shown import printable, start_logging
 from agent.wire.errors import ConfigError
 from agent.wire.keys import find_client_keys
 from agent.wire.sockets import DealerClient
@@ -48,6 +48,7 @@ from learner.store import LearnerStore, immediate_disposition
 log = logging.getLogger(__name__)
 
 RECEIVER_JOIN_S = 3.0
+REASON_CHARS = 600  # of a refusal, in the progress log
 
 
 def learn(config: LearnerConfig) -> None:
@@ -96,16 +97,25 @@ def _learn_locked(
 ) -> None:
     keys = find_client_keys(config.keys_dir)  # before what takes long
     policy = _load_policy(config)
+    progress = ProgressLog(state_dir / "progress.jsonl", stop.is_set)
+
+    def on_refused(order_id: str, why: str) -> None:
+        exports.refuse_order()
+        progress.write("order_refused", order_id=order_id, reason=printable(why, REASON_CHARS))
+
     inbox = Inbox(
         state_dir / "episodes",
         store,
         lambda episode: exports.accept_episode(immediate_disposition(episode)),
+        exports.quarantine_episode,
+        on_refused,
     )
-    session = Session(store, f"{socket.gethostname()}-{os.getpid()}", policy.model.base_sha256)
+    learner_id = f"{socket.gethostname()}-{os.getpid()}"
+    session = Session(store, learner_id, policy.model.base_sha256, inbox.note_epoch)
 
     def new_link() -> AgentLink:
         client = DealerClient(config.operator_endpoint, config.request_timeout_s, keys=keys)
-        return AgentLink(session, client, stop)
+        return AgentLink(session, client, stop, inbox.refuse)
 
     link = new_link()
     parts = assemble(config, policy, inbox, link, stop.is_set)
@@ -116,9 +126,7 @@ def _learn_locked(
         publication.adapters,
         policy.model.base_sha256,
     )
-    watchers = Watchers(
-        exports, ProgressLog(state_dir / "progress.jsonl", stop.is_set), state_dir / "filmstrips"
-    )
+    watchers = Watchers(exports, progress, state_dir / "filmstrips")
     loop = Loop(
         config, parts.teacher, parts.continual, publication, inbox, watchers, stop.is_set,
         base_version,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from learner.patience import until_taken
 
 
 class ProgressLog:
-    """Appends to progress.jsonl; a line torn by a crash is closed off first.
+    """Appends to progress.jsonl; a line torn by a crash is closed off first. For any thread.
 
     should_stop: whether to give up waiting for a disk that takes nothing.
     """
 
     def __init__(self, path: Path, should_stop: Callable[[], bool] = lambda: False) -> None:
         self._path, self._should_stop = path, should_stop
+        self._lock = threading.Lock()
         with storage_errors(path):
             self._file = path.open("ab", buffering=0)
             is_torn = self._file.tell() > 0 and not path.read_bytes().endswith(b"\n")
@@ -29,7 +31,8 @@ class ProgressLog:
         """Append one event and hand it to the operating system. Raises StorageError, Stopped."""
         line = {"event": event, "unix_s": round(unix_s(), 3), **fields}
         data = (json.dumps(line) + "\n").encode()
-        until_taken(lambda: self._append(data), self._should_stop)
+        with self._lock:
+            until_taken(lambda: self._append(data), self._should_stop)
 
     def close(self) -> None:
         """Close the file."""

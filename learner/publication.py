@@ -1,7 +1,9 @@
 """Making an update last: checkpoint, commit, publish, activate, in this order, and resuming it.
 
 Killed before the commit, the update never happened: its checkpoint is discarded at the next start
-and its episodes are still unused. Killed after it, publish and activation are done again.
+and its episodes are still unused. Killed after it, publish and activation are done again. What is
+damaged afterwards is made again of what is not: an adapter of its checkpoint, an update of the
+checkpoint before it and its episodes.
 """
 
 import hashlib
@@ -19,6 +21,7 @@ from agent.process.changes import explain, find_differences, schema_defaults
 from agent.wire.messages import BASE_VERSION
 from learner.checkpoint import (
     Checkpoint,
+    CheckpointDamaged,
     CheckpointError,
     CheckpointFolder,
     Place,
@@ -35,6 +38,7 @@ from learner.store import LearnerStore, UpdateRow
 
 # Written by whoever copies a run's folder to go on from its last commit with another method.
 FORK_FILE = "fork.json"
+GENERATIONS = 2  # of checkpoints: should one be damaged, its update is made again
 
 log = logging.getLogger(__name__)
 
@@ -79,16 +83,18 @@ class Publication:
     def resume(self, optimizer: torch.optim.Optimizer) -> Place:
         """Restore policy, critic, optimiser and torch's RNG to the last commit; finish its publish.
 
+        If its checkpoint is damaged, to the one before: the last update is then made again.
+
         Raises:
-            CheckpointError: the checkpoint is damaged, or the run was started with other settings.
+            CheckpointError: no checkpoint can be used, or the run was started with other settings.
         """
-        last = self.store.last_update()
-        discarded = self.checkpoints.keep_only(last.checkpoint if last else None)
+        updates = self.store.last_updates(GENERATIONS)
+        discarded = self.checkpoints.keep_only(*(update.checkpoint for update in updates))
         if discarded:
             log.info("discarded uncommitted checkpoints: %s", ", ".join(discarded))
-        if last is None:
+        last, checkpoint = self._load_newest(updates)
+        if last is None or checkpoint is None:
             return Place()
-        checkpoint = self.checkpoints.load(last.checkpoint, last.checkpoint_sha256)
         if self._fork() == last.checkpoint_sha256:
             log.info("going on from %s with settings of its own", last.version)
         else:
@@ -136,8 +142,35 @@ class Publication:
             parent, metrics,
         )  # fmt: skip
         until_taken(lambda: self.store.commit_update(update, dispositions), self.should_stop)
-        self.checkpoints.keep_only(checkpoint)
+        kept = self.store.last_updates(GENERATIONS)
+        self.checkpoints.keep_only(*(each.checkpoint for each in kept))
         return self._finish(update)
+
+    def _load_newest(self, updates: list[UpdateRow]) -> tuple[UpdateRow | None, Checkpoint | None]:
+        """The newest update whose checkpoint is whole, and that; nothing before the first one."""
+        if not updates:
+            return None, None
+        last, *before = updates
+        try:
+            return last, self.checkpoints.load(last.checkpoint, last.checkpoint_sha256)
+        except CheckpointDamaged as damage:
+            way_out = "restore it from a backup or start a new run"
+            if self._fork() == last.checkpoint_sha256:
+                raise CheckpointError(f"{damage}; fork from the run it came from again") from damage
+            if not before and last.update_id != 1:
+                raise CheckpointError(f"{damage}; {way_out}") from damage
+            previous = None
+            try:
+                if before:
+                    previous = self.checkpoints.load(
+                        before[0].checkpoint, before[0].checkpoint_sha256
+                    )
+            except CheckpointDamaged as second:
+                raise CheckpointError(f"{damage}; neither can {second}: {way_out}") from second
+            log.error("%s; update %d is made again", damage, last.update_id)
+            self.store.undo_last_update()
+            self.checkpoints.keep_only(*(update.checkpoint for update in before))
+            return (before[0] if before else None), previous
 
     @property
     def _parameters(self) -> dict[str, Tensor]:
@@ -146,6 +179,7 @@ class Publication:
         return {**self.policy.parameters, **critic}
 
     def _finish(self, update: UpdateRow) -> float:
+        undone = self.store.undone_versions()
         manifest = until_taken(
             lambda: self.adapters.publish(
                 update.update_id,
@@ -155,6 +189,8 @@ class Publication:
                 base_sha256=self.identity.base_sha256,
                 method=self.identity.method,
                 metrics=update.metrics,
+                mend=True,
+                replaces=undone,
             ),
             self.should_stop,
         )
@@ -179,7 +215,15 @@ class Publication:
     def _fork(self) -> str | None:
         """SHA-256 of the checkpoint from which a copied run may go on with other settings."""
         path = self.checkpoints.root.parent / FORK_FILE
-        return str(json.loads(path.read_text())["checkpoint_sha256"]) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return str(json.loads(path.read_text())["checkpoint_sha256"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read: it names the checkpoint from which a copied run may go "
+                "on; copy the run again, or delete the file to go on with the run's own settings"
+            ) from error
 
     def _check_settings(self, saved: dict[str, Any]) -> None:
         config = self.identity.config

@@ -8,13 +8,15 @@ at any point resumes without losing an episode or training on one twice.
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.database import check_database
 from agent.process.clock import unix_s
+from agent.process.shown import printable
 from agent.wire.errors import PerennialError
 from agent.wire.messages import Outcome, Phase, SealedEpisode
 from learner.store_schema import DISPOSITIONS, SCHEMA
@@ -72,13 +74,25 @@ class LearnerStore:
     """SQLite, WAL, `synchronous=FULL`; safe to share between the receiver and the main thread."""
 
     def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
-        self._db.isolation_level = None  # transactions are explicit
-        self._lock = threading.RLock()
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute("PRAGMA foreign_keys=ON")
-        self._db.executescript(SCHEMA)
+        """Open or create.
+
+        Raises:
+            StoreError: the file is damaged, or is no such database.
+        """
+        try:
+            check_database(path)
+            self._db = sqlite3.connect(path, check_same_thread=False, timeout=30.0)
+            self._db.isolation_level = None  # transactions are explicit
+            self._lock = threading.RLock()
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA foreign_keys=ON")
+            self._db.executescript(SCHEMA)
+        except sqlite3.DatabaseError as error:
+            way_out = "restore it from a backup, or begin a new run in another folder"
+            if isinstance(error, sqlite3.OperationalError):
+                way_out = "check the disk and who may write there"
+            raise StoreError(f"{path}: {printable(error)}; {way_out}") from error
 
     def close(self) -> None:
         """Close the connection."""
@@ -126,7 +140,7 @@ class LearnerStore:
                         episode.episode_id, episode.sha256, episode.order_id, episode.slot_id,
                         episode.suite, episode.task, episode.split, episode.init_state,
                         str(episode.phase), episode.version, str(episode.outcome), episode.steps,
-                        int(episode.counted), file, immediate_disposition(episode),
+                        int(episode.counted), file, self._disposition(episode),
                     ),
                 )  # fmt: skip
             except sqlite3.IntegrityError as error:
@@ -142,6 +156,64 @@ class LearnerStore:
                 "INSERT OR IGNORE INTO quarantined VALUES (?,?,?,?)",
                 (episode_id, sha256, reason, unix_s()),
             )
+
+    def reject(self, episode_id: str, reason: str) -> None:
+        """Forget an episode that no update has used and none can; the agent is to be told.
+
+        Raises:
+            StoreError: it is not held, or was used.
+        """
+        with self._transaction():
+            found = self._one(
+                "SELECT sha256 FROM episodes WHERE episode_id = ? AND update_id IS NULL", episode_id
+            )
+            if found is None:
+                raise StoreError(f"episode {episode_id} is unknown or used: cannot be rejected")
+            self._db.execute("DELETE FROM episodes WHERE episode_id = ?", (episode_id,))
+            self._db.execute(
+                "INSERT OR IGNORE INTO quarantined VALUES (?,?,?,?)",
+                (episode_id, found[0], reason, unix_s()),
+            )
+            self._db.execute("INSERT OR REPLACE INTO rejected VALUES (?,?)", (episode_id, reason))
+
+    def rejected(self) -> dict[str, str]:
+        """{episode id: why} of the rejections that the agent may not know of."""
+        with self._lock:
+            return dict(self._db.execute("SELECT episode_id, reason FROM rejected").fetchall())
+
+    def forget_rejected(self, episode_ids: Iterable[str]) -> None:
+        """The agent knows of these rejections."""
+        with self._transaction():
+            self._db.executemany(
+                "DELETE FROM rejected WHERE episode_id = ?", [(e,) for e in episode_ids]
+            )
+
+    def refuse_orders(self, refused: Mapping[str, str]) -> dict[str, str]:
+        """Record orders that cannot be carried out, {order id: why}; returns those that are new.
+
+        What was collected of them teaches nothing: it is filtered.
+        """
+        new = {}
+        with self._transaction():
+            for order_id, reason in refused.items():
+                cursor = self._db.execute(
+                    "INSERT OR IGNORE INTO refused_orders VALUES (?,?,?)",
+                    (order_id, reason, unix_s()),
+                )
+                if cursor.rowcount:
+                    new[order_id] = reason
+                    self._db.execute(
+                        "UPDATE episodes SET disposition = 'filtered'"
+                        " WHERE order_id = ? AND disposition IS NULL",
+                        (order_id,),
+                    )
+        return new
+
+    def refused_orders(self, order_ids: Iterable[str]) -> set[str]:
+        """Those of the orders that were given up."""
+        with self._lock:
+            known = {row[0] for row in self._db.execute("SELECT order_id FROM refused_orders")}
+        return known.intersection(order_ids)
 
     def counted_episodes(self, order_ids: Iterable[str]) -> dict[str, EpisodeRow]:
         """Counted episodes of the orders, by slot id."""
@@ -165,11 +237,34 @@ class LearnerStore:
             )
             return [_episode_row(values) for values in rows]
 
-    def used_files(self) -> list[str]:
-        """Names of the files whose episodes an update has used, trained on or filtered."""
+    def used_files(self, but_last: bool = False) -> list[str]:
+        """Names of the files of episodes that were used, trained on or filtered.
+
+        but_last: without the last update's, which is made again should its checkpoint be lost.
+        """
         with self._lock:
-            rows = self._db.execute("SELECT file FROM episodes WHERE update_id IS NOT NULL")
+            rows = self._db.execute(
+                "SELECT file FROM episodes WHERE update_id <= (SELECT MAX(update_id) FROM updates)"
+                " - ? OR (update_id IS NULL AND disposition = 'filtered')",
+                (int(but_last),),
+            )
             return [str(file) for (file,) in rows]
+
+    def undo_last_update(self) -> None:
+        """Take the newest update back: its episodes wait for it again.
+
+        Only for an update whose checkpoint is lost, and which is therefore made once more.
+        """
+        with self._transaction():
+            newest, version = self._one(
+                "SELECT update_id, version FROM updates ORDER BY update_id DESC LIMIT 1"
+            )
+            self._db.execute("INSERT OR IGNORE INTO undone VALUES (?)", (version,))
+            self._db.execute(
+                "UPDATE episodes SET disposition = NULL, update_id = NULL WHERE update_id = ?",
+                (newest,),
+            )
+            self._db.execute("DELETE FROM updates WHERE update_id = ?", (newest,))
 
     def commit_update(self, update: UpdateRow, dispositions: dict[str, str]) -> None:
         """Commit an update and what it did with each episode, all or nothing.
@@ -208,18 +303,31 @@ class LearnerStore:
         with self._transaction():
             self._db.execute("UPDATE updates SET activated = 1 WHERE update_id = ?", (update_id,))
 
+    def undone_versions(self) -> set[str]:
+        """What was published by updates that were taken back."""
+        with self._lock:
+            return {str(row[0]) for row in self._db.execute("SELECT version FROM undone")}
+
+    def note_lost_activation(self) -> None:
+        """The agent knows of no activation: the newest version is to be activated again."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE updates SET activated = 0"
+                " WHERE update_id = (SELECT MAX(update_id) FROM updates)"
+            )
+
     def last_update(self) -> UpdateRow | None:
         """The newest committed update."""
+        return next(iter(self.last_updates(1)), None)
+
+    def last_updates(self, count: int) -> list[UpdateRow]:
+        """The newest committed updates, the last one first."""
         names = list(UpdateRow.__dataclass_fields__)
         with self._lock:
-            row = self._one(
-                f"SELECT {', '.join(names)} FROM updates ORDER BY update_id DESC LIMIT 1"
-            )
-        if row is None:
-            return None
-        values = dict(zip(names, row, strict=True))
-        values |= {"metrics": json.loads(values["metrics"]), "activated": bool(values["activated"])}
-        return UpdateRow(**values)
+            rows = self._db.execute(
+                f"SELECT {', '.join(names)} FROM updates ORDER BY update_id DESC LIMIT ?", (count,)
+            ).fetchall()
+        return [_update_row(dict(zip(names, row, strict=True))) for row in rows]
 
     def version_after(self, task_index: int) -> str | None:
         """The last version trained on the task with this index."""
@@ -250,7 +358,8 @@ class LearnerStore:
         with self._lock:
             rows = self._db.execute(
                 "SELECT task, SUM(outcome = ?), COUNT(*) FROM episodes"
-                " WHERE disposition IN ('trained', 'filtered') GROUP BY update_id, task"
+                " WHERE disposition IN ('trained', 'filtered') AND update_id IS NOT NULL"
+                " GROUP BY update_id, task"
                 " ORDER BY update_id, task",
                 (Outcome.SUCCESS,),
             ).fetchall()
@@ -265,6 +374,12 @@ class LearnerStore:
         with self._lock:
             updates = int(self._one("SELECT COUNT(*) FROM updates")[0])
         return {name: counts[name] for name in DISPOSITIONS}, updates
+
+    def _disposition(self, episode: SealedEpisode) -> str | None:
+        known = immediate_disposition(episode)
+        if known is None and self.refused_orders([episode.order_id]):
+            return "surplus"  # its group was given up
+        return known
 
     def _one(self, sql: str, *parameters: object) -> Any:
         return self._db.execute(sql, parameters).fetchone()
@@ -294,3 +409,8 @@ def immediate_disposition(episode: SealedEpisode) -> str | None:
 def _episode_row(values: tuple[Any, ...]) -> EpisodeRow:
     row = EpisodeRow(*values)
     return EpisodeRow(**{**row.__dict__, "counted": bool(row.counted)})
+
+
+def _update_row(values: dict[str, Any]) -> UpdateRow:
+    values |= {"metrics": json.loads(values["metrics"]), "activated": bool(values["activated"])}
+    return UpdateRow(**values)

@@ -20,4 +20,10 @@ CREATE INDEX IF NOT EXISTS episodes_by_order ON episodes(order_id);
 CREATE TABLE IF NOT EXISTS quarantined (
     episode_id TEXT NOT NULL, sha256 TEXT NOT NULL, reason TEXT NOT NULL, unix_s REAL NOT NULL,
     PRIMARY KEY (episode_id, sha256));
+CREATE TABLE IF NOT EXISTS rejected (  -- the agent has still to be told of these
+    episode_id TEXT PRIMARY KEY, reason TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS undone (  -- updates that were taken back, to be made again
+    version TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS refused_orders (
+    order_id TEXT PRIMARY KEY, reason TEXT NOT NULL, unix_s REAL NOT NULL);
 """

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import threading
+from collections import Counter
+from types import MappingProxyType
 
 import numpy as np
 from micro_fixtures import play
@@ -25,12 +27,16 @@ class FakeAgent:
         self.folder, self.policy_of, self.played = folder, policy_of, played
         self.orders, self.unacked, self.acked, self.active = {}, {}, {}, []
         self.lock = threading.Lock()
+        self.rejected = {}  # episode id -> reason
+        self.runs = Counter()  # how often a slot was run
 
-    def post_orders(self, orders):
+    def post_orders(self, orders, held=MappingProxyType({})):
         for order in orders:
             assert self.orders.setdefault(order.order_id, order) == order
             with self.lock:
-                known = {e.slot_id for e in [*self.unacked.values(), *self.acked.values()]}
+                known = {e.slot_id for e in [*self.unacked.values(), *self.acked.values()]} | {
+                    *held
+                }
             for k in range(order.slots):
                 if f"{order.order_id}#{k}" not in known:
                     episode = self.run_slot(order, k)
@@ -47,7 +53,7 @@ class FakeAgent:
             self.played[key] = play(policy, draw, 2, success=draw % 2 == 0, **changes)
         episode = self.played[key]
         meta = dataclasses.replace(
-            episode.meta, episode_id=hashlib.sha256(slot_id.encode()).hexdigest()[:32],
+            episode.meta, episode_id=self.mint_id(slot_id),
             order_id=order.order_id, slot_id=slot_id, task=order.task,
             phase=str(order.phase), temperature=order.temperature, split=order.split,
         )  # fmt: skip
@@ -62,6 +68,22 @@ class FakeAgent:
             order.split, order.init_state, str(order.phase), order.version, episode.end.outcome,
             episode.end.steps, True, np.frombuffer(path.read_bytes(), dtype=np.uint8),
         )  # fmt: skip
+
+    def mint_id(self, slot_id):
+        run = f"{slot_id} {self.runs[slot_id]}" if self.runs[slot_id] else slot_id
+        self.runs[slot_id] += 1
+        return hashlib.sha256(run.encode()).hexdigest()[:32]
+
+    def reject(self, reasons):
+        self.rejected |= reasons
+        for episode_id in reasons:
+            with self.lock:
+                held = self.acked.pop(episode_id, None) or self.unacked.pop(episode_id, None)
+            if held is not None:
+                order, _, k = held.slot_id.rpartition("#")
+                episode = self.run_slot(self.orders[order], int(k))
+                with self.lock:
+                    self.unacked[episode.episode_id] = episode
 
     def fetch(self, limit, wait_s):
         with self.lock:

@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
 def begun_by_another_release(finished, folder, edit):
     """A copy of the run whose recorded settings are as `edit` leaves them."""
     shutil.copytree(finished, folder, dirs_exist_ok=True)
-    (checkpoint,) = (folder / "state/checkpoints").iterdir()
+    checkpoint = max((folder / "state/checkpoints").iterdir())  # of the last update
     state = json.loads((checkpoint / "state.json").read_text())
     edit(state["settings"])
     (checkpoint / "state.json").write_text(json.dumps(state))
