@@ -11,10 +11,12 @@ import numpy as np
 
 from agent.episode import ChunkRecord, Episode
 from agent.wire.messages import Executed
+from learner.pictures import join_pictures, stack_pictures
 from learner.randomness import keyed_rng
 from learner.unusable import UnusableEpisode
 
 TRAINED_CODES = (Executed.RUN, Executed.LIMITED)
+PICTURES = "images_BNHWC"  # the column that may be of mixed sizes
 
 
 class BatchError(UnusableEpisode):
@@ -34,7 +36,7 @@ class Trajectory:
 class Chunks:
     """Observations with the chunks of actions chosen there: all that scoring them needs."""
 
-    images_BNHWC: np.ndarray  # u8
+    images_BNHWC: np.ndarray  # u8; (B, N) objects where sizes differ, see learner/pictures.py
     proprio_BP: np.ndarray  # f32, robot units
     choices_BKA: np.ndarray  # what was drawn: i64 action bins, or f32 normalised actions
     mask_BK: np.ndarray  # f32, 1 where the action was executed as the policy's own
@@ -76,7 +78,12 @@ def build_samples(trajectories: Sequence[Trajectory], cameras: Sequence[str]) ->
     if not parts:
         return None
     columns = {name: [part[name] for part in parts] for name in parts[0]}
-    return Samples(**{name: np.concatenate(values) for name, values in columns.items()})
+    return Samples(**{name: join_column(name, values) for name, values in columns.items()})
+
+
+def join_column(name: str, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """One column of chunks that follow one another."""
+    return join_pictures(parts) if name == PICTURES else np.concatenate(parts)
 
 
 def split_trajectories(
@@ -123,9 +130,8 @@ def _flatten(trajectory: Trajectory, cameras: Sequence[str]) -> dict | None:
     def full(value: float) -> np.ndarray:
         return np.full(count, value, dtype=np.float32)
 
-    images = [np.stack([chunk.images[name] for name in cameras]) for chunk in chunks]
     return {
-        "images_BNHWC": np.stack(images),
+        PICTURES: stack_pictures([[chunk.images[name] for name in cameras] for chunk in chunks]),
         "proprio_BP": np.stack([chunk.proprio for chunk in chunks]).astype(np.float32),
         "choices_BKA": _stack_choices(chunks),
         "logprobs_BKA": np.stack([chunk.logprobs_KA for chunk in chunks]).astype(np.float32),

@@ -32,6 +32,7 @@ from agent.model.policy_model import PolicyModel
 from agent.model.processing import pad_prompts
 from agent.model.recompute import recompute_blocks
 from learner.batch import Chunks
+from learner.pictures import picture_pixels
 
 LOG_SCALE = "action_log_scale"
 
@@ -114,7 +115,7 @@ class LoraPolicy:
         """The network's output, with gradient.
 
         Args:
-            images_BNHWC: u8, cameras in the policy's order.
+            images_BNHWC: u8, cameras in the policy's order; (B, N) objects where sizes differ.
             proprio_BP: f32 in robot units; ignored by a policy without proprio.
             choices_BKA: what is to be scored; only the causal variant looks at it.
         """
@@ -130,7 +131,7 @@ class LoraPolicy:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bfloat16):
             output: ActionOutput = self.network(
                 ids.to(self.device),
-                self.model.images.pixels(images_BNHWC).to(self.device, self._dtype),
+                picture_pixels(self.model.images, images_BNHWC).to(self.device, self._dtype),
                 None if proprio is None else proprio.to(self._dtype),
                 None if mask is None else mask.to(self.device),
                 tokens,

@@ -14,7 +14,8 @@ from torch import Tensor
 from agent.episode import EpisodeMeta
 from agent.wire.errors import PerennialError
 from agent.wire.messages import Phase
-from learner.batch import Chunks
+from learner.batch import PICTURES, Chunks, join_column
+from learner.pictures import pack_pictures, picture_bytes, unpack_pictures
 from learner.randomness import keyed_rng
 
 PREFIX = "memory/"
@@ -77,7 +78,7 @@ class Memory:
         columns |= {"targets_BX": targets_BX, "task_B": np.full(len(chunks), task)}
         if self.rows is not None:
             held = self.rows
-            columns = {n: np.concatenate([getattr(held, n), new]) for n, new in columns.items()}
+            columns = {n: join_column(n, [getattr(held, n), new]) for n, new in columns.items()}
         self.rows = Remembered(**columns)
 
     def retarget(self, targets_BX: np.ndarray) -> None:
@@ -95,7 +96,8 @@ class Memory:
         """Its size, in chunks and in megabytes (10^6 bytes)."""
         if self.rows is None:
             return {"memory_chunks": 0.0, "memory_mb": 0.0}
-        size_bytes = sum(getattr(self.rows, name).nbytes for name in _names(Remembered))
+        others = [getattr(self.rows, name) for name in _names(Remembered) if name != PICTURES]
+        size_bytes = picture_bytes(self.rows.images_BNHWC) + sum(each.nbytes for each in others)
         return {"memory_chunks": float(len(self.rows)), "memory_mb": size_bytes / 1e6}
 
     def draw(self, count: int, seed: int, update_id: int, step: int) -> np.ndarray:
@@ -112,14 +114,17 @@ class Memory:
         """Its columns by name; strings as the bytes of a JSON list."""
         if self.rows is None:
             return {}
-        return {PREFIX + name: _to_tensor(getattr(self.rows, name)) for name in _names(Remembered)}
+        tensors = pack_pictures(PREFIX + PICTURES, self.rows.images_BNHWC)
+        others = [name for name in _names(Remembered) if name != PICTURES]
+        return tensors | {PREFIX + name: _to_tensor(getattr(self.rows, name)) for name in others}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """As `state` returned them."""
         columns = {n: tensors[PREFIX + n] for n in _names(Remembered) if PREFIX + n in tensors}
         self.rows = None
         if columns:
-            arrays = {name: _to_array(name, tensor) for name, tensor in columns.items()}
+            arrays = {n: _to_array(n, tensor) for n, tensor in columns.items() if n != PICTURES}
+            arrays[PICTURES] = unpack_pictures(PREFIX + PICTURES, tensors)
             self.rows = Remembered(**arrays)
 
 

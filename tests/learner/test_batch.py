@@ -12,6 +12,7 @@ from learner.batch import (
     micro_batches,
     split_trajectories,
 )
+from learner.pictures import picture_pixels
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +90,35 @@ def test_micro_batches_have_one_shape_and_one_instruction_and_cover_each_row_onc
         assert len(set(samples.instruction_B[rows])) == 1
         seen += rows[fill > 0].tolist()
     assert sorted(seen) == list(range(12))
+
+
+def with_picture_size(episode, height, width, only_step=None):
+    """The same observations with the first camera's picture in another size."""
+    chunks = []
+    for chunk in episode.chunks:
+        images = dict(chunk.images)
+        if only_step in (None, chunk.step_index):
+            images[CAMERAS[0]] = np.resize(images[CAMERAS[0]], (height, width, 3))
+        chunks.append(dataclasses.replace(chunk, images=images))
+    return dataclasses.replace(episode, chunks=chunks)
+
+
+def test_pictures_of_any_size_are_one_batch_and_each_is_seen_as_it_would_be_alone(policy):
+    plain = play(policy, 0, chunks=2)
+    episodes = [
+        plain,
+        with_picture_size(play(policy, 1, chunks=2), 24, 20),
+        with_picture_size(play(policy, 2, chunks=3), 9, 30, only_step=1),
+    ]
+    trajectories = [Trajectory(i, episode, 1.0) for i, episode in enumerate(episodes)]
+    samples = build_samples(trajectories, CAMERAS)
+    assert len(samples) == 7
+    together = picture_pixels(policy.model.images, samples.images_BNHWC)
+    chunks = [chunk for episode in episodes for chunk in episode.chunks]
+    for seen, chunk in zip(together, chunks, strict=True):
+        alone = policy.model.images.camera_pixels([chunk.images[name] for name in CAMERAS])
+        assert (seen == alone).all()
+    rows = np.arange(7)
+    mixed = policy.score(samples, rows).logprobs_BKA
+    usual = policy.score(build_samples(trajectories[:1], CAMERAS), rows[:2]).logprobs_BKA
+    np.testing.assert_allclose(mixed[:2].detach(), usual.detach(), rtol=1e-4, atol=1e-5)

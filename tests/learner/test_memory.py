@@ -130,3 +130,27 @@ def test_targets_are_renewed_for_all_chunks_or_for_none(memory):
         memory.retarget(targets[:1])
     with pytest.raises(ValueError, match="of 0 chunks"):
         Memory().retarget(targets)
+
+
+def test_pictures_of_other_sizes_are_remembered_and_outlast_a_checkpoint(episodes):
+    memory, usual = Memory(), chunks_of(episodes[0])
+    shapes = [(24, 20, 3), (9, 30, 3)]
+    pictures = np.empty((len(usual), usual.images_BNHWC.shape[1]), dtype=object)
+    for index in np.ndindex(*pictures.shape):
+        shape = shapes[index[1] % 2]
+        pictures[index] = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape) + index[0]
+    memory.insert("a", usual, ["a"])
+    memory.insert("b", dataclasses.replace(usual, images_BNHWC=pictures), ["a", "b"])
+    other_bytes = sum(picture.nbytes for picture in pictures.flat)
+    plain = Memory()
+    plain.insert("a", usual, ["a"])
+    small_mb = plain.figures()["memory_mb"]
+    assert memory.figures()["memory_mb"] - small_mb > other_bytes / 1e6
+    restored = Memory()
+    restored.load_state(memory.state())
+    held = restored.rows.images_BNHWC
+    assert held.shape == (2 * len(usual), pictures.shape[1])
+    for index in np.ndindex(*pictures.shape):
+        assert (held[index] == usual.images_BNHWC[index]).all()
+        assert (held[len(usual) + index[0], index[1]] == pictures[index]).all()
+    assert restored.rows.instruction_B.tolist() == memory.rows.instruction_B.tolist()
