@@ -378,7 +378,7 @@ class LearnerStore:
     def _disposition(self, episode: SealedEpisode) -> str | None:
         known = immediate_disposition(episode)
         if known is None and self.refused_orders([episode.order_id]):
-            return "surplus"  # its group was given up
+            return "filtered"  # as those that came before it was given up
         return known
 
     def _one(self, sql: str, *parameters: object) -> Any:

@@ -108,7 +108,7 @@ def measure_cost(records: Records, summary: dict[str, Any]) -> dict[str, Any]:
     answers to them; None where the model does not say how long a chunk is. learned_chunks: those
     that the iterations' updates learned from, each counted once. starts: of the run's processes.
     """
-    ended = [row for row in records.agent_rows.values() if row.state in ("sealed", "acked")]
+    ended = records.ended()
     chunk = chunk_size(records.config["model"])
     sessions = records.state["sessions"]
     own = sessions[inherited_sessions(records.run_dir) :]

@@ -1,8 +1,9 @@
 """Recounts a run from its ledgers and the clients' own logs, without trusting the learner's sums.
 
 A client logs an episode's end once it has seen the server's answer, durably, before it asks for
-more work. So every logged end must be in the agent's ledger, every counted one must have exactly
-one disposition at the learner, and the success matrix must equal what the clients counted.
+more work. So every logged end must be in a ledger, every counted one must have exactly one
+disposition at the learner, and the success matrix must equal what the clients counted. Ends of
+episodes that were damaged afterwards are left out: their slots were run again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploy.local.records import EpisodeRow, Records
+from deploy.local.records import QUARANTINED, EpisodeRow, Records
 from deploy.local.statistics import Matrix, Rate
 
 ROLLOUT, GREEDY = "rollout", "greedy"
@@ -57,7 +58,8 @@ def recount(records: Records) -> Recount:
 def count_matrix(records: Records, mode: str, unseen: list[EpisodeRow]) -> Matrix:
     """Success matrix from the counted ends of `eval/ROW/MODE/...` slots.
 
-    The rollout mode has the curves of the training episodes, too.
+    Slots of orders that were given up are no trials. The rollout mode has the curves of the
+    training episodes, too.
     """
     results = records.results
     tasks, rows = results["tasks"], len(results["train_tasks"]) + 1
@@ -66,8 +68,8 @@ def count_matrix(records: Records, mode: str, unseen: list[EpisodeRow]) -> Matri
     ends = [(e["slot_id"], e["task"], e["outcome"]) for e in records.ends if e["counted"]]
     ends += [(row.slot_id, row.task, row.outcome) for row in unseen]
     for slot_id, task, outcome in ends:
-        parts = slot_id.split("/")
-        if parts[0] == "eval" and parts[2] == mode:
+        parts, order_id = slot_id.split("/"), slot_id.rpartition("#")[0]
+        if parts[0] == "eval" and parts[2] == mode and order_id not in records.refused:
             cell = (int(parts[1]), task)
             trials[cell] += 1
             successes[cell] += outcome == "success"
@@ -96,20 +98,24 @@ def count_curves(ends: Iterable[tuple[str, str, str]]) -> dict[str, list[Rate]]:
 
 
 def _unseen(records: Records) -> list[EpisodeRow]:
-    logged = {end["episode_id"] for end in records.ends}
+    logged = {end["episode_id"] for end in [*records.ends, *records.set_aside]}
     return [
         row for row in records.agent_rows.values() if row.counted and row.episode_id not in logged
     ]
 
 
 def _lost(records: Records) -> list[str]:
-    """Logged ends that the agent does not know, or counted ones that the learner did not use."""
+    """Logged ends that no ledger knows, or counted ones that the learner did not use.
+
+    An agent that lost its ledger knows nothing of what the learner held by then.
+    """
     lost = []
     for end in records.ends:
         episode_id = end["episode_id"]
         row = records.learner_rows.get(episode_id)
         is_used = row is not None and row.disposition in DISPOSITIONS
-        if episode_id not in records.agent_rows or (end["counted"] and not is_used):
+        is_known = row is not None or episode_id in records.agent_rows
+        if not is_known or (end["counted"] and not is_used):
             lost.append(episode_id)
     return sorted(set(lost))
 
@@ -139,13 +145,18 @@ def _misused(records: Records) -> list[str]:
 
 
 def _contradicted(records: Records) -> list[str]:
-    """Ends whose slot, task, version, outcome or counting differs from a ledger's."""
+    """Ends whose slot, task, version, outcome or counting differs from a ledger's.
+
+    What an agent has put aside, although the learner has the whole of it, counts there alone.
+    """
     names = ("slot_id", "task", "phase", "version", "outcome", "counted")
     wrong = []
     for end in records.ends:
         for rows in (records.agent_rows, records.learner_rows):
             row = rows.get(end["episode_id"])
-            if row and any(getattr(row, name) != end[name] for name in names):
+            if row is None or row.state == QUARANTINED:
+                continue
+            if any(getattr(row, name) != end[name] for name in names):
                 wrong.append(end["episode_id"])
     return sorted(set(wrong))
 

@@ -7,12 +7,15 @@ it. Ledgers may be read while their owners run.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from deploy.local.ledgers import RecordError, query
 from deploy.local.tail import JsonTail
+
+ENDED = ("sealed", "acked")  # states of the agent's episodes whose end is durable
+QUARANTINED = "quarantined"  # the agent's state of an episode that is not to be trusted
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class Records:
     """Everything a report is made of.
 
     Episode rows cover ordered episodes only, by id; the agent's come in the order of their seals.
+    set_aside: ends of episodes that turned out damaged, or were refused, when their outcome had
+    been answered; their slots were run again, and `ends` holds all others. refused: ids of orders
+    that no client could carry out; nothing of them is measured.
     """
 
     run_dir: Path
@@ -58,6 +64,13 @@ class Records:
     learner_rows: dict[str, EpisodeRow]
     updates: list[Update]
     activations: list[str]
+    set_aside: list[dict[str, Any]] = field(default_factory=list)
+    refused: frozenset[str] = frozenset()
+
+    def ended(self) -> list[EpisodeRow]:
+        """Episodes that ended, as the agent has them; what it lost, as the learner has it."""
+        at_agent = {i: row for i, row in self.agent_rows.items() if row.state in ENDED}
+        return list((self.learner_rows | at_agent).values())
 
 
 def read_records(run_dir: Path) -> Records:
@@ -74,16 +87,20 @@ def read_records(run_dir: Path) -> Records:
     logs = ("sim-*/client.jsonl", "sim/*/client.jsonl")  # of workers, and of services
     client_logs = sorted(path for pattern in logs for path in run_dir.glob(pattern))
     agent_db, learner_db = run_dir / "agent" / "agent.db", run_dir / "learner" / "learner.db"
+    agent_rows = _read_rows(agent_db, "state", "sealed_seq")
+    learner_rows = _read_rows(learner_db, "disposition", "rowid")
+    bad = _read_quarantined(agent_rows, learner_db) - learner_rows.keys()
+    ends = [line for path in client_logs for line in JsonTail(path).read()]
     return Records(
         run_dir=run_dir,
         config={str(key): value for key, value in config.items()},
         state=_read_json(run_dir / "state.json"),
         results=_read_json(results_path),
         events=JsonTail(run_dir / "learner" / "progress.jsonl").read(),
-        ends=[line for path in client_logs for line in JsonTail(path).read()],
+        ends=[end for end in ends if end["episode_id"] not in bad],
         probe=JsonTail(run_dir / "probe.jsonl").read(),
-        agent_rows=_read_rows(agent_db, "state", "sealed_seq"),
-        learner_rows=_read_rows(learner_db, "disposition", "rowid"),
+        agent_rows=agent_rows,
+        learner_rows=learner_rows,
         updates=[
             Update(*row)
             for row in query(
@@ -93,7 +110,23 @@ def read_records(run_dir: Path) -> Records:
         activations=[
             row[0] for row in query(agent_db, "SELECT version FROM activations ORDER BY seq")
         ],
+        set_aside=[end for end in ends if end["episode_id"] in bad],
+        refused=_read_refused(learner_db),
     )
+
+
+def _read_quarantined(agent_rows: dict[str, EpisodeRow], learner_db: Path) -> set[str]:
+    """Ids of the episodes that agent or learner say they have put aside."""
+    found = {row.episode_id for row in agent_rows.values() if row.state == QUARANTINED}
+    return found | {row[0] for row in query(learner_db, "SELECT episode_id FROM quarantined")}
+
+
+def _read_refused(learner_db: Path) -> frozenset[str]:
+    """Ids of the orders that the learner gave up; learners of before then gave up none."""
+    table = "refused_orders"
+    if not query(learner_db, "SELECT 1 FROM sqlite_master WHERE name = ?", table):
+        return frozenset()
+    return frozenset(row[0] for row in query(learner_db, f"SELECT order_id FROM {table}"))
 
 
 def _read_rows(path: Path, column: str, order: str) -> dict[str, EpisodeRow]:

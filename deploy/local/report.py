@@ -94,6 +94,8 @@ def _recount(console: Console, records: Records, recounted: Recount) -> int:
     if problems:
         return DIFFERENT
     note = f", {len(recounted.unseen)} of them unseen by their client" if recounted.unseen else ""
+    if records.set_aside:
+        note += f", {len(records.set_aside)} more of episodes set aside and run again"
     console.print(
         f"Recounted {len(records.ends)} logged episode ends{note} and {len(records.agent_rows)} "
         "ledger rows: every figure agrees."

@@ -90,7 +90,7 @@ def _split(name: str, figure: Figure) -> dict[str, float | None]:
 
 def count_episodes(records: Records) -> dict[str, int]:
     """Ordered episodes that ended, and what became of them."""
-    ended = [row for row in records.agent_rows.values() if row.state in ("sealed", "acked")]
+    ended = records.ended()
     used = Counter(row.disposition for row in records.learner_rows.values())
     return {
         "collected": len(ended),
@@ -166,7 +166,7 @@ def compare(summary: dict[str, Any], records: Records, recounted: Recount) -> li
     }
     for name, count in counted.items():
         problems += _difference(f"episodes.{name}", summary["episodes"].get(name), count)
-    rows = [row for row in records.agent_rows.values() if row.counted]
+    rows = [row for row in records.ended() if row.counted]
     for what, phase, names in (
         ("training", "train", ("trained", "filtered")),
         ("evaluation", "eval", ("eval",)),

@@ -182,6 +182,71 @@ def test_a_summary_of_before_a_figure_existed_still_agrees(run: FinishedRun) -> 
     assert report.main([str(run.run_dir), "--recount"]) == 1
 
 
+def run_again(run: FinishedRun, aside_at: str, slot_id: str) -> None:
+    """An episode of the slot that ended otherwise, and was put aside after it was answered."""
+    good = next(end for end in run.ends if end["slot_id"] == slot_id)
+    outcome = "timeout" if good["outcome"] == "success" else "success"
+    bad = good | {"episode_id": "b" * 32, "outcome": outcome}
+    write_lines(run.run_dir / "sim-0" / "client.jsonl", [bad, *run.ends])
+    change_ledger(
+        run.run_dir / "agent" / "agent.db",
+        "INSERT INTO episodes (episode_id, order_id, slot_id, suite, task, split, init_state,"
+        " phase, version, state, outcome, steps, counted, sealed_seq, meta)"
+        " SELECT ?, order_id, slot_id, suite, task, split, init_state, phase, version,"
+        " 'quarantined', ?, steps, 0, 999, meta FROM episodes WHERE slot_id = ? AND counted",
+        bad["episode_id"], outcome, slot_id,
+    )  # fmt: skip
+    if aside_at == "learner":
+        change_ledger(
+            run.run_dir / "learner" / "learner.db",
+            "INSERT INTO quarantined VALUES (?, 'f', 'altered', 0)",
+            bad["episode_id"],
+        )
+
+
+@pytest.mark.parametrize("slot_id", ["train/0/1/0/0#1", "eval/2/rollout/pick/0#0"])
+@pytest.mark.parametrize("aside_at", ["agent", "learner"])
+def test_an_episode_that_was_set_aside_and_run_again_is_no_difference(
+    run: FinishedRun, aside_at: str, slot_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_again(run, aside_at, slot_id)
+    capsys.readouterr()
+    assert report.main([str(run.run_dir), "--recount"]) == 0
+    assert "1 more of episodes set aside and run again" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_the_agent_set_aside_though_the_learner_holds_it_is_no_difference(
+    run: FinishedRun,
+) -> None:
+    change_ledger(
+        run.run_dir / "agent" / "agent.db",
+        "UPDATE episodes SET state = 'quarantined', counted = 0 WHERE episode_id = ?",
+        run.ends[0]["episode_id"],
+    )
+    assert report.main([str(run.run_dir)]) == 0
+    assert report.main([str(run.run_dir), "--recount"]) == 0
+
+
+def test_an_agent_that_lost_its_ledger_makes_no_difference(run: FinishedRun) -> None:
+    change_ledger(run.run_dir / "agent" / "agent.db", "DELETE FROM episodes WHERE sealed_seq < 9")
+    assert report.main([str(run.run_dir)]) == 0
+    assert report.main([str(run.run_dir), "--recount"]) == 0
+
+
+def test_an_order_that_was_given_up_has_no_trials(run: FinishedRun) -> None:
+    order_id = "eval/0/rollout/push/0"
+    learner = run.run_dir / "learner"
+    change_ledger(
+        learner / "learner.db", "INSERT INTO refused_orders VALUES (?, 'nobody', 0)", order_id
+    )
+    results = json.loads((learner / "results.json").read_text())
+    results["matrix"]["successes"][0][0] -= 1
+    results["matrix"]["trials"][0][0] -= 1
+    (learner / "results.json").write_text(json.dumps(results))
+    assert report.main([str(run.run_dir)]) == 0
+    assert report.main([str(run.run_dir), "--recount"]) == 0
+
+
 def forget_an_episode(run: FinishedRun) -> None:
     change_ledger(
         run.run_dir / "learner" / "learner.db",
