@@ -150,7 +150,7 @@ class Journal:
     @property
     def is_full(self) -> bool:
         """Whether so many chunks wait for the disk that no more are taken."""
-        return self._waiting_bytes >= self._queue_limit_bytes
+        return self.waiting_bytes >= self._queue_limit_bytes
 
     # ---- writing -----------------------------------------------------------------------------
 
@@ -350,11 +350,12 @@ class Journal:
         if self.is_full:
             raise WireError(
                 "overloaded",
-                f"{self._waiting_bytes >> 20} MiB of chunks wait for the disk; try later",
+                f"{self.waiting_bytes >> 20} MiB of chunks wait for the disk; try later",
             )
 
     @property
-    def _waiting_bytes(self) -> int:
+    def waiting_bytes(self) -> int:
+        """Of chunks that were handed over and not yet written; for the caller's thread."""
         return self._put_bytes - self._writer.written_bytes
 
     def _put_change(self, change: Change, *, is_tried: bool = False) -> None:

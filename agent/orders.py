@@ -240,6 +240,11 @@ class OrderBook:
         """{order id: why} of the orders that cannot be carried out; all others go on."""
         return dict(self._refused)
 
+    def leased(self, client_id: str) -> int:
+        """The leases of a client that it has not started."""
+        held = (slot for slot in self._held.values() if slot.client_id == client_id)
+        return sum(slot.state is SlotState.LEASED for slot in held)
+
     # ---- figures -----------------------------------------------------------------------------
 
     def open_slots(self) -> int:

@@ -13,6 +13,7 @@ from agent.process.shown import printable, shown
 from agent.server.cool_off import CoolOff
 from agent.server.core import Core
 from agent.server.exchange import Exchange
+from agent.server.shares import check_share
 from agent.server.telemetry import ClientTelemetry
 from agent.server.validation import check_name, check_protocol_version, check_range
 from agent.wire.errors import WireError
@@ -28,7 +29,7 @@ from agent.wire.messages import (
 )
 from agent.wire.telemetry import TELEMETRY_NAMES
 
-LEASES_MAX = 256  # per Assign
+LEASES_MAX = 256  # of a client that it has not started
 NAME_MAX_CHARS = 200
 CLIENTS_MAX = 4096
 FORGET_AFTER_S = 600.0  # or after lease_s, whichever is longer
@@ -44,12 +45,14 @@ log = logging.getLogger(__name__)
 class Client:
     """A client that said hello to this server, and the process instances it was before.
 
-    owner: whose key it said hello with; nobody else's messages can speak for it.
+    owner: whose key it said hello with; nobody else's messages can speak for it. party: whose
+    limits it counts against.
     """
 
     owner: str
     instance_id: str
     last_seen_s: float
+    party: str = ""
     kept_s: float = 0.0  # when it last kept what it holds
     former: deque[str] = field(default_factory=lambda: deque(maxlen=FORMER_MAX))
 
@@ -109,7 +112,7 @@ class Clients:
             leases = self._core.book.lease(
                 message.client_id,
                 message.suite,
-                message.count,
+                min(message.count, LEASES_MAX - self._core.book.leased(message.client_id)),
                 exchange.received_s,
                 self._core.residency.versions(),
                 who,
@@ -166,20 +169,33 @@ class Clients:
         limit_s = max(FORGET_AFTER_S, self._lease_s)
         silent = [k for k, c in self._clients.items() if now_s - c.last_seen_s > limit_s]
         for client_id in silent:
-            del self._clients[client_id]
-            self._telemetry.forget(client_id)
+            self._forget(client_id)
         seen = {k for k, c in self._clients.items() if now_s - c.last_seen_s <= self._lease_s}
         self._core.metrics.clients_cooling_off.set(self._cool_off.count(now_s))
         self._core.metrics.sessions_active.labels(PROTOCOL).set(len(seen))
         self._telemetry.show(seen)
 
+    def _make_room(self, exchange: Exchange) -> None:
+        """For one client id more. Raises WireError("overloaded")."""
+        if len(self._clients) >= CLIENTS_MAX:
+            client_id, client = min(self._clients.items(), key=lambda item: item[1].last_seen_s)
+            if exchange.received_s - client.last_seen_s > self._lease_s:  # it holds nothing
+                self._forget(client_id)
+        held = sum(client.party == exchange.party for client in self._clients.values())
+        check_share("client ids", CLIENTS_MAX, held, len(self._clients))
+
+    def _forget(self, client_id: str) -> None:
+        del self._clients[client_id]
+        self._telemetry.forget(client_id)
+
     def _take_in(self, message: Hello, exchange: Exchange) -> None:
         """Knows the client from now on; what its former process held is given back."""
         client, now_s = self._clients.get(message.client_id), exchange.received_s
         if client is None:
-            if len(self._clients) >= CLIENTS_MAX:
-                raise WireError("overloaded", f"{CLIENTS_MAX} clients are here already")
-            self._clients[message.client_id] = Client(exchange.sender, message.instance_id, now_s)
+            self._make_room(exchange)
+            self._clients[message.client_id] = Client(
+                exchange.sender, message.instance_id, now_s, exchange.party
+            )
             return
         _check_owner(client, message.client_id, exchange.sender)
         if client.instance_id != message.instance_id:
@@ -188,6 +204,7 @@ class Clients:
             self._give_back(message.client_id)
             client.former.append(client.instance_id)
             client.instance_id = message.instance_id
+        client.party = exchange.party
         self.see(message.client_id, now_s)
 
 

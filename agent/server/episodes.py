@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from agent.episode import EndRecord, EpisodeMeta, mint_episode_id
+from agent.journal import QUEUE_LIMIT_BYTES
 from agent.ledger import SealedRow
 from agent.orders import QUIET_LIMIT_S, SLOT_ABORTS_MAX
 from agent.policy import ActRequest, ActResult
@@ -31,9 +32,11 @@ from agent.server.open_episode import (
     count_actions,
     join,
     make_meta,
+    observation_bytes,
     own_task_order,
 )
 from agent.server.past_episodes import PastEpisodes
+from agent.server.shares import Backlog, check_share
 from agent.server.validation import (
     REASON_MAX_CHARS,
     check_name,
@@ -71,6 +74,7 @@ class Episodes:
         self._subscribers: list[Callable[[SealedRow], None]] = []
         self._open: dict[str, OpenEpisode] = {}
         self._past = PastEpisodes(core.journal)
+        self._backlog = Backlog(QUEUE_LIMIT_BYTES)
         self._eval_kept: Counter[tuple[str, str, float]] = Counter()
         self._strayed: set[str] = set()  # clients of whose states far outside the log has a line
         clients.on_replaced(self._give_back)
@@ -122,6 +126,7 @@ class Episodes:
         else:
             check_observation(message, self._core.policy)
             episode.require_known(message.executed, self._core.policy.chunk_steps)
+            self._make_room(episode, observation_bytes(message))
             self._note_stray_state(episode.meta, message.proprio)
             self._infer(episode, PendingAct(message, [exchange]), exchange.received_s)
         self._see(episode, exchange.received_s)
@@ -214,7 +219,7 @@ class Episodes:
     # ---- starting ----------------------------------------------------------------------------
 
     def _start_slot(self, message: EpisodeStart, exchange: Exchange) -> OpenEpisode:
-        self._check_room()
+        self._check_room(exchange)
         if self._core.state.recording_fault:
             raise WireError("overloaded", self._core.state.recording_fault)
         book, client_id = self._core.book, message.client_id
@@ -234,15 +239,15 @@ class Episodes:
         for episode in self._open.values():
             if (episode.meta.client_id, episode.start_key) == key:
                 return episode
-        self._check_room()
+        self._check_room(exchange)
         task = self._core.state.task(message.task)
         order = own_task_order(message.task, task, self._core.state.version_to_serve())
         meta = make_meta(order, 0, mint_episode_id(), message.client_id, self._core.policy)
         return self._register(meta, message.start_key, exchange)
 
-    def _check_room(self) -> None:
-        if len(self._open) >= self._rules.max_open:
-            raise WireError("overloaded", f"{self._rules.max_open} episodes are open already")
+    def _check_room(self, exchange: Exchange) -> None:
+        held = sum(episode.party == exchange.party for episode in self._open.values())
+        check_share("open episodes", self._rules.max_open, held, len(self._open))
 
     def _register(self, meta: EpisodeMeta, start_key: str, exchange: Exchange) -> OpenEpisode:
         is_recorded = not self._core.state.recording_fault
@@ -253,7 +258,9 @@ class Episodes:
             kind = (meta.task, meta.version, meta.temperature)
             keep_images = self._eval_kept[kind] < self._rules.keep_eval_images_per_task
             self._eval_kept[kind] += 1
-        episode = OpenEpisode(meta, start_key, keep_images, exchange.received_s, exchange.sender)
+        episode = OpenEpisode(
+            *(meta, start_key, keep_images, exchange.received_s, exchange.sender, exchange.party)
+        )
         episode.is_recorded = is_recorded
         self._open[meta.episode_id] = episode
         self._core.residency.touch(meta.version)
@@ -294,6 +301,25 @@ class Episodes:
             if episode.meta.client_id == client_id and now_s - episode.last_seen_s < quiet_s:
                 episode.kept_s = now_s
 
+    def _make_room(self, episode: OpenEpisode, size_bytes: int) -> None:
+        """Take the room for an observation, before any work is done for it.
+
+        A simulator waits for the disk to take what it sent before; a robot does not, and its
+        episode is not kept.
+
+        Raises:
+            WireError: overloaded.
+        """
+        if episode.is_recorded:
+            try:
+                waiting_bytes = self._core.journal.waiting_bytes
+                self._backlog.check_disk(episode.party, size_bytes, waiting_bytes)
+            except WireError as error:
+                if episode.meta.phase != Phase.SERVE:
+                    raise
+                self._stop_recording(episode, error.message)
+        self._backlog.begin(episode.party, size_bytes)
+
     def _infer(self, episode: OpenEpisode, pending: PendingAct, now_s: float) -> None:
         meta, act = episode.meta, pending.act
         request = ActRequest(
@@ -311,12 +337,15 @@ class Episodes:
                 now_s,
                 pending.is_wanted,
                 lambda result: self._on_result(episode, pending, result),
+                episode.party,
+                observation_bytes(act),
             )
         )
 
     def _on_result(
         self, episode: OpenEpisode, pending: PendingAct, result: ActResult | WireError
     ) -> None:
+        self._backlog.end(episode.party, observation_bytes(pending.act))
         if episode.pending is not pending:
             return  # the episode has ended meanwhile; whoever waited was told
         episode.pending = None
@@ -342,6 +371,7 @@ class Episodes:
         if episode.is_recorded and record is not None:
             try:
                 self._core.journal.append(meta.episode_id, record)
+                self._backlog.hand_over(episode.party, record.size_bytes)
             except PerennialError as error:
                 refusal, trouble = wire_error_of(error, "recording a chunk"), self._disk_fault(meta)
                 if refusal.code != "overloaded" or not trouble:

@@ -20,13 +20,15 @@ Send = Callable[[object], None]
 class Exchange:
     """One request and its one reply, now or later. Times are of the loop's clock [s].
 
-    sender: the client's name in the list of clients, "" on sockets without keys.
+    sender: the client's name in the list of clients, "" on sockets without keys. party: whose
+    limits it counts against, see `agent.server.shares`.
     """
 
     send: Send = field(repr=False)
     received_s: float
     expires_s: float | None = None  # the client no longer waits after this
     sender: str = ""
+    party: str = ""
     is_open: bool = True
 
     def reply(self, message: object) -> None:

@@ -1,4 +1,4 @@
-"""Batches for the policy: what waits while one batch runs makes up the next.
+"""Batches for the policy: what waits while one batch runs makes up the next, party by party.
 
 The policy runs on a thread of its own. The loop's thread decides when a batch is due, so adapters
 are installed strictly between batches and in the order of the requests around them.
@@ -7,6 +7,7 @@ are installed strictly between batches and in the order of the requests around t
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,18 +27,25 @@ _REFUSALS = {
     "far_outside": "the policy produced actions far outside its statistics; none was sent",
 }
 
+BATCH_BYTES = 64 << 20  # of observations; one that is larger is a batch of its own
+
 ActDone = Callable[[ActResult | WireError], None]
 InstallDone = Callable[[float | WireError], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An observation in the queue. `is_wanted(now_s)`: somebody still waits for the result."""
+    """An observation in the queue. `is_wanted(now_s)`: somebody still waits for the result.
+
+    party: whose it is; parties take turns.
+    """
 
     request: ActRequest
     queued_s: float
     is_wanted: Callable[[float], bool]
     done: ActDone
+    party: str = ""
+    size_bytes: int = 0
 
 
 class Inference:
@@ -61,14 +69,15 @@ class Inference:
         self._metrics = metrics
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
-        self._queue: list[Job] = []
+        self._queues: dict[str, deque[Job]] = {}  # by party; the one whose turn it is first
+        self._queued = 0
         self._running_since_s: float | None = None
         self._executor = ThreadPoolExecutor(1, "inference")
 
     @property
     def is_idle(self) -> bool:
         """Nothing is queued or running."""
-        return not self._queue and self._running_since_s is None
+        return not self._queued and self._running_since_s is None
 
     @property
     def running_since_s(self) -> float | None:
@@ -77,7 +86,8 @@ class Inference:
 
     def submit(self, job: Job) -> None:
         """Queues an observation; `job.done` gets its result on the loop's thread."""
-        self._queue.append(job)
+        self._queues.setdefault(job.party, deque()).append(job)
+        self._queued += 1
         self._metrics.inflight_requests.inc()
 
     def pump(self, now_s: float, expected: int) -> float | None:
@@ -86,12 +96,12 @@ class Inference:
         expected: how many observations can come at most; nobody waits for more than that.
         """
         self._drop_unwanted(now_s)
-        if self._running_since_s is not None or not self._queue:
+        if self._running_since_s is not None or not self._queued:
             return None
-        due_s = self._queue[0].queued_s + self._max_wait_s
-        if len(self._queue) < min(self._max_batch, expected) and now_s < due_s:
+        due_s = min(jobs[0].queued_s for jobs in self._queues.values()) + self._max_wait_s
+        if self._queued < min(self._max_batch, expected) and now_s < due_s:
             return due_s - now_s
-        batch, self._queue = self._queue[: self._max_batch], self._queue[self._max_batch :]
+        batch = self._take_batch()
         self._running_since_s = now_s
         self._metrics.batch_size.observe(len(batch))
         for job in batch:
@@ -130,11 +140,37 @@ class Inference:
         """Waits for the running batch; queued ones are forgotten."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
+    def _take_batch(self) -> list[Job]:
+        """One job of each party in turn, while there is room; at least one.
+
+        A party that sends large pictures, or many, delays its own answers and not those of others.
+        """
+        batch: list[Job] = []
+        size_bytes = 0
+        while self._queues and len(batch) < self._max_batch:
+            party, jobs = next(iter(self._queues.items()))
+            size_bytes += jobs[0].size_bytes
+            if batch and size_bytes > BATCH_BYTES:
+                break
+            batch.append(jobs.popleft())
+            del self._queues[party]
+            if jobs:
+                self._queues[party] = jobs  # behind the others
+        self._queued -= len(batch)
+        return batch
+
     def _drop_unwanted(self, now_s: float) -> None:
-        unwanted = [job for job in self._queue if not job.is_wanted(now_s)]
+        queued = [job for jobs in self._queues.values() for job in jobs]
+        unwanted = [job for job in queued if not job.is_wanted(now_s)]
         if not unwanted:
             return
-        self._queue = [job for job in self._queue if job.is_wanted(now_s)]
+        for party, jobs in list(self._queues.items()):
+            wanted = deque(job for job in jobs if job.is_wanted(now_s))
+            if wanted:
+                self._queues[party] = wanted
+            else:
+                del self._queues[party]
+        self._queued -= len(unwanted)
         self._metrics.inflight_requests.dec(len(unwanted))
         for job in unwanted:
             waited_s = now_s - job.queued_s

@@ -10,7 +10,7 @@ from typing import Any
 from agent.metrics import PROTOCOL, AgentMetrics
 from agent.server.exchange import Exchange, Mailbox
 from agent.server.faults import answering
-from agent.server.permissions import check_permission
+from agent.server.permissions import check_kind, check_permission
 from agent.server.state import ServerState
 from agent.wire.client_list import brief_key
 from agent.wire.codec import decode
@@ -81,35 +81,51 @@ class Loop:
     def _dispatch(self, socket: RouterSocket, handlers: Handlers, received: Received) -> None:
         now_s = time.monotonic()
         self._state.requests += 1
+        name = "unreadable"
+
+        def check(kind: type) -> None:
+            nonlocal name
+            name = kind.__name__
+            if kind not in handlers:
+                raise WireError("unknown_type", f"{name} is not answered at {socket.endpoint}")
+            check_kind(kind, received.sender)
+
         try:
             if received.refused is not None:
                 raise received.refused
-            envelope = decode(received.frames, socket.limits)
+            envelope = decode(received.frames, socket.limits, check)
         except WireError as error:
-            fault = Fault(error.code, error.message)
-            self._send(socket, received.peer, error.request_id, "unreadable", fault)
+            self._refuse(socket, received, error, name)
             return
-        name = type(envelope.message).__name__
         if name == Act.__name__:
             self._metrics.observe_stage("decode", time.monotonic() - now_s)
 
         def send(reply: object) -> None:
-            if isinstance(reply, Fault) and reply.code == FORBIDDEN and socket.door is not None:
-                sender = received.sender
-                source = f"client {sender.name!r} with the key {brief_key(sender.key)}"
-                # By name: those of the list are few, and all keys that left it have none.
-                socket.door.refusals.note(FORBIDDEN, sender.name, source, reply.message)
+            self._note_forbidden(socket, received, reply)
             self._send(socket, received.peer, envelope.request_id, name, reply)
 
         expires_s = None if envelope.deadline_s is None else now_s + envelope.deadline_s
-        exchange = Exchange(send, now_s, expires_s, received.sender.name)
-        handler = handlers.get(type(envelope.message))
-        if handler is None:
-            exchange.fail("unknown_type", f"{name} is not answered at {socket.endpoint}")
-            return
+        sender = received.sender.name
+        exchange = Exchange(send, now_s, expires_s, sender, sender or received.peer.hex())
         with answering(exchange, name):
             check_permission(envelope.message, received.sender)
-            handler(envelope.message, exchange)
+            handlers[type(envelope.message)](envelope.message, exchange)
+
+    def _refuse(
+        self, socket: RouterSocket, received: Received, error: WireError, name: str
+    ) -> None:
+        fault = Fault(error.code, error.message)
+        self._note_forbidden(socket, received, fault)
+        # A type that is not answered here is as good as none: it could be any name.
+        kind = "unreadable" if error.code not in (FORBIDDEN, "unknown_type") else name
+        self._send(socket, received.peer, error.request_id, kind, fault)
+
+    def _note_forbidden(self, socket: RouterSocket, received: Received, reply: object) -> None:
+        if isinstance(reply, Fault) and reply.code == FORBIDDEN and socket.door is not None:
+            sender = received.sender
+            source = f"client {sender.name!r} with the key {brief_key(sender.key)}"
+            # By name: those of the list are few, and all keys that left it have none.
+            socket.door.refusals.note(FORBIDDEN, sender.name, source, reply.message)
 
     def _send(
         self, socket: RouterSocket, peer: bytes, request_id: int, name: str, reply: object

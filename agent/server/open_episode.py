@@ -50,7 +50,8 @@ class PendingAct:
 class OpenEpisode:
     """An episode between its start and its durable seal.
 
-    owner: the client whose key opened it. recorded: chunks in the journal. left_out: why from some
+    owner: the client whose key opened it. party: whose limits it counts against.
+    recorded: chunks in the journal. left_out: why from some
     chunk on pictures, or with `is_cut` everything, were not recorded. client_s: the time that its
     client took between answers. executed: u8 codes, as they came, of the actions whose fate is
     known. replies: those of the last two steps. last_seen_s, kept_s: the last message about it, and
@@ -62,6 +63,7 @@ class OpenEpisode:
     keep_images: bool
     last_seen_s: float
     owner: str
+    party: str
     noise_slot: int = field(init=False)
     kept_s: float = 0.0
     chunks: int = 0  # answered observations
@@ -225,6 +227,11 @@ def make_meta(
         client_id=client_id,
         started_unix_s=unix_s(),
     )
+
+
+def observation_bytes(act: Act) -> int:
+    """What an observation holds in memory."""
+    return act.proprio.nbytes + sum(image.nbytes for image in act.images.values())
 
 
 def count_actions(metrics: AgentMetrics, episode: OpenEpisode, executed: np.ndarray) -> None:

@@ -26,6 +26,17 @@ NEEDED: dict[type, Permission] = {
 }
 
 
+def check_kind(kind: type, sender: Client) -> None:
+    """Check, before a message is read, that the sender may send any of its kind.
+
+    Raises:
+        WireError: forbidden.
+    """
+    may_be_any = kind is m.EpisodeEnd and Permission.ACT in sender.may
+    if not may_be_any:
+        _require(NEEDED[kind], kind.__name__, sender)
+
+
 def needed_for(message: object) -> Permission:
     """The permission that this message needs."""
     if isinstance(message, m.EpisodeEnd) and message.outcome == m.Outcome.ABORTED:
@@ -35,7 +46,10 @@ def needed_for(message: object) -> Permission:
 
 def check_permission(message: object, sender: Client) -> None:
     """Raises WireError("forbidden") that names the client, what it lacks and the way out."""
-    needed, what = needed_for(message), type(message).__name__
+    _require(needed_for(message), type(message).__name__, sender)
+
+
+def _require(needed: Permission, what: str, sender: Client) -> None:
     if needed in sender.may:
         return
     if not sender.name:

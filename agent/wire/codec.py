@@ -9,7 +9,7 @@ buffer, arrays inline as `{"$a": [dtype, shape, bytes]}`, for use in files.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,8 +137,14 @@ def _is_left_out(cls: type, name: str, item: Any) -> bool:
 # ---- decoding --------------------------------------------------------------------------------
 
 
-def decode(frames: Sequence[Frame], limits: Limits = DEFAULT_LIMITS) -> Envelope:
+def decode(
+    frames: Sequence[Frame],
+    limits: Limits = DEFAULT_LIMITS,
+    check: Callable[[type], None] = lambda kind: None,
+) -> Envelope:
     """The message in `frames`. Arrays are read-only views of the frames.
+
+    check: is given the message's type before the rest is read, and may refuse it with a WireError.
 
     Raises WireError (bad_message, too_large, unknown_type, version_mismatch, bad_array) for
     everything that is not exactly one well-formed message, and nothing else.
@@ -151,7 +157,7 @@ def decode(frames: Sequence[Frame], limits: Limits = DEFAULT_LIMITS) -> Envelope
             "bad_message", f"header id must be an integer in 0..2^63-1: {brief(request_id)}"
         )
     try:
-        return _decode_body(header, frames, request_id)
+        return _decode_body(header, frames, request_id, check)
     except WireError as error:
         error.request_id = request_id
         raise
@@ -190,7 +196,12 @@ def _unpack_header(frame: Frame, limits: Limits) -> dict[str, Any]:
     return header
 
 
-def _decode_body(header: dict[str, Any], frames: Sequence[Frame], request_id: int) -> Envelope:
+def _decode_body(
+    header: dict[str, Any],
+    frames: Sequence[Frame],
+    request_id: int,
+    check: Callable[[type], None],
+) -> Envelope:
     version, name, deadline_s = header["v"], header["t"], header["dl"]
     if type(version) is not int or version != messages.PROTOCOL_VERSION:
         raise WireError(
@@ -200,6 +211,7 @@ def _decode_body(header: dict[str, Any], frames: Sequence[Frame], request_id: in
     cls = MESSAGE_TYPES.get(name) if type(name) is str else None
     if cls is None:
         raise WireError("unknown_type", f"message type {brief(name)} is not known")
+    check(cls)
     if deadline_s is not None:
         deadline_s = finite_number(deadline_s, "header.dl")
     arrays = _ArrayFrames(frames)
