@@ -21,11 +21,21 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from agent.wire.monitor import monitor
+from agent.wire.wakeup import Wakeup
+
 LOG_EVERY_S = 10.0
 YOUNG_S = 2.0  # a connection that is younger may not have had time to say anything
 _POLL_S = 1.0
 _JOIN_S = 5.0
 _BYTES_RECEIVED = 128  # offset in Linux's struct tcp_info
+_EVENTS = (
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_MONITOR_STOPPED
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +48,7 @@ class _Connection:
 
 
 class Connections(threading.Thread):
-    """Watches one bound socket until it or this is closed; make it before the socket is bound.
+    """Watches one bound socket until this is closed; make it before the socket is bound.
 
     Args:
         limit: connections at most.
@@ -60,33 +70,35 @@ class Connections(threading.Thread):
         self._open: dict[int, _Connection] = {}  # by descriptor, the oldest first
         self._logged_s = float("-inf")
         self._closing = threading.Event()
-        address = f"inproc://connections-{id(self)}"
-        watched.monitor(
-            address,
-            zmq.EVENT_ACCEPTED
-            | zmq.EVENT_DISCONNECTED
-            | zmq.EVENT_CLOSED
-            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-            | zmq.EVENT_MONITOR_STOPPED,
-        )
-        self._events = watched.context.socket(zmq.PAIR)
-        self._events.setsockopt(zmq.RCVHWM, 0)  # libzmq's thread must never wait for this one
-        self._events.setsockopt(zmq.LINGER, 0)
-        self._events.connect(address)
+        self._watched = watched
+        self._wakeup = Wakeup()
+        self._events = monitor(watched, _EVENTS)
         self.start()
 
     def run(self) -> None:
         """Takes in what happens; cuts what is too many once nothing more has happened."""
         with self._events:
+            poller = zmq.Poller()
+            poller.register(self._events, zmq.POLLIN)
+            poller.register(self._wakeup.fd, zmq.POLLIN)
             while not self._closing.is_set():
-                if self._events.poll(round(_POLL_S * 1000)) and not self._take_all():
+                if poller.poll(round(_POLL_S * 1000)) and not self._take_all():
                     return
                 self._cut()
 
     def close(self) -> None:
-        """Ends the thread; it has ended already if the socket was closed before."""
+        """Ends the thread; to be called before the watched socket is closed.
+
+        libzmq tells of the monitor's end in a blocking call: it must be over before nobody listens
+        any more, or its thread that closes sockets waits for ever.
+        """
+        if not self.is_alive():
+            return
+        self._watched.disable_monitor()
         self._closing.set()
+        self._wakeup.set()
         self.join(_JOIN_S)
+        self._wakeup.close()
 
     def _take_all(self) -> bool:
         """Takes in all events so far; False if there will be no more."""

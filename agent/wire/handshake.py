@@ -18,6 +18,7 @@ from zmq.utils.monitor import recv_monitor_message
 from agent.wire.client_list import brief_key
 from agent.wire.errors import HandshakeRefused
 from agent.wire.keys import ClientKeys
+from agent.wire.monitor import monitor
 
 FAILURES = 3  # in a row ...
 WITHIN_S = 5.0  # ... within this time: a restart and a busy server look different
@@ -47,13 +48,8 @@ class HandshakeWatch:
     def attach(self, socket: zmq.Socket[bytes]) -> None:
         """Watches `socket` from now on; to be called before it connects."""
         self.detach()
-        address = f"inproc://handshakes-{id(self)}-{id(socket)}"
-        socket.monitor(address, _EVENTS)
+        self.events = monitor(socket, _EVENTS)
         self._watched = socket
-        self.events = socket.context.socket(zmq.PAIR)
-        self.events.setsockopt(zmq.RCVHWM, 0)  # libzmq's thread must never wait for this one
-        self.events.setsockopt(zmq.LINGER, 0)
-        self.events.connect(address)
 
     def detach(self) -> None:
         """Lets go of the socket, which is still open."""

@@ -132,8 +132,8 @@ class RouterSocket:
         return True
 
     def close(self) -> None:
-        self._socket.close()
         self._connections.close()
+        self._socket.close()
 
     def __enter__(self) -> Self:
         return self

@@ -108,6 +108,12 @@ def test_of_peers_on_this_machine_the_newest_is_cut(tmp_path: Path) -> None:
         answer(router, first)
 
 
+def test_a_socket_can_be_made_while_libzmq_still_closes_the_last_one() -> None:
+    for _ in range(600):  # their objects take each other's places in memory
+        with RouterSocket("tcp://127.0.0.1:0") as router, DealerClient(router.endpoint):
+            pass
+
+
 def test_idle_connections_do_not_keep_prometheus_out() -> None:
     server = HttpServer("127.0.0.1", 0, lambda: b"", lambda: Health(True, True))
     server.start()
