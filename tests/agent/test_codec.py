@@ -113,9 +113,10 @@ def test_random_buffers_raise_nothing_but_wire_errors(buffer):
             read()
 
 
+KEYS = TEXT.filter(lambda key: key != "$a")  # `pack` refuses the reserved one
 PLAIN = st.recursive(
     st.none() | st.booleans() | INTS | FLOATS | TEXT | arrays(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=12,
 )
 
