@@ -23,8 +23,8 @@ from agent.process.errors import PerennialError
 LOCK_NAME = "lock"
 
 _WAYS_OUT = {
-    errno.ENOSPC: "free disk space, then start again",
-    errno.EDQUOT: "free disk quota, then start again",
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free disk quota",
     errno.EACCES: "make the path writable for this user or choose another one",
     errno.EPERM: "make the path writable for this user or choose another one",
     errno.EROFS: "the file system is read-only: choose another path",
@@ -35,6 +35,7 @@ _WAYS_OUT = {
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.ELOOP: "its links lead in a circle: choose another path",
     errno.EXDEV: "its folder is spread over several file systems: choose another path",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or choose another file system",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "the machine has too many open files: end what holds them",
 }
@@ -47,7 +48,7 @@ _UNFINISHED = ".unfinished"  # in a folder of ours that has not got its name yet
 _DATABASE_WAYS_OUT = {
     sqlite3.SQLITE_BUSY: "another process holds its lock: end that one (`fuser PATH` names it)",
     sqlite3.SQLITE_LOCKED: "another process holds its lock: end that one (`fuser PATH` names it)",
-    sqlite3.SQLITE_FULL: "free disk space, then start again",
+    sqlite3.SQLITE_FULL: "free disk space",
     sqlite3.SQLITE_CANTOPEN: "check its folder, and the limit of open files (ulimit -n)",
     sqlite3.SQLITE_READONLY: "make the path writable for this user or choose another one",
     sqlite3.SQLITE_CORRUPT: "it is damaged: put back a copy, or choose another folder",

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.durable import explain_trouble, may_pass
 from agent.process.clock import since_boot_s
 from agent.process.paths import user_path
 from agent.process.shown import complain
@@ -26,8 +27,8 @@ class Heartbeat:
     """Keeps the time of the last answered request in the file `path`, in seconds since boot.
 
     Nobody sets that clock, and the check, on the same machine, reads it too. The file is replaced,
-    never half written. Raises ConfigError if it cannot be created; a later failure is reported once
-    and leaves the file to grow old.
+    never half written. Raises ConfigError if it cannot be created; a failure that may pass, or
+    comes later, is reported once and leaves the file to grow old.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = since_boot_s) -> None:
@@ -43,6 +44,9 @@ class Heartbeat:
             self._next_path.touch(exist_ok=False)
             self._next_path.unlink()
         except OSError as error:
+            if may_pass(error):
+                self._tell_of(error)
+                return
             raise ConfigError(
                 f"heartbeat_path: cannot write '{path}' ({error.strerror}); name another path or "
                 "leave it empty"
@@ -61,10 +65,12 @@ class Heartbeat:
             self._next_path.write_text(f"{self._written_s:.3f}\n")
             os.replace(self._next_path, self._path)
         except OSError as error:
-            if not self._has_failed:
-                self._has_failed = True
-                text = f"heartbeat_path: cannot write '{self._path}' ({error.strerror})"
-                complain("sim_bridge", text)
+            self._tell_of(error)
+
+    def _tell_of(self, error: OSError) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            complain("sim_bridge", f"heartbeat_path: {explain_trouble(error, self._path)}")
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -13,15 +13,16 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from agent.durable import make_folder, sync_folder
+from agent.durable import make_folder, may_pass, storage_errors, sync_folder
 from agent.wire.errors import ConfigError
+from sim_bridge.lines import LineFile
 from sim_bridge.robot import BridgeError
 
 FIRST_LINE_BYTES = 1 << 20
 
 
 class LogError(BridgeError):
-    """The log cannot be written any more, or a line of it is not what this module writes."""
+    """A line of a log is not what this module writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,50 +48,60 @@ class EndLine:
 
 
 class EndLog:
-    """Append-only `client.jsonl`; a line torn by a crash is repaired when the log is opened."""
+    """Append-only `client.jsonl`; a line torn by a crash is repaired when the log is opened.
+
+    A disk that takes nothing for a while costs nothing: lines wait in memory.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Opens or creates `path` and its folder. Raises ConfigError when it cannot be written."""
-        self._path = path
-        self._dirty = False
-        try:
-            make_folder(path.parent)
-            refuse_foreign(path, EndLine.__dataclass_fields__)
-            _repair_tail(path)
-            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            sync_folder(path.parent)
-        except OSError as error:
-            raise ConfigError(
-                f"log_path: cannot write '{path}' ({error.strerror}); name another path or free it"
-            ) from error
+        """Opens or creates `path` and its folder. Raises ConfigError, StorageError."""
+        self._file = open_lines(path, EndLine.__dataclass_fields__, is_synced=True)
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether every line is."""
+        return self._file.is_settled
 
     def append(self, line: EndLine) -> None:
-        """Writes one line; it is durable after the next `sync`. Raises LogError."""
-        data = (json.dumps(asdict(line), separators=(",", ":")) + "\n").encode()
-        try:
-            written = os.write(self._fd, data)
-        except OSError as error:
-            raise LogError(f"log: cannot append to '{self._path}' ({error.strerror})") from error
-        if written != len(data):
-            raise LogError(
-                f"log: wrote {written} of {len(data)} bytes to '{self._path}'; is the disk full?"
-            )
-        self._dirty = True
+        """Takes one line; it is durable once `sync` says so."""
+        self._file.append((json.dumps(asdict(line), separators=(",", ":")) + "\n").encode())
 
-    def sync(self) -> None:
-        """Makes every appended line durable; free when there is none. Raises LogError."""
-        if not self._dirty:
-            return
-        try:
-            os.fdatasync(self._fd)
-        except OSError as error:
-            raise LogError(f"log: cannot sync '{self._path}' ({error.strerror})") from error
-        self._dirty = False
+    def sync(self) -> bool:
+        """Makes every line durable, and says whether they are; free when there is none.
+
+        Where they are not, the disk is in trouble that may pass: call it again. Raises StorageError
+        for trouble that does not pass.
+        """
+        return self._file.settle()
 
     def close(self) -> None:
-        """Syncs and closes; the log takes nothing afterwards."""
-        self.sync()
-        os.close(self._fd)
+        """Syncs and closes; the log takes nothing afterwards.
+
+        Raises StorageError when lines are lost because the disk takes nothing.
+        """
+        self._file.close()
+
+
+def open_lines(path: Path, names: Iterable[str], *, is_synced: bool) -> LineFile:
+    """The file of JSON lines at `path`, made with its folder if needed, its torn tail repaired.
+
+    names: fields that each line has. is_synced: as of LineFile. Raises ConfigError where it cannot
+    be written, StorageError where it cannot at present.
+    """
+    try:
+        make_folder(path.parent)
+        _refuse_foreign(path, names)
+        _repair_tail(path)
+        file = LineFile(path, is_synced=is_synced)
+        sync_folder(path.parent)
+        return file
+    except OSError as error:
+        if may_pass(error):
+            with storage_errors(path):
+                raise
+        raise ConfigError(
+            f"log_path: cannot write '{path}' ({error.strerror}); name another path or free it"
+        ) from error
 
 
 def read_log(path: Path) -> list[EndLine]:
@@ -134,7 +145,7 @@ def _is_complete(raw: bytes) -> bool:
     return True
 
 
-def refuse_foreign(path: Path, names: Iterable[str]) -> None:
+def _refuse_foreign(path: Path, names: Iterable[str]) -> None:
     """Raises ConfigError if `path` holds anything but JSON lines with these fields, OSError."""
     if not path.exists():
         return

@@ -8,7 +8,6 @@ and ends its episodes as aborted, so that they are neither trained nor counted.
 from __future__ import annotations
 
 import json
-import os
 import time
 import uuid
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from agent.process.clock import unix_s
-from agent.wire.errors import ConfigError
+from agent.process.shown import complain
 from agent.wire.messages import (
     Act,
     Chunk,
@@ -31,9 +30,10 @@ from agent.wire.messages import (
     Welcome,
 )
 from sim_bridge.client import RequestTable
-from sim_bridge.log import refuse_foreign
+from sim_bridge.log import open_lines
 
 CHUNKS_PER_EPISODE = 50
+WAITING_MAX_BYTES = 16 << 20  # of lines that the disk does not take: hours of asking
 PAUSE_S = 0.5  # after a refusal
 WAIT_S = 0.1  # between two looks at the stop flag
 STOP_LIMIT_S = 1.0  # for the answer to the last request when the probe stops
@@ -49,18 +49,16 @@ class ProbeLog:
     """
 
     def __init__(self, path: Path) -> None:
-        """Appends to `path`. Raises ConfigError when it cannot be written."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            refuse_foreign(path, ("event", "unix_s", "elapsed_s"))
-            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise ConfigError(
-                f"log_path: cannot write '{path}' ({error.strerror}); name another path"
-            ) from error
+        """Appends to `path`. Raises ConfigError, StorageError when it cannot be written."""
+        self._file = open_lines(path, ("event", "unix_s", "elapsed_s"), is_synced=False)
+        self._path, self._left_out = path, 0
 
     def write(self, request: object, reply: object, elapsed_s: float, sent: int) -> None:
-        """Appends the line of one request; `reply` None: it was given up."""
+        """Appends the line of one request; `reply` None: it was given up.
+
+        A disk that takes nothing is no reason to stop asking: up to WAITING_MAX_BYTES wait for it.
+        Raises StorageError for what time does not mend.
+        """
         line = {
             "event": type(request).__name__,
             "unix_s": unix_s(),
@@ -71,11 +69,17 @@ class ProbeLog:
             "version": reply.version if isinstance(reply, Chunk) else "",
             "error": _error_of(reply),
         }
-        os.write(self._fd, (json.dumps(line, separators=(",", ":")) + "\n").encode())
+        if self._file.waiting_bytes < WAITING_MAX_BYTES:
+            self._file.append((json.dumps(line, separators=(",", ":")) + "\n").encode())
+        else:
+            self._left_out += 1
+        if self._file.settle() and self._left_out:
+            complain("probe", f"{self._path}: {self._left_out} lines were left out meanwhile")
+            self._left_out = 0
 
     def close(self) -> None:
-        """Closes the file."""
-        os.close(self._fd)
+        """Writes what waits and closes the file. Raises StorageError if that is lost."""
+        self._file.close()
 
 
 class Probe:

@@ -81,7 +81,7 @@ class Worker:
 
         Episodes open at the end are ended as aborted. Raises ConfigError when the server's policy
         or a lease does not fit the suite, BridgeError when it refuses the handshake or a newer
-        process has said hello as this client, LogError when the log cannot be kept.
+        process has said hello as this client, StorageError when the log cannot be kept.
         """
         self._say_hello()
         while not should_stop() and not self._idle_for(idle_exit_s):
@@ -142,9 +142,11 @@ class Worker:
     def _ask_for_work(self) -> None:
         now = self._clock()
         idle = [lane for lane in self.lanes if lane.phase is Phase.IDLE and lane.free_at_s <= now]
-        if len(idle) < len(self.lanes):
+        # What was answered must be durable here before there is more: a disk is waited for.
+        is_behind = not self._log.is_durable
+        if is_behind or len(idle) < len(self.lanes):
             self._busy_at_s = now
-        waits = self._welcome is None or now < self._assign_at_s
+        waits = self._welcome is None or is_behind or now < self._assign_at_s
         if idle and not waits and not self._requests.is_open("assign"):
             suite, count = self._suite.name, len(idle)
             self._requests.ask("assign", Assign(self._client_id, suite, count, self._instance_id))
@@ -180,7 +182,7 @@ class Worker:
     # ---- answers -----------------------------------------------------------------------------
 
     def _take_answers(self, wait_s: float) -> None:
-        """Handles what came; every end among it is durable in the log before this returns."""
+        """Handles what came, and makes the ends among it durable in the log, if its disk allows."""
         started = time.perf_counter()
         answers = self._requests.receive(wait_s)
         if wait_s:

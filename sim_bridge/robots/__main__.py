@@ -111,7 +111,7 @@ def _run_episodes(config: RobotConfig, runtime: Runtime, log: EndLog, stop: Stop
             complain("perennial robot", f"{error}; beginning another")
             continue
         log.append(line)
-        log.sync()
+        runtime.hold_until(log.sync, stop)  # no other episode while this one is not in the log
         done += 1
 
 

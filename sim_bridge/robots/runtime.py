@@ -122,6 +122,13 @@ class Runtime:
             sealed.outcome, episode.steps, sealed.counted, unix_s(),
         )  # fmt: skip
 
+    def hold_until(self, is_done: Callable[[], bool], should_stop: Callable[[], bool]) -> None:
+        """Holds between two episodes, there for the server, until `is_done` or `should_stop`."""
+        while not is_done() and not should_stop():
+            self._stand_still()
+            self._tell()
+            self._session.requests.receive(1.0 / self._pace.rate_hz)
+
     # ---- the conversation around an episode ----------------------------------------------------
 
     def _reset(self, task: str) -> None:

@@ -34,7 +34,7 @@ def test_a_full_disk_is_named_with_the_way_out(
 
     monkeypatch.setattr(os, "fsync", full)
     line = refusal(arguments, capsys)
-    assert line.endswith("No space left on device; free disk space, then start again")
+    assert line.endswith("No space left on device; free disk space")
 
 
 def test_a_path_that_cannot_be_used_is_named_with_the_way_out(

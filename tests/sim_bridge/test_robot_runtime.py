@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
+from faulty_disk import FULL, FaultyDisk
 from scripted_server import ScriptedServer
 
 from agent.wire.messages import (
@@ -21,7 +23,9 @@ from agent.wire.messages import (
 )
 from agent.wire.sockets import DealerClient
 from agent.wire.telemetry import ROBOT_NAMES
+from sim_bridge import lines
 from sim_bridge.client import RequestTable
+from sim_bridge.log import EndLog, read_log
 from sim_bridge.robot import BridgeError
 from sim_bridge.robots import runtime as runtime_module
 from sim_bridge.robots.config import LimitsConfig
@@ -135,3 +139,33 @@ def test_an_episode_that_the_server_lost_is_lost_and_the_next_one_is_not() -> No
             runtime.run_episode(TASK, STEPS, never)
         assert runtime.run_episode(TASK, STEPS, never).outcome == Outcome.TIMEOUT
         assert runtime.figures.summary()["episodes_lost"] == 1
+
+
+def test_a_robot_holds_and_begins_no_episode_while_its_log_waits_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "RETRY_PAUSE_S", 0.0)
+    disk = FaultyDisk(monkeypatch, "write")
+    messages: list[type] = []
+
+    def listen(message: object, reply: object) -> list[object]:
+        messages.append(type(message))
+        return [reply]
+
+    with running(listen) as runtime:
+        log, holds = EndLog(tmp_path / "client.jsonl"), 0
+
+        def hold() -> None:
+            nonlocal holds
+            holds += 1
+            disk.error = FULL if holds < 5 else None
+
+        monkeypatch.setattr(runtime._robot, "hold", hold)
+        log.append(runtime.run_episode(TASK, STEPS, never))
+        begun, holds, disk.error = messages.count(EpisodeStart), 0, FULL
+        runtime.hold_until(log.sync, never)
+        assert holds == 5
+        assert log.is_durable
+        assert messages.count(EpisodeStart) == begun
+        log.close()
+    assert len(read_log(tmp_path / "client.jsonl")) == 1

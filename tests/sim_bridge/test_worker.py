@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faulty_disk import FULL, FaultyDisk
 from patience import HANG_S
 from scripted_server import CHUNK_STEPS, ScriptedServer, make_lease
 
 from agent.wire.errors import ConfigError
 from agent.wire.messages import Act, Assign, Chunk, EpisodeEnd, EpisodeSealed, EpisodeStart, Fault
 from agent.wire.sockets import DealerClient
+from sim_bridge import lines
 from sim_bridge.client import RequestTable
 from sim_bridge.log import EndLine, EndLog, read_log
 from sim_bridge.robot import Suite
@@ -113,6 +115,33 @@ def test_lost_replies_are_asked_for_again(tmp_path: Path) -> None:
         assert len({line.slot_id for line in lines}) == len(lines) == 6
         assert len(server.episodes) == 6  # a repeated start is the same episode
         assert worker.summary()["resent"]
+
+
+def test_no_work_is_asked_for_before_the_last_ends_are_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "RETRY_PAUSE_S", 0.01)
+    disk, path = FaultyDisk(monkeypatch, "write"), tmp_path / "client.jsonl"
+    seen: list[type] = []
+
+    def watch(message: object, reply: object) -> list[object]:
+        seen.append(type(message))
+        if isinstance(message, EpisodeEnd) and disk.error is None and not disk.failed:
+            disk.error = FULL
+            seen.clear()
+        return [reply]
+
+    def is_over(counts: Counter[str]) -> bool:
+        if disk.failed > 6:  # the other bodies have ended what they were in, and wait
+            disk.error = None
+        return ends(8)(counts)
+
+    with ScriptedServer([make_lease(k) for k in range(8)]) as server:
+        server.answer = watch
+        work(server, path, is_over)
+        assert len(assert_logged_once(server, path)) == 8
+    assert seen.index(Assign) >= 2, "the two others' ends came first"
+    assert seen[: seen.index(Assign)].count(EpisodeEnd) == 2
 
 
 def test_repeated_replies_change_nothing(tmp_path: Path) -> None:
