@@ -117,11 +117,13 @@ class LoraPolicy:
         Args:
             images_BNHWC: u8, cameras in the policy's order; (B, N) objects where sizes differ.
             proprio_BP: f32 in robot units; ignored by a policy without proprio.
+            instructions_B: what the policy was told, to the letter.
             choices_BKA: what is to be scored; only the causal variant looks at it.
         """
         config = self.network.config
         ids, mask = pad_prompts(
-            [self.model.prompts.encode(text) for text in instructions_B], config.pad_token_id
+            [self.model.prompts.encode_as_told(text) for text in instructions_B],
+            config.pad_token_id,
         )
         if mask is not None and config.is_autoregressive:
             raise ValueError("the causal variant scores prompts of one length at a time")

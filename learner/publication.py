@@ -18,6 +18,8 @@ from torch import Tensor
 
 from agent.adapters import AdapterStore, version_name
 from agent.process.changes import explain, find_differences, schema_defaults
+from agent.process.instruction import clean_instruction
+from agent.process.shown import shown
 from agent.wire.messages import BASE_VERSION
 from learner.checkpoint import (
     Checkpoint,
@@ -227,6 +229,7 @@ class Publication:
 
     def _check_settings(self, saved: dict[str, Any]) -> None:
         config = self.identity.config
+        saved = _spelt_anew(saved)
         wanted, defaults = config.resume_settings(), schema_defaults(config, saved)
         differences = sorted(find_differences(saved, wanted, defaults), key=lambda d: d.key)
         refused = [difference for difference in differences if difference.kind != "gone"]
@@ -242,6 +245,33 @@ class Publication:
                 gone.key,
                 json.dumps(gone.recorded),
             )
+
+
+def _spelt_anew(saved: dict[str, Any]) -> dict[str, Any]:
+    """Recorded settings with their instructions as the same settings are read today.
+
+    Earlier releases kept stray white space and a final full stop.
+    """
+    tasks = saved.get("suite", {}).get("tasks", [])
+    if not tasks:
+        return saved
+    return {**saved, "suite": {**saved["suite"], "tasks": [*map(_task_spelt_anew, tasks)]}}
+
+
+def _task_spelt_anew(task: dict[str, Any]) -> dict[str, Any]:
+    recorded = task.get("instruction", "")
+    try:
+        cleaned = clean_instruction(recorded)
+    except ValueError:
+        return task  # no settings of today say this: the difference is refused
+    if cleaned != recorded:
+        log.warning(
+            "this run was begun with the instruction %s of task %s; it goes on with %s",
+            shown(recorded),
+            shown(task.get("slug")),
+            shown(cleaned),
+        )
+    return {**task, "instruction": cleaned}
 
 
 def _load_critic(critic: Critic, tensors: Mapping[str, Tensor], version: str) -> None:

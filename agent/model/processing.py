@@ -68,6 +68,7 @@ class PromptEncoder:
             )
         self.empty_token_id = empty
         self.unknown_token_id = self.tokenizer.token_to_id("<unk>")
+        self._spelt: dict[str, str] = {}
         self._cache: dict[str, list[int]] = {}
 
     def encode(self, task: str) -> list[int]:
@@ -79,9 +80,21 @@ class PromptEncoder:
             ValueError: the instruction is empty, holds words outside the vocabulary, or is too
                 long.
         """
-        if task not in self._cache:
-            self._cache[task] = self._encode(clean_instruction(task))
-        return self._cache[task]
+        if task not in self._spelt:
+            self._spelt[task] = clean_instruction(task)
+        return self.encode_as_told(self._spelt[task])
+
+    def encode_as_told(self, text: str) -> list[int]:
+        """Prompt ids of exactly this text, as `encode`, for what a recorded episode was told.
+
+        Earlier servers served and recorded an instruction with whatever white space it had.
+
+        Raises:
+            ValueError: it holds words outside the vocabulary, or is too long.
+        """
+        if text not in self._cache:
+            self._cache[text] = self._encode(text)
+        return self._cache[text]
 
     def _encode(self, task: str) -> list[int]:
         ids = self.tokenizer.encode(PROMPT_TEMPLATE.format(task=task.lower())).ids
