@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from agent.process.checks import require, require_choice, require_range
+from agent.process.checks import require, require_above, require_choice, require_range
 
 METHODS = ("grpo", "ppo", "dpo", "sft")
 GROUPINGS = ("init_state", "task")
@@ -31,7 +31,7 @@ class PpoConfig:
         for name, low in (("value_lr", 0), ("value_coef", 0)):
             require_range(f"algorithm.ppo.{name}", getattr(self, name), low, 1_000_000)
         for name in ("value_clip", "huber_delta"):
-            require(getattr(self, name) > 0, f"algorithm.ppo.{name} must be > 0")
+            require_above(f"algorithm.ppo.{name}", getattr(self, name), 0, 1_000_000)
         for size in self.hidden_sizes:
             require_range("algorithm.ppo.hidden_sizes", size, 1, 1_000_000)
 
@@ -43,7 +43,7 @@ class DpoConfig:
     beta: float = 0.1  # of the preference's log-odds, per nat of the whole trajectories' margin
 
     def __post_init__(self) -> None:
-        require(self.beta > 0, f"algorithm.dpo.beta must be > 0, got {self.beta}")
+        require_above("algorithm.dpo.beta", self.beta, 0, 1_000_000)
 
 
 @dataclass
@@ -57,8 +57,7 @@ class AsyncConfig:
     def __post_init__(self) -> None:
         require_range("algorithm.asynchronous.staleness", self.staleness, 0, 16)
         for name in ("weight_cap", "dual_clip"):
-            value = getattr(self, name)
-            require(value > 1, f"algorithm.asynchronous.{name} must be > 1, got {value}")
+            require_above(f"algorithm.asynchronous.{name}", getattr(self, name), 1, 1_000_000)
 
 
 @dataclass
@@ -107,7 +106,7 @@ class AlgorithmConfig:
         ):
             require_range(f"algorithm.{name}", getattr(self, name), low, 1_000_000)
         for name in ("clip_low", "clip_high", "clip_norm", "lora_alpha"):
-            require(getattr(self, name) > 0, f"algorithm.{name} must be > 0")
+            require_above(f"algorithm.{name}", getattr(self, name), 0, 1_000_000)
         require(
             not (self.method == "sft" and self.learn_action_scale),
             "algorithm.learn_action_scale: an L1 loss does not train the spread; use grpo or ppo, "

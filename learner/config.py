@@ -9,6 +9,8 @@ from learner.algorithm_config import AlgorithmConfig
 from learner.combinations import refuse_combinations
 from learner.continual.settings import ContinualConfig
 
+SEED_MAX = 2**63 - 1
+
 
 @dataclass
 class TaskConfig:
@@ -46,6 +48,11 @@ class EvalConfig:
     greedy: bool = True  # base and final rows of trained tasks; all tasks if none is trained
     full_matrix: bool = False  # every task after every task, not only what a figure needs
 
+    def __post_init__(self) -> None:
+        for name in ("slots_per_state", "held_out_slots_per_state", "middle_slots_per_state"):
+            if (slots := getattr(self, name)) is not None:
+                require_range(f"evaluation.{name}", slots, 1, 10_000)
+
 
 @dataclass
 class SftConfig:
@@ -54,6 +61,10 @@ class SftConfig:
     demonstrations: list[str] = field(default_factory=list)  # folders
     steps_per_iteration: int = 20
     batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        require_range("sft.steps_per_iteration", self.steps_per_iteration, 1, 1_000_000)
+        require_range("sft.batch_size", self.batch_size, 1, 1_000_000)
 
 
 @dataclass
@@ -65,12 +76,14 @@ class RoundingConfig:
     weight_cap: float = 2.0  # of the importance weights that correct
 
     def __post_init__(self) -> None:
+        require_range("rounding.trusted_p99", self.trusted_p99, 0, 1000)
+        require_range("rounding.refused_p99", self.refused_p99, 0, 1000)
+        require_range("rounding.weight_cap", self.weight_cap, 1, 1_000_000)
         require(
-            0 <= self.trusted_p99 <= self.refused_p99,
+            self.trusted_p99 <= self.refused_p99,
             f"rounding: trusted_p99 {self.trusted_p99} must not exceed refused_p99 "
-            f"{self.refused_p99}, and neither may be negative",
+            f"{self.refused_p99}",
         )
-        require(self.weight_cap >= 1, f"rounding.weight_cap must be >= 1, got {self.weight_cap}")
 
 
 @dataclass
@@ -120,17 +133,21 @@ class LearnerConfig:
             "algorithm.iterations_per_task=0 to evaluate alone",
         )
         require_choice("dtype", self.dtype, DTYPES)
-        require(self.temperature >= 0, f"temperature must be >= 0, got {self.temperature}")
+        require_range("temperature", self.temperature, 0, 1000)
         require(
             self.temperature > 0 or not self.algorithm.iterations_per_task,
             "temperature must be > 0: greedy rollouts teach nothing; "
             "algorithm.iterations_per_task=0 evaluates alone",
         )
         require_range("start_adapter_scale", self.start_adapter_scale, 0, 1000)
-        require(self.micro_batch >= 1, "micro_batch must be at least 1")
-        require(self.threads >= 1, "threads must be at least 1")
+        require_range("micro_batch", self.micro_batch, 1, 1_000_000)
+        require_range("threads", self.threads, 1, 1024)
         require_range("http_port", self.http_port, 0, 65_535)
-        require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        require_range("seed", self.seed, 0, SEED_MAX)
+        require_range("logprob_tolerance", self.logprob_tolerance, 0, 1000)
+        require_range("request_timeout_s", self.request_timeout_s, 0.05, 600)
+        if self.last_row is not None:
+            require_range("last_row", self.last_row, 0, 1_000_000)
         require(self.cameras, "cameras is empty; name the policy's, e.g. [agentview, wrist]")
         require(
             self.algorithm.method != "sft" or self.sft.demonstrations,
@@ -163,9 +180,9 @@ def _check_suite(suite: SuiteConfig) -> None:
     both = sorted({*suite.train_tasks} & {*suite.held_out_tasks})
     require(not both, f"tasks {both} are both trained and held out")
     for task in suite.tasks:
-        require(task.horizon_steps > 0, f"suite task {task.slug} needs horizon_steps > 0")
+        require_range(f"horizon_steps of suite task {task.slug}", task.horizon_steps, 1, 1_000_000)
         task.instruction = read_instruction(
             f"instruction of suite task {task.slug}", task.instruction
         )
-    require(suite.train_init_states >= 0, "suite.train_init_states must be at least 0")
-    require(suite.eval_init_states >= 1, "suite.eval_init_states must be at least 1")
+    require_range("suite.train_init_states", suite.train_init_states, 0, 1_000_000)
+    require_range("suite.eval_init_states", suite.eval_init_states, 1, 1_000_000)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.process import load_config, run_command
+from agent.process.checks import require_range
 from agent.process.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ class NanoConfig:
     chunk_size: int = 5
     torch_threads: int = 2
     pretrain: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_range("patch_size", self.patch_size, 1, 1024)
+        require_range("chunk_size", self.chunk_size, 1, 1000)
+        require_range("torch_threads", self.torch_threads, 1, 1024)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -60,7 +60,7 @@ class ConversionSettings:
 
     def __post_init__(self) -> None:
         from agent.config import DTYPES
-        from agent.process.checks import require_choice, require_range
+        from agent.process.checks import require_above, require_choice, require_range
         from agent.process.errors import ConfigError
 
         if not self.demos:
@@ -71,8 +71,7 @@ class ConversionSettings:
         for name in ("steps", "batch_size", "rank", "held_out_frames", "checkpoint_every"):
             require_range(name, getattr(self, name), 1, 10_000_000)
         for name in ("learning_rate", "alpha", "label_sigma_bins", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}: expected a number > 0, got {getattr(self, name)}")
+            require_above(name, getattr(self, name), 0, 1_000_000)
         require_range("warmup_steps", self.warmup_steps, 0, self.steps)
         require_range("seed", self.seed, 0, 2**63 - 1)
         require_range("threads", self.threads, 1, 1024)

@@ -253,7 +253,7 @@ def test_the_toy_file_says_what_the_suite_is() -> None:
         ("task_order=[0,9]", "there is no task 9"),
         ("task_order=[1,1]", "a task is trained once"),
         ("task_order=2", "expected indices like [0,1]"),
-        ("workers=0", "workers: expected an integer of at least 1"),
+        ("workers=0", "workers: expected 1 to 10000"),
         ("model.model_dir=/nowhere", "no config.json in /nowhere"),
         ("seed", "settings look like key=value"),
     ],

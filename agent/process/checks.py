@@ -14,8 +14,20 @@ def require(condition: object, message: str) -> None:
 
 
 def require_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise ConfigError unless low <= value <= high."""
-    require(low <= value <= high, f"{name}: expected {low:g} to {high:g}, got {value}")
+    """Raise ConfigError unless `value` is a number and low <= value <= high.
+
+    A truth value is none, though Python counts with it.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    require(
+        is_number and low <= value <= high, f"{name}: expected {low:g} to {high:g}, got {value!r}"
+    )
+
+
+def require_above(name: str, value: float, low: float, high: float) -> None:
+    """As `require_range`, but `low` itself is refused."""
+    require_range(name, value, low, high)
+    require(value > low, f"{name}: expected more than {low:g}, got {value}")
 
 
 def require_choice(name: str, value: str, choices: Sequence[str]) -> None:

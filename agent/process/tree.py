@@ -124,7 +124,9 @@ def explain(error: Exception, tree: Any, word: Word | None = None) -> str:
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return unknown_setting(key, tree)
     if isinstance(error, ValidationError):
-        got = f", got {shown(word.value)}" if word and word.value is not None else f" ({first})"
+        given = re.search(r"[Vv]alue '(.*)' (?:of|for|could|is)", first)  # of a file
+        value = word.value if word else given and given[1]
+        got = f", got {shown(value)}" if value is not None else f" ({first})"
         return f"{where}expected {_expected(tree, key)}{got}"
     return f"{where}{first}"
 

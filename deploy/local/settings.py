@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.process.checks import require_range
 from agent.process.errors import ConfigError
 from agent.process.paths import expand_home
 from agent.process.shown import shown
@@ -18,6 +19,22 @@ from deploy.local.composition import compose_tree
 from deploy.local.overrides import parse_overrides, refuse_overrides
 from deploy.local.placement import BadSetting, Placement, local_placement, place_processes
 from deploy.local.processes import PACKAGE_ROOT
+
+# Of numbers that a run itself reads; limits of whole numbers are whole.
+_LIMITS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1),
+    "workers": (1, 10_000),
+    "probe_rate_hz": (0.0, 1000.0),
+    "restart_limit": (0, 1_000_000),
+    "restart_backoff_s": (0.0, 3600.0),
+    "stop_limit_s": (0.0, 86_400.0),
+    "ready_limit_s": (0.001, 1e6),
+    "parent_pid": (1, 2**31 - 1),
+    "threads.agent": (1, 1024),
+    "threads.learner": (1, 1024),
+    "threads.sim": (1, 1024),
+    "suite.envs": (1, 1024),
+}
 
 
 @dataclass
@@ -181,18 +198,22 @@ def _check_settings(tree: dict[str, Any]) -> None:
         raise BadSetting(f"{missing[0]}: a run needs it; drop ~{missing[0]}")
     if isinstance(tree["workers"], str) and tree["workers"].isdecimal():
         tree["workers"] = int(tree["workers"])  # a word, auto, is what most suites have there
-    for name, low in (("workers", 1), ("seed", 0), ("restart_limit", 0)):
-        value = tree[name]
-        if name == "workers" and value == AUTO:
-            continue
-        if not isinstance(value, int) or value < low:
-            raise BadSetting(f"{name}: expected an integer of at least {low}, got {value!r}")
     if not isinstance(tree["report"], bool):
         raise BadSetting(f"report: expected true or false, got {tree['report']!r}")
-    envs = tree["suite"]["envs"]
-    if not isinstance(envs, int) or envs < 1:
-        raise BadSetting(f"suite.envs: expected an integer of at least 1, got {envs!r}")
-    for name in ("probe_rate_hz", "restart_backoff_s", "stop_limit_s", "ready_limit_s"):
-        value = tree[name]
-        if not isinstance(value, int | float) or value < 0:
-            raise BadSetting(f"{name}: expected a number of at least 0, got {value!r}")
+    try:
+        for name, (low, high) in _LIMITS.items():
+            _check_number(name, tree, low, high)
+    except ConfigError as error:
+        raise BadSetting(str(error)) from error
+
+
+def _check_number(name: str, tree: dict[str, Any], low: float, high: float) -> None:
+    """Raises ConfigError unless the setting is within its limits, and whole if those are."""
+    section, _, key = name.rpartition(".")
+    values = tree[section] if section else tree
+    value: Any = values.get(key) if isinstance(values, dict) else values
+    if (name, value) in (("workers", AUTO), ("parent_pid", None)):
+        return
+    require_range(name, value, low, high)
+    if isinstance(low, int) and not isinstance(value, int):
+        raise ConfigError(f"{name}: expected a whole number, got {value!r}")

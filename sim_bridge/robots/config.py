@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.process.checks import require_range
+from agent.process.checks import require_above, require_range
 from agent.wire.errors import ConfigError
 from sim_bridge.config import require_client_id
 
 ROBOTS = ("simulated", "replay", "lerobot", "ros2")
 IMAGINED = ("simulated", "replay")  # nothing moves but numbers
+UNITS_MAX = 1e9  # in a robot's units: what is larger is a mistake
 TRANSPORTS = ("auto", "rclpy", "dds", "zenoh")
 
 
@@ -25,6 +26,15 @@ class LimitsConfig:
     box_high_m: list[float] = field(default_factory=list)
     metres_per_unit: float = 0.0  # of the first three actions; 0: there is no box
 
+    def check(self) -> None:
+        """Raises ConfigError for the first value out of range."""
+        for step in self.step:
+            require_above("limits.step", step, 0, UNITS_MAX)
+        require_range("limits.metres_per_unit", self.metres_per_unit, 0, UNITS_MAX)
+        for name in ("low", "high", "box_low_m", "box_high_m"):
+            for bound in getattr(self, name):
+                require_range(f"limits.{name}", bound, -UNITS_MAX, UNITS_MAX)
+
 
 @dataclass
 class RestConfig:
@@ -33,6 +43,13 @@ class RestConfig:
     home: list[float] = field(default_factory=list)  # where a reset moves; []: a person resets
     home_s: float = 5.0  # how long that movement takes
     hold_action: list[float] = field(default_factory=list)  # to keep still; []: nothing is sent
+
+    def check(self) -> None:
+        """Raises ConfigError for the first value out of range."""
+        require_range("rest.home_s", self.home_s, 0.1, 600)
+        for name in ("home", "hold_action"):
+            for value in getattr(self, name):
+                require_range(f"rest.{name}", value, -UNITS_MAX, UNITS_MAX)
 
 
 @dataclass
@@ -58,6 +75,10 @@ class Ros2Topic:
     size: int = 0  # numbers of a Float64MultiArray
     frame: str = ""  # frame_id of a commanded PoseStamped or TwistStamped
 
+    def check(self) -> None:
+        """Raises ConfigError for the first value out of range."""
+        require_range("size of a ros2 topic", self.size, 0, 10_000)
+
 
 @dataclass
 class Ros2Config:
@@ -72,6 +93,18 @@ class Ros2Config:
     position: Ros2Topic = field(default_factory=Ros2Topic)  # PoseStamped of the grasp point
     stale_s: float = 0.5  # an older message ends the episode
     first_s: float = 10.0  # how long a reset waits for every topic's first message
+
+    def check(self) -> None:
+        """Raises ConfigError for the first value out of range."""
+        require_range("ros2.stale_s", self.stale_s, 0.01, 600)
+        require_range("ros2.first_s", self.first_s, 0.1, 600)
+        require_range("ros2.domain", self.domain, 0, 232)
+        for topic in (*self.cameras.values(), *self.proprio, *self.commands, self.position):
+            topic.check()
+        if self.transport not in TRANSPORTS:
+            raise ConfigError(
+                f"ros2.transport: expected one of {', '.join(TRANSPORTS)}, got '{self.transport}'"
+            )
 
 
 @dataclass
@@ -124,12 +157,10 @@ class RobotConfig:
         require_range("give_up_s", self.give_up_s, self.watchdog_s, 3600)
         require_range("request_timeout_s", self.request_timeout_s, 0.05, 600)
         require_range("image_size", self.image_size, 8, 2048)
-        require_range("rest.home_s", self.rest.home_s, 0.1, 600)
-        require_range("ros2.stale_s", self.ros2.stale_s, 0.01, 600)
-        require_range("ros2.first_s", self.ros2.first_s, 0.1, 600)
-        require_range("ros2.domain", self.ros2.domain, 0, 232)
-        if self.ros2.transport not in TRANSPORTS:
-            raise ConfigError(
-                f"ros2.transport: expected one of {', '.join(TRANSPORTS)}, "
-                f"got '{self.ros2.transport}'"
-            )
+        require_range("episodes", self.episodes, 0, 1_000_000_000)
+        require_range("lead_ticks", self.lead_ticks, 0, 1000)
+        require_range("blend_ticks", self.blend_ticks, 0, 1000)
+        require_range("threads", self.threads, 1, 1024)
+        self.limits.check()
+        self.rest.check()
+        self.ros2.check()

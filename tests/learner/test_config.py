@@ -136,7 +136,7 @@ def test_dpo_settings_that_contradict_each_other_are_refused(change, message):
 
 
 def test_a_beta_that_prefers_nothing_is_refused():
-    with pytest.raises(ConfigError, match=r"algorithm\.dpo\.beta must be > 0"):
+    with pytest.raises(ConfigError, match=r"algorithm\.dpo\.beta: expected more than 0"):
         DpoConfig(beta=0)
 
 
