@@ -16,4 +16,6 @@ def check_database(path: Path) -> None:
     with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as database:
         found = str(database.execute("PRAGMA quick_check(1)").fetchone()[0])
     if found != "ok":
-        raise sqlite3.DatabaseError(found)
+        damage = sqlite3.DatabaseError(" ".join(found.split()))
+        damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise damage

@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from agent.database import check_database
 from agent.durable import StorageError, database_errors
 
 SCHEMA_VERSION = 3
@@ -80,6 +81,8 @@ def open_ledger(path: Path, mode: str) -> sqlite3.Connection:
 
 def create_ledger(path: Path) -> None:
     """Makes the file, or brings one of an older version up to date. Raises StorageError."""
+    with database_errors(path):
+        check_database(path)
     db = _connect(path, "rwc")
     with database_errors(path), closing(db):
         db.execute("PRAGMA journal_mode = WAL")

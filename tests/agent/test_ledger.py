@@ -159,3 +159,24 @@ def test_a_ledger_of_another_version_is_refused(tmp_path: Path, version: int) ->
     for opened in (LedgerReader, Ledger):
         with pytest.raises(StorageError, match=f"ledger version {version}, expected 3"):
             opened(path)
+
+
+@pytest.mark.parametrize("where", ["middle", "end"])
+def test_damage_within_a_ledger_is_found_when_it_is_opened_and_is_one_line(
+    tmp_path: Path, where: str
+) -> None:
+    path = tmp_path / "agent.db"
+    ledger = Ledger(path)
+    with ledger.transaction():
+        ledger.add_orders(make_order(order_id=f"train/0/0/0/{n}") for n in range(300))
+    ledger.close()
+    whole = path.read_bytes()
+    page_bytes = 4096
+    first = len(whole) // page_bytes // 2 if where == "middle" else len(whole) // page_bytes - 2
+    torn = bytearray(whole)
+    torn[first * page_bytes : (first + 2) * page_bytes] = b"\xff" * (2 * page_bytes)
+    path.write_bytes(bytes(torn))
+    with pytest.raises(StorageError, match=r"agent\.db: .*damaged: put back a copy") as caught:
+        Ledger(path)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == torn
