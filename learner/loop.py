@@ -24,6 +24,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from agent.durable import StorageError
 from agent.process.optional import PackageError
 from agent.process.shown import printable
 from agent.wire.messages import BASE_VERSION
@@ -316,7 +317,8 @@ class Loop:
                     return
             except UnusableEpisode as error:  # its outcome is known, which is all that counts
                 log.warning("no filmstrip of it: %s", error)
-            except PackageError as error:  # a picture for people: learning goes on without it
+            except (PackageError, StorageError, OSError) as error:
+                # A picture for people: learning goes on without it.
                 log.warning("no filmstrip of %s: %s", cell.task, error)
                 return
 

@@ -30,6 +30,7 @@ from sim_bridge.lane import BadReply, Lane, Phase
 from sim_bridge.log import EndLog
 from sim_bridge.player import Player
 from sim_bridge.robot import BridgeError, Suite, UnknownTask
+from sim_bridge.unkept import Unkept
 
 # The server no longer has the episode or the lease: there is nobody to abort it with.
 GONE_CODES = frozenset(
@@ -68,6 +69,7 @@ class Worker:
         self._suite = suite
         self._requests = requests
         self._log = log
+        self._unkept = Unkept()
         self._client_id, self._instance_id = client_id, instance_id
         self._clock = clock
         self._period_s = 1.0 / pace_hz if pace_hz else 0.0
@@ -103,6 +105,7 @@ class Worker:
         """What was done and where the time went, for the log and the benchmarks."""
         return {
             "episodes": dict(self.counts),
+            "episodes_unkept": self._unkept.count,
             "steps": self.steps(),
             "resent": self._requests.resent,
             "unexpected_replies": self._requests.unexpected_replies,
@@ -235,6 +238,7 @@ class Worker:
         lane, reply = answer.key, answer.reply
         assert isinstance(lane, Lane)
         lane.answered_at_s = self._clock()
+        self._unkept.note(reply)
         try:
             if isinstance(reply, Fault):
                 self._on_fault(lane, reply)

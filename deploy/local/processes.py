@@ -155,18 +155,18 @@ class Child:
         if self._start_again_at_s is None:
             self._plan_restart(status, now_s)
         elif now_s >= self._start_again_at_s:
-            self.restarts += 1
             self.start()
+            self.restarts += 1
         return None
 
     def _look_at(self, process: subprocess.Popen[bytes]) -> None:
         """At a process that runs: does it hang, and has it achieved something since it ended?"""
         hang = self._signs.find_hang(process.pid) if self._signs is not None else ""
         if hang:
+            process.kill()  # first: a full disk may refuse the line
+            process.wait()
             with self.spec.log_path.open("a", encoding="utf-8") as log:
                 log.write(f"perennial run: killed, because {hang}\n")
-            process.kill()
-            process.wait()
         elif self._vain_ends and self._clock() >= self._measure_at_s:
             self._measure_at_s = self._clock() + MEASURE_PERIOD_S
             self._forgive_after_progress()
@@ -177,9 +177,10 @@ class Child:
             self._achieved, self._vain_ends = achieved, 0
 
     def _plan_restart(self, status: int, now_s: float) -> None:
+        reason = f"ended ({_describe(status)}): {self.last_line()}"  # unless the disk refuses
         self._forgive_after_progress()
         self._vain_ends += 1
-        self._reason = f"ended ({_describe(status)}): {self.last_line()}"
+        self._reason = reason
         if self._vain_ends > self._restart_limit:
             raise ProcessFailed(
                 f"{self.spec.name} ended {self._vain_ends} times in a row without progress "

@@ -113,6 +113,7 @@ def _run(overrides: list[str]) -> int:
         console.print("Resuming." if resumes else "Starting: loading the policy.", style="dim")
         flag = StopFlag()
         with flag.working(), flag.finishing(), Supervisor(config, stop) as supervisor:
+            passing = supervisor.passing
             with new_view(console, title, under, progress) as view:
 
                 def look() -> None:
@@ -125,14 +126,25 @@ def _run(overrides: list[str]) -> int:
                 progress.forget_milestones()
 
                 def tick() -> None:
-                    look()
-                    view.refresh(supervisor.describe(), supervisor.trouble())
-                    folder.keep(supervisor.restarts())
+                    with passing.borne("the run's progress is not read", folder.path):
+                        look()
+                    with passing.borne("the run's state is not written", folder.state_path):
+                        folder.keep(supervisor.restarts())
+                    with passing.borne("the progress is not shown", Path("stdout")):
+                        view.refresh(supervisor.describe(), supervisor.trouble())
 
                 supervisor.start()
                 supervisor.run(tick)
                 tick()
-            folder.keep(supervisor.restarts(), finished=True)
+
+                def keep() -> bool:
+                    kept = False
+                    with passing.borne("the run's end is not written", folder.state_path):
+                        folder.keep(supervisor.restarts(), finished=True)
+                        kept = True
+                    return kept
+
+                supervisor.finish(keep, tick)
     return _report(folder.path) if config.settings.report else 0
 
 

@@ -59,6 +59,7 @@ class RunFolder:
         self.path = path
         self._state: dict[str, Any] = {}
         self._session: dict[str, Any] = {}
+        self._kept_unix_s = 0.0  # as state.json has it
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -90,6 +91,11 @@ class RunFolder:
             yield
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def state_path(self) -> Path:
+        """What `keep` writes."""
+        return self.path / STATE_NAME
 
     def client_logs(self, workers: int) -> list[Path]:
         """The simulator workers' logs of answered episode ends.
@@ -147,15 +153,19 @@ class RunFolder:
                 (self.path / name).rmdir()
 
     def keep(self, restarts: dict[str, int], *, finished: bool = False) -> None:
-        """Notes that the session still lasts; writes every few seconds, and when it is finished."""
+        """Notes that the session still lasts; writes every few seconds, and when it is finished.
+
+        Raises StorageError; the next call then tries again.
+        """
         now_s = unix_s()
-        if finished or now_s - self._session["ended_unix_s"] >= KEEP_S:
+        if finished or now_s - self._kept_unix_s >= KEEP_S:
             self._session |= {"ended_unix_s": now_s, "restarts": restarts}
             self._state["finished"] = finished
             self._save()
 
     def _save(self) -> None:
         write_state(self.path, self._state)
+        self._kept_unix_s = self._session["ended_unix_s"]
 
     def _refuse_changes(
         self, recorded: dict[str, Any], present: dict[str, Any], overrides: tuple[str, ...]

@@ -45,8 +45,13 @@ class Signs:
         """Forgets the child before; returns the next one's part of the environment."""
         if self._socket is None:
             self._path.unlink(missing_ok=True)
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            self._socket.bind(str(self._path))
+            bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            try:
+                bound.bind(str(self._path))
+            except OSError:
+                bound.close()
+                raise
+            self._socket = bound
         self._receive()
         self.is_ready = False
         self._silent_s = self._stopped_s = 0.0

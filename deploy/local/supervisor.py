@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 from agent.process import StopFlag
 from deploy.local.ledgers import achieved
+from deploy.local.passing import Passing
 from deploy.local.placement import socket_folder
 from deploy.local.processes import Child, ProcessFailed, ProcessSpec
 from deploy.local.settings import RunConfig
@@ -49,6 +51,7 @@ class Supervisor:
     def __init__(self, config: RunConfig, stop: StopSignal) -> None:
         self._settings = config.settings
         self._stop = stop
+        self.passing = Passing()
         run_dir = config.settings.run_dir
         self.children = {
             name: self._make_child(name, place) for place, name in enumerate(config.processes)
@@ -77,7 +80,7 @@ class Supervisor:
         while True:
             self._stop.check()
             for name, child in self.children.items():
-                if child.watch() == 0:
+                if self._watch(child) == 0:
                     if name == "learner" and self._results_path.is_file():
                         return
                     what = "without results" if name == "learner" else "before the learner did"
@@ -86,11 +89,28 @@ class Supervisor:
                     )
             if waiting and self.children["agent"].is_ready:
                 # It answers: what it may still lack, the learner may have.
-                for name in waiting:
-                    self.children[name].start()
-                waiting = []
+                for child in [self.children[name] for name in waiting]:
+                    with self._looking_after(child):
+                        child.start()
+                        waiting.remove(child.spec.name)
             on_tick()
             time.sleep(POLL_S)
+
+    def finish(self, keep: Callable[[], bool], on_tick: Callable[[], None]) -> None:
+        """Ticks until `keep` has noted that the run is finished. Raises Interrupted."""
+        while not keep():
+            self._stop.check()
+            on_tick()
+            time.sleep(POLL_S)
+
+    def _watch(self, child: Child) -> int | None:
+        status = None
+        with self._looking_after(child):
+            status = child.watch()
+        return status
+
+    def _looking_after(self, child: Child) -> AbstractContextManager[None]:
+        return self.passing.borne(f"{child.spec.name} is not looked after", child.spec.log_path)
 
     def stop(self) -> list[str]:
         """Stops the clients, and soon after them the others; returns the names of those killed."""
@@ -118,8 +138,11 @@ class Supervisor:
         return "  ".join(words)
 
     def trouble(self) -> str:
-        """Why processes have ended that have achieved nothing since; one line, or ""."""
-        return "; ".join(child.trouble for child in self.children.values() if child.trouble)
+        """Why processes have ended that have achieved nothing since, and what is refused at
+        present; one line, or "".
+        """
+        told = [child.trouble for child in self.children.values()]
+        return "; ".join(text for text in (*told, self.passing.describe()) if text)
 
     def _make_child(self, name: str, place: int) -> Child:
         kind, settings = name.partition("-")[0], self._settings

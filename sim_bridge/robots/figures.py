@@ -10,6 +10,7 @@ from agent.wire.telemetry import AGE, AGE_BOUNDS_S, DIM_GROUPS, Tally
 from sim_bridge.robots.clock import TickReport
 from sim_bridge.robots.guard import Guard
 from sim_bridge.robots.playback import Playback
+from sim_bridge.unkept import Unkept
 
 RECENT_CHUNKS = 20_000  # of which delays and jumps are told at the end
 COUNTED = ("executed", "held", "watchdog_trips", "episodes_lost")
@@ -19,10 +20,12 @@ class Figures:
     """Since the process began.
 
     counts: see COUNTED. age: of an observation when the first action that answers it is executed.
+    unkept: episodes that the agent acted in and did not keep.
     """
 
     def __init__(self, rate_hz: float, ticks: TickReport, guard: Guard) -> None:
         self.counts: Counter[str] = Counter()
+        self.unkept = Unkept()
         self.age = Tally(AGE, AGE_BOUNDS_S)
         self._rate_hz, self._ticks, self._guard = rate_hz, ticks, guard
         self._chunks = self._stale = 0
@@ -48,6 +51,7 @@ class Figures:
             "rate_hz": self._rate_hz,
             **self._ticks.summary(),
             **{name: self.counts[name] for name in COUNTED},
+            "episodes_unkept": self.unkept.count,
             "clamped": dict(self._guard.clamped),
             "chunks": self._chunks + (len(running.delays_ticks) if running else 0),
             "chunks_stale": self._stale_so_far(),

@@ -155,6 +155,7 @@ class Runtime:
             raise EpisodeLost("the client was stopped before the episode began")
         if not isinstance(reply, EpisodeStarted):
             raise BridgeError(f"episode of '{task}': {describe(reply)}")
+        self.figures.unkept.note(reply)
         return reply
 
     def _ask_holding(self, message: object, is_over: Callable[[], bool]) -> object:
@@ -270,6 +271,7 @@ class Runtime:
         for answer in self._session.requests.receive(wait_s):
             if answer.key != ACT:
                 continue
+            self.figures.unkept.note(answer.reply)
             shape_KA = self._welcome.chunk_steps, self._welcome.action_dim
             actions_KA = episode.read_chunk(answer.reply, shape_KA)
             if episode.playback.receive(tick, actions_KA):
@@ -299,6 +301,7 @@ class Runtime:
             episode.id, outcome, episode.steps, episode.playback.take_all(), reason[:REASON_LIMIT]
         )
         reply = self._ask_holding(end, self._patience(*share_s, should_stop))
+        self.figures.unkept.note(reply)
         if not isinstance(reply, EpisodeSealed):
             raise EpisodeLost(f"episode {episode.id}: {describe(reply)}")
         return reply, reason

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +174,39 @@ def test_a_lease_of_an_unknown_task_is_bad_input(tmp_path: Path) -> None:
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "'toy' has no task 'fold_laundry'; it has: move_left, " in line
+
+
+def test_a_worker_waits_for_its_full_disk_and_goes_on(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "perennial-test", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("may not mount a tmpfs")
+    try:
+        with ScriptedServer([make_lease(k) for k in range(400)]) as server:
+            words = sim(server, disk)
+            with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=ROOT) as worker:
+                wait_until(lambda: len(server.sealed) >= 4)
+                with (disk / "other").open("wb", buffering=0) as other, suppress(OSError):
+                    while True:
+                        other.write(bytes(4096))
+                path = disk / "client.jsonl"
+                wait_until(lambda: len(read_log(path)) < len(server.sealed))
+                time.sleep(1.5)  # it asks for nothing more: what it has is two bodies' ends
+                held = len(server.sealed)
+                assert len(server.leases) > 0
+                assert held - len(read_log(path)) <= 2
+                time.sleep(0.5)
+                assert len(server.sealed) == held
+                assert worker.poll() is None
+                (disk / "other").unlink()
+                wait_until(lambda: len(server.sealed) > held + 4)
+                worker.terminate()
+                assert worker.wait(HANG_S) == 0
+                said = worker.stderr.read() if worker.stderr else ""
+            logged = [line.episode_id for line in read_log(path)]
+            assert sorted(logged) == sorted(server.sealed)
+            assert "Traceback" not in said
+            assert said.count("No space left on device") == 1
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
