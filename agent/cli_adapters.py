@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.process.paths import user_path
-from agent.process.shown import complain, printable
+from agent.process.shown import complain, printable, say
 
 if TYPE_CHECKING:
     from agent.wire.messages import Activated, ServerStatus
@@ -63,14 +63,14 @@ def _list(arguments: argparse.Namespace) -> None:
         note = f"served by {status.policy}, active {status.active_version}"
     except PerennialError as error:
         note = f"not served now: {error}"
-    print(f"{len(versions)} versions in {folder / 'adapters'}; {printable(note)}")
+    say(f"{len(versions)} versions in {folder / 'adapters'}; {printable(note)}")
     for version in versions:
         try:
             manifest = store.manifest(version)
             what = f"{manifest.method:8} {manifest.task:24} from {manifest.parent}"
         except AdapterCorrupt as error:
             what = f"DAMAGED: {error}"
-        print(f"  {version:20} {_mark(version, status):8} {printable(what)}")
+        say(f"  {version:20} {_mark(version, status):8} {printable(what)}")
 
 
 def _export(folder: Path, version: str, out: Path, base_name: str) -> None:
@@ -78,7 +78,7 @@ def _export(folder: Path, version: str, out: Path, base_name: str) -> None:
     from agent.adapters import AdapterStore
 
     export_version(AdapterStore(folder / "adapters"), version, out, base_name)
-    print(f"{out}: {version} as a plain PEFT folder")
+    say(f"{out}: {version} as a plain PEFT folder")
 
 
 def _mark(version: str, status: ServerStatus | None) -> str:
@@ -92,7 +92,7 @@ def _mark(version: str, status: ServerStatus | None) -> str:
 def _print_activated(reply: Activated) -> None:
     held_ms = reply.hold_s * 1e3
     version, previous = printable(reply.version), printable(reply.previous)
-    print(f"active: {version} (before: {previous}; inference held {held_ms:.1f} ms)")
+    say(f"active: {version} (before: {previous}; inference held {held_ms:.1f} ms)")
 
 
 def _ask(arguments: argparse.Namespace, message: object) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.process import run_command
 from agent.process.paths import user_path
-from agent.process.shown import complain
+from agent.process.shown import complain, say
 
 MAY_HELP = "some of act (ask for actions), report (say how episodes ended), operate (learner, CLI)"
 
@@ -41,7 +41,7 @@ def _init(arguments: argparse.Namespace) -> None:
     was_there = (arguments.folder / "server.key_secret").exists()
     pair = ensure_server_keys(arguments.folder)
     what = "already there" if was_there else "made"
-    print(f"{arguments.folder}: the server's key {brief_key(pair.public)} is {what}")
+    say(f"{arguments.folder}: the server's key {brief_key(pair.public)} is {what}")
 
 
 def _add(arguments: argparse.Namespace) -> None:
@@ -51,14 +51,14 @@ def _add(arguments: argparse.Namespace) -> None:
     out = arguments.out or default_client_folder(folder, name)
     was_there = (out / "client.key_secret").exists()
     if not ensure_client(folder, name, arguments.may, out):
-        print(
+        say(
             f"{name}: already there, may {', '.join(arguments.may)}; its folder is not {out}. If "
             f"its secret is lost: perennial keys remove {folder} {name}, then add it again"
         )
     elif was_there:
-        print(f"{name}: may {', '.join(arguments.may)}; the key was already there, in {out}")
+        say(f"{name}: may {', '.join(arguments.may)}; the key was already there, in {out}")
     else:
-        print(
+        say(
             f"{name}: may {', '.join(arguments.may)}. Move {out} to the client, readable for it "
             "alone, and set its keys_dir"
         )
@@ -70,25 +70,23 @@ def _allow(arguments: argparse.Namespace) -> None:
     text = arguments.public_key
     key = load_public_key(Path(text)) if Path(text).is_file() else text
     allow_client(arguments.folder, arguments.name, key, arguments.may)
-    print(
-        f"{arguments.name}: may {', '.join(arguments.may)}; it needs {arguments.folder}/server.key"
-    )
+    say(f"{arguments.name}: may {', '.join(arguments.may)}; it needs {arguments.folder}/server.key")
 
 
 def _list(arguments: argparse.Namespace) -> None:
     from agent.wire.client_list import CLIENTS_FILE, read_clients
 
     clients = read_clients(arguments.folder / CLIENTS_FILE)
-    print(f"{len(clients)} clients in {arguments.folder / CLIENTS_FILE}")
+    say(f"{len(clients)} clients in {arguments.folder / CLIENTS_FILE}")
     for name, client in sorted(clients.items()):
-        print(f"  {name:24} {client.key}  {', '.join(sorted(client.may)) or 'nothing'}")
+        say(f"  {name:24} {client.key}  {', '.join(sorted(client.may)) or 'nothing'}")
 
 
 def _remove(arguments: argparse.Namespace) -> None:
     from agent.wire.keys import remove_client
 
     done = remove_client(arguments.folder, arguments.name)
-    print(
+    say(
         f"{arguments.name}: refused from its next message on. Delete every copy of its folder: "
         "`add` would let the key that it finds there in again"
         if done

@@ -10,7 +10,7 @@ from typing import Any
 from agent.config import DTYPES
 from agent.process import run_command
 from agent.process.paths import user_path
-from agent.process.shown import LINE_MAX_CHARS, complain, printable
+from agent.process.shown import LINE_MAX_CHARS, complain, printable, say
 from agent.process.terminal import counting
 
 _EPILOG = """\
@@ -101,11 +101,11 @@ def _merge(arguments: argparse.Namespace, architecture: dict[str, Any]) -> None:
             architecture,
             report=lambda done, total: count.update(done >> 20, total=total >> 20),
         )
-    print(f"{arguments.out}: {merged.modules} modules merged")
+    say(f"{arguments.out}: {merged.modules} modules merged")
     if merged.dead:
-        print(f"left out: {merged.dead} modules of the adapter that no forward runs")
+        say(f"left out: {merged.dead} modules of the adapter that no forward runs")
     if (arguments.adapter / SCALE_FILE).exists():
-        print(f"left out: {SCALE_FILE}, the spread of sampled actions; greedy acting has none")
+        say(f"left out: {SCALE_FILE}, the spread of sampled actions; greedy acting has none")
 
 
 def _parse_settings(settings: list[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from agent.model.folder import ModelFolder
 from agent.model.policy_model import wrap_network
 from agent.model.verification import DEFAULT_INSTRUCTION, answer_greedily, draw_images
 from agent.process.instruction import clean_instruction
+from agent.process.shown import say
 
 
 def verify_folder(
@@ -39,21 +40,21 @@ def verify_folder(
     """
     check_device("--device", device)
     folder = ModelFolder.open(path)
-    print(f"files       {len(folder.shards)} of weights, {len(folder.components)} components")
+    say(f"files       {len(folder.shards)} of weights, {len(folder.components)} components")
     config = read_config(folder, architecture)
-    print(f"config      {config.variant}, {_count_images(config.num_images)}, chunks of "
+    say(f"config      {config.variant}, {_count_images(config.num_images)}, chunks of "
           f"{config.chunk_size}")  # fmt: skip
     model, _ = check_folder(folder, config)
     state = model.state_dict()
     parameters = sum(tensor.numel() for tensor in state.values())
-    print(f"keys        {len(state)} tensors, {parameters:,} parameters: all there, none besides")
+    say(f"keys        {len(state)} tensors, {parameters:,} parameters: all there, none besides")
     started = time.perf_counter()
     network = load_model(path, getattr(torch, dtype), device, **architecture)
     seconds = time.perf_counter() - started
-    print(f"weights     {dtype} on {device}, all finite, {seconds:.1f} s, {_peak()}")
+    say(f"weights     {dtype} on {device}, all finite, {seconds:.1f} s, {_peak()}")
     cameras = [f"image{i}" for i in range(config.num_images)]
     policy = wrap_network(network, path, cameras, unnorm_key, base_sha256="")
-    print(f"processing  tokenizer, preprocessor and statistics fit ({config.image_pipeline})")
+    say(f"processing  tokenizer, preprocessor and statistics fit ({config.image_pipeline})")
     started = time.perf_counter()
     try:
         text = DEFAULT_INSTRUCTION if instruction is None else clean_instruction(instruction)
@@ -63,11 +64,11 @@ def verify_folder(
     if not np.isfinite(actions).all():
         raise ModelFolderError(f"the policy's actions are not finite: {actions.tolist()}")
     seconds = time.perf_counter() - started
-    print(f"forward     {text!r}, {seconds:.2f} s, {len(np.unique(choices))} different choices")
+    say(f"forward     {text!r}, {seconds:.2f} s, {len(np.unique(choices))} different choices")
     for step, action in enumerate(actions):
-        print(f"action {step:<4} " + " ".join(f"{value:+8.4f}" for value in action))
+        say(f"action {step:<4} " + " ".join(f"{value:+8.4f}" for value in action))
     if "num_images" not in {*architecture, *read_json(path / "config.json")}:
-        print(f"note        num_images is stated nowhere: checked with {config.num_images}")
+        say(f"note        num_images is stated nowhere: checked with {config.num_images}")
 
 
 def _count_images(count: int) -> str:

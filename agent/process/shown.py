@@ -47,6 +47,11 @@ def _escape(letter: str) -> str:
     return repr(letter)[1:-1] if unicodedata.category(letter) in _UNSHOWN else letter
 
 
+def say(text: str) -> None:
+    """Print a line of a command's answer that holds names or texts from outside."""
+    print(printable(text, LINE_MAX_CHARS))
+
+
 def complain(program: str, error: object) -> None:
     """Print on stderr, in one line, what `program` cannot go on with."""
     line = printable(" ".join(str(error).split()), LINE_MAX_CHARS)

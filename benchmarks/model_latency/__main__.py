@@ -14,6 +14,8 @@ import platform
 import sys
 from pathlib import Path
 
+from agent.process.shown import complain
+
 SIZES = ("7b", "nano")  # as in `build`, which takes seconds to import
 REPORT = Path(__file__).parents[1] / "reports" / "model-latency.json"
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -64,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         done = run_cells(cells, machine, patience, results, new_console(), limit_s, write)
         write()
     except ResultsError as error:
-        print(f"model_latency: {error}", file=sys.stderr)
+        complain("model_latency", error)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)

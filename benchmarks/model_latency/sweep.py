@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch._dynamo.exc import TorchDynamoException
 
 from agent.model.gpus import Gpu
+from agent.process.shown import printable
 from benchmarks.model_latency.adapters import measure_merge, measure_swap
 from benchmarks.model_latency.build import Machine
 from benchmarks.model_latency.cells import Cell
@@ -70,13 +71,13 @@ def measure_cell(cell: Cell, machine: Machine, patience: Patience, results: Resu
             values["memory_bytes"] = torch.cuda.max_memory_allocated(machine.device)
         record = Record(OK, values=values)
     except torch.OutOfMemoryError as error:
-        record = Record(OUT_OF_MEMORY, str(error).splitlines()[0])
+        record = Record(OUT_OF_MEMORY, printable(str(error).splitlines()[0]))
     except Unavailable as error:
-        record = Record(UNAVAILABLE, str(error))
+        record = Record(UNAVAILABLE, printable(error))
     except (RuntimeError, TorchDynamoException) as error:
         # What a kernel, a capture or a compiler says when it cannot; the next cell starts anew.
         reason = str(error).strip().splitlines() or [""]
-        record = Record(FAILED, f"{type(error).__name__}: {reason[0]}")
+        record = Record(FAILED, f"{type(error).__name__}: {printable(reason[0])}")
     if "compile" in cell.mode:
         torch.compiler.reset()
     gc.collect()

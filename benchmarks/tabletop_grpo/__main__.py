@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 
+from agent.process.shown import complain
 from benchmarks.tabletop_grpo.cells import REPORTS, RESULTS, RUNS, declare_cells, tabletop_tasks
 from deploy.bench.results import ResultError
 
@@ -39,10 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run_cells(chosen, RUNS, RESULTS, new_console())
     except (ResultError, BadSetting, RecordError) as error:
-        print(f"tabletop_grpo: {error}", file=sys.stderr)
+        complain("tabletop_grpo", error)
         return BAD_INPUT
     except ProcessFailed as error:
-        print(f"tabletop_grpo: {error}", file=sys.stderr)
+        complain("tabletop_grpo", error)
         return FAILED
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
@@ -56,7 +57,7 @@ def _report() -> int:
     try:
         paths = write_report(*tabletop_tasks(), RESULTS, REPORTS)
     except (ResultError, OSError) as error:
-        print(f"tabletop_grpo: {error}", file=sys.stderr)
+        complain("tabletop_grpo", error)
         return BAD_INPUT
     for path in paths:
         print(path)

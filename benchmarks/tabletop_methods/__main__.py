@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from agent.process.shown import complain
 from benchmarks.tabletop_methods.cells import PARTS, RESULTS, RUNS, declare
 from deploy.local.processes import PACKAGE_ROOT
 
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             console.print(f"Report   {path}", highlight=False)
         return 0
     except (BadSetting, ResultError, OSError) as error:
-        print(f"tabletop_methods: {error}", file=sys.stderr)
+        complain("tabletop_methods", error)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)

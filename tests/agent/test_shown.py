@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from server_fixtures import finish, make_order, observe, post, running, start_own, take_slot
 
+from agent import cli_adapters, cli_keys, cli_model
 from agent.cli_episodes import main as episodes
 from agent.process.shown import complain, printable, shown, start_logging
 from agent.wire.errors import WireError
@@ -118,3 +119,23 @@ def test_reasons_that_an_earlier_server_kept_are_shown_harmless(
     assert episodes(["list", str(tmp_path)]) == 0
     assert episodes(["show", str(tmp_path), started.episode_id]) == 0
     assert all(line.isprintable() for line in capsys.readouterr().out.split("\n"))
+
+
+def test_names_of_folders_are_harmless_in_what_a_command_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys, run = tmp_path / "k\x1b[2J\nforged: may operate", tmp_path / "r\x1b]0;x\x07\n"
+    (run / "adapters").mkdir(parents=True)
+    for command, words in (
+        (cli_keys, ["init", str(keys)]),
+        (cli_keys, ["add", str(keys), "arm-1", "--may=act"]),
+        (cli_keys, ["list", str(keys)]),
+        (cli_adapters, ["list", str(run)]),
+        (cli_model, ["verify", str(run)]),
+    ):
+        command.main(words)
+        streams = capsys.readouterr()
+        lines = (streams.out + streams.err).splitlines()
+        assert lines
+        assert [line for line in lines if not line.isprintable()] == []
+        assert not any(line.startswith("forged") for line in lines)
