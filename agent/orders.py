@@ -121,12 +121,15 @@ class OrderBook:
         """Lease up to `count` free slots of `suite`, in posting order.
 
         Those that this client has aborted repeatedly come last: another one may try them first.
+        Who asks for more and has left a lease unstarted for `lease_s` never got to know of it (the
+        reply was lost); that slot is free again.
 
         versions: lease only slots pinned to one of these (those the policy can serve now);
         None means any. who: answers for the client, if it is not itself.
         """
         who = who or client_id
         self._asked.setdefault(suite, {})[who] = now_s
+        self._free_unknown(client_id, suite, now_s)
         leases: list[SlotLease] = []
         again: list[Slot] = []
         heaps = [
@@ -297,6 +300,13 @@ class OrderBook:
                 "mend the cause, then start the agent again"
             )
         self._asked[slot.order.suite] = {who: asked[who] for who in there}
+
+    def _free_unknown(self, client_id: str, suite: str, now_s: float) -> None:
+        """Free what a client of `suite` has leased and, it seems, never been told of."""
+        for slot in [s for s in self._held.values() if s.client_id == client_id]:
+            is_old = now_s - slot.spoken_of_s >= self._lease_s
+            if slot.state is SlotState.LEASED and slot.order.suite == suite and is_old:
+                self._set_free(slot)
 
     def _lease(self, slot: Slot, client_id: str, who: str, now_s: float) -> SlotLease:
         slot.state, slot.client_id, slot.who = SlotState.LEASED, client_id, who

@@ -207,7 +207,8 @@ class Worker:
         if before is None or before.server_id == reply.server_id:
             return
         _warn(f"the agent at {self._requests.endpoint} is a new one; starting over")
-        self._requests.cancel("assign")
+        # An open Assign stays: its answer may be the new server's. A lease of the old one is lost
+        # when it is started.
         for lane in self.lanes:
             # An end may already be durable there: its request stays and gets its true answer.
             if lane.phase not in (Phase.IDLE, Phase.ENDING):

@@ -171,6 +171,18 @@ def test_a_lost_lease_cannot_be_started_and_the_next_client_gets_the_slot() -> N
         book.start(lease.slot_id, "a", "key", LEASE_S)
 
 
+def test_a_lease_whose_reply_was_lost_is_free_when_its_client_asks_again() -> None:
+    book = make_book()
+    book.post([make_order(slots=1)])
+    (lease,) = book.lease("a", "toy", 1, 0.0)
+    for now_s in (3.0, 6.0, 9.0):  # telemetry comes all the time
+        book.touch_client("a", now_s)
+    assert book.expire(LEASE_S + 1.0).slot_ids == [], "a robot may wait for a person"
+    assert book.lease("a", "another-suite", 1, LEASE_S + 1.0) == []
+    assert book.lease("a", "toy", 1, LEASE_S - 0.1) == [], "a start may be on its way"
+    assert book.lease("a", "toy", 1, LEASE_S + 1.0) == [lease]
+
+
 def test_an_acting_episode_does_not_expire_and_a_silent_one_does() -> None:
     book = make_book()
     book.post([make_order(slots=2)])
