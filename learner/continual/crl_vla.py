@@ -105,7 +105,7 @@ class CrlVla(ContinualMethod):
         self.old_values_B = tensors.get(OLD_VALUES, torch.zeros(0)).cpu().numpy()
 
     def _remember(self, task_index: int) -> None:
-        episodes = [self._past.read(row) for row in self._past.last_rows(task_index)]
+        episodes = self._past.read_whole(self._past.last_rows(task_index))
         samples = self._past.samples(episodes)
         if samples is None:
             return

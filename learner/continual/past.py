@@ -1,12 +1,15 @@
 """What earlier tasks left in the learner's record: the episodes of a task's last iteration."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent.episode import Episode, read_episode
+from agent.episode import Episode, EpisodeCorrupt, read_episode
 from agent.wire.errors import ConfigError
 from learner.batch import Samples, Trajectory, build_samples
 from learner.store import EpisodeRow, LearnerStore
+
+log = logging.getLogger(__name__)
 
 
 class Past:
@@ -24,12 +27,21 @@ class Past:
         rows = self._store.last_episodes(task_index)
         return sorted(rows, key=lambda row: _slot_key(row.slot_id))
 
-    def read(self, row: EpisodeRow) -> Episode:
-        """An episode with its pictures.
+    def read_whole(self, rows: Sequence[EpisodeRow]) -> list[Episode]:
+        """Those of the episodes that can be read: they were trained on, and cannot be run again.
 
         Raises:
-            ConfigError: its file was deleted.
+            ConfigError: a file was deleted.
         """
+        episodes = []
+        for row in rows:
+            try:
+                episodes.append(self._read(row))
+            except EpisodeCorrupt as error:
+                log.error("episode %s is damaged and left out: %s", row.episode_id, error)
+        return episodes
+
+    def _read(self, row: EpisodeRow) -> Episode:
         path = self._folder / row.file
         if not path.exists():
             raise ConfigError(
@@ -40,7 +52,7 @@ class Past:
 
     def last_samples(self, task_index: int) -> Samples | None:
         """The chunks of the task's last episodes, advantages 0; None without any."""
-        return self.samples([self.read(row) for row in self.last_rows(task_index)])
+        return self.samples(self.read_whole(self.last_rows(task_index)))
 
     def samples(self, episodes: Sequence[Episode]) -> Samples | None:
         """The chunks of these episodes, advantages 0; None without any."""

@@ -132,7 +132,7 @@ class Er(Replay):
         if self._folders:
             return Source(self._demonstrated(task_index))
         rows = [row for row in self._past.last_rows(task_index) if row.success]
-        episodes = [self._past.read(row) for row in rows]
+        episodes = self._past.read_whole(rows)
         samples = self._past.samples(episodes)
         return None if samples is None else Source(samples, [e.meta for e in episodes])
 
@@ -190,7 +190,7 @@ class Der(Replay):
 
     def source(self, task_index: int) -> Source | None:
         """All episodes of the task's last iteration."""
-        episodes = [self._past.read(row) for row in self._past.last_rows(task_index)]
+        episodes = self._past.read_whole(self._past.last_rows(task_index))
         samples = self._past.samples(episodes)
         return None if samples is None else Source(samples, [e.meta for e in episodes])
 

@@ -32,8 +32,8 @@ class PlayedPast:
     def last_rows(self, task_index):
         return [Row(episode) for episode in self.tasks[task_index]]
 
-    def read(self, row):
-        return row.episode
+    def read_whole(self, rows):
+        return [row.episode for row in rows]
 
     def samples(self, episodes):
         cameras = sorted({name for episode in episodes for name in episode.chunks[0].images})

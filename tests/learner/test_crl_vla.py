@@ -42,8 +42,8 @@ class PlayedPast:
     def last_rows(self, task_index):
         return [Row(episode) for episode in self.tasks[task_index]]
 
-    def read(self, row):
-        return row.episode
+    def read_whole(self, rows):
+        return [row.episode for row in rows]
 
     def samples(self, episodes):
         return build_samples([Trajectory(i, e, 0.0) for i, e in enumerate(episodes)], CAMERAS)

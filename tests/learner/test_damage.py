@@ -9,6 +9,7 @@ from fake_agent import FakeAgent
 from learner_run import PLAYED, Crash, Run, make_config
 
 from learner.checkpoint import CheckpointError
+from learner.continual.past import Past
 from learner.publication import FORK_FILE
 from learner.store import LearnerStore, StoreError
 
@@ -276,6 +277,20 @@ def test_an_evaluation_without_one_init_state_has_fewer_trials(tmp_path):
     usual = run.config.suite.eval_init_states * run.config.evaluation.slots_per_state
     assert trials[0, 0] < usual == trials[0, 1]
     assert np.isfinite(matrices["rollout"].base_average().value)
+
+
+def test_what_is_remembered_of_a_task_does_without_its_damaged_episodes(tmp_path, caplog):
+    run = Run(tmp_path, make_config())
+    run.go()
+    past = Past(run.store, run.inbox.folder, run.config.cameras)
+    (bad, *others) = past.last_rows(0)
+    assert others
+    alter(run.inbox.folder / bad.file)
+    with caplog.at_level(logging.ERROR):
+        held = past.read_whole([bad, *others])
+    assert [episode.meta.episode_id for episode in held] == [row.episode_id for row in others]
+    assert f"episode {bad.episode_id} is damaged and left out" in caplog.text
+    assert past.last_samples(0) is not None
 
 
 def test_a_damaged_database_is_one_line(tmp_path):
