@@ -32,6 +32,8 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     monkeypatch.setattr(stopping, "LIMIT_S", 0.2)
     monkeypatch.setattr(stopping, "EXIT_S", 0.1)
     former = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:  # whoever started the tests may ignore some, as nohup does
+        signal.signal(number, signal.SIG_DFL)
     yield statuses
     for thread in threading.enumerate():
         if thread.name == "stopping":

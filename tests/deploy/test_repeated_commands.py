@@ -77,11 +77,15 @@ def test_every_command_and_action_is_here() -> None:
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Name -> hash of every file below a folder; locks and what tells the time apart."""
+    """Name -> hash of every file below a folder; locks and what tells the time apart.
+
+    Nor do SQLite's notes beside a database count, which come and go with those who read it.
+    """
+    passing = (".png", ".db-shm", ".db-wal")
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("lock", "state.json") and path.suffix != ".png"
+        if path.is_file() and path.name not in ("lock", "state.json") and path.suffix not in passing
     }
 
 
@@ -100,7 +104,11 @@ def make_adapter(folder: Path) -> str:
     from agent.model.policy_model import load_policy_model
 
     model = load_policy_model("", {}, ("agentview", "wrist"), "tabletop")
-    save_adapter(attach_lora(model.network, 2, 4.0), folder / "adapter")
+    network = attach_lora(model.network, 2, 4.0)
+    for name, weights in network.named_parameters():
+        if "lora_B" in name:
+            weights.data.fill_(0.01)  # one that changes nothing is refused
+    save_adapter(network, folder / "adapter")
     files = {path.name: path.read_bytes() for path in (folder / "adapter").iterdir()}
     made = {"parent": "base", "task": "t", "base_sha256": model.base_sha256, "method": "grpo"}
     return AdapterStore(folder / "adapters").publish(1, files, metrics={}, **made).version
