@@ -36,7 +36,7 @@ CHUNKS_PER_EPISODE = 50
 WAITING_MAX_BYTES = 16 << 20  # of lines that the disk does not take: hours of asking
 PAUSE_S = 0.5  # after a refusal
 WAIT_S = 0.1  # between two looks at the stop flag
-STOP_LIMIT_S = 1.0  # for the answer to the last request when the probe stops
+STOP_LIMIT_S = 1.0  # for the answers to the last requests when the probe stops
 KEY = "probe"  # of its one open request
 
 
@@ -99,6 +99,7 @@ class Probe:
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Runs episodes of `CHUNKS_PER_EPISODE` chunks until `should_stop`."""
         self._stopping = should_stop
+        self._give_up_s = float("inf")
         while not should_stop():
             welcome = self._ask(Hello(self._client_id, "sim_bridge.probe"))
             while isinstance(welcome, Welcome) and self._run_episode(welcome):
@@ -140,14 +141,14 @@ class Probe:
     def _ask(self, message: object) -> object:
         """The reply, which may be a Fault; None when the probe stopped before it came."""
         asked_s = time.monotonic()
-        give_up_s = float("inf")
         self._requests.ask(KEY, message)
-        while time.monotonic() < give_up_s:
+        while time.monotonic() < self._give_up_s:
             for answer in self._requests.receive(WAIT_S):
                 self._log.write(message, answer.reply, answer.elapsed_s, answer.sent)
                 return answer.reply
             if self._stopping():
-                give_up_s = min(give_up_s, time.monotonic() + STOP_LIMIT_S)
+                # Once for the last requests together: a silent server may leave two unanswered.
+                self._give_up_s = min(self._give_up_s, time.monotonic() + STOP_LIMIT_S)
         self._log.write(message, None, time.monotonic() - asked_s, 0)
         self._requests.cancel(KEY)
         return None
