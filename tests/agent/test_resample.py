@@ -50,7 +50,7 @@ def test_every_processor_gives_these_pixels() -> None:
 @pytest.mark.slow
 def test_the_processors_abilities_have_no_influence() -> None:
     simd = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
-    path, found = os.pathsep.join(map(str, (HERE, HERE.parents[1]))), set()
+    path, found = os.pathsep.join(map(str, (HERE, HERE.parent, HERE.parents[1]))), set()
     code = "import test_resample as shown; print(shown.fingerprint())"
     for abilities in (
         {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"},

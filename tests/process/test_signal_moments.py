@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 HANG_S = 60.0  # only a process that hangs takes so long
 DELAYS_S = (0.0, 0.8, 2.0, 4.0, 9.0)  # imports, settings, loading, waiting for others, working
 INTERPRETER_S = 0.5  # before that nothing of ours may run that could catch a signal
-EXPECTED = (0, 1, 2, 3, 130)  # done before, or stopped in order
+# Done before, or stopped in order: 128 + signal is what a shell shows.
+EXPECTED = (0, 1, 2, 3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 NANO = Path(__file__).parents[2] / "agent" / "assets" / "nano"
 # Module and arguments; {dir} is a folder of the test's own.
 KINDS: dict[str, tuple[str, list[str]]] = {
