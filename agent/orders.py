@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping
 
+from agent.attendance import Attendance
 from agent.order_slots import Expired, Finished, Slot, SlotState, Started, slot_id_of
 from agent.process.shown import printable
 from agent.wire.errors import WireError
@@ -18,10 +19,10 @@ from agent.wire.messages import Order, Outcome, SlotLease
 
 QUIET_LIMIT_S = 600.0  # or lease_s: without a word about an episode, however lively its client
 # An order is refused once so many different clients have aborted one of its slots, or, where there
-# are fewer, each of them that often: one client alone cannot speak for the others.
+# are fewer, each of them that often: one client alone cannot speak for the others. Those who are
+# there and get other work done must be among them: names are made up in no time.
 SLOT_ABORTS_MAX = 8
 ABORTS_AT_ONCE = 2  # after so many of one slot its client is offered all others first
-PRESENT_S = 60.0  # a client that asked for work of a suite within this time is there
 
 
 class OrderBook:
@@ -43,7 +44,7 @@ class OrderBook:
         self._mint = mint
         self._slot_aborts_max = slot_aborts_max
         self._refused: dict[str, str] = {}  # order id -> why
-        self._asked: dict[str, dict[str, float]] = {}  # suite -> who asked for its work -> when
+        self._attendance = Attendance()
         self._orders: dict[str, Order] = {}
         self._slots: dict[str, Slot] = {}
         self._free: dict[tuple[str, str], list[tuple[int, str]]] = {}  # (suite, version) -> heap
@@ -70,6 +71,7 @@ class OrderBook:
                 new[order.order_id] = order
         for order in new.values():
             self._orders[order.order_id] = order
+            self._attendance.open(order.suite)
             for index in range(order.slots):
                 slot = Slot(slot_id_of(order, index), order, index, place=len(self._slots))
                 self._slots[slot.slot_id] = slot
@@ -128,15 +130,10 @@ class OrderBook:
         None means any. who: answers for the client, if it is not itself.
         """
         who = who or client_id
-        self._asked.setdefault(suite, {})[who] = now_s
         self._free_unknown(client_id, suite, now_s)
         leases: list[SlotLease] = []
         again: list[Slot] = []
-        heaps = [
-            heap
-            for (of_suite, version), heap in self._free.items()
-            if of_suite == suite and (versions is None or version in versions)
-        ]
+        heaps = self._heaps(suite, versions)
         while len(leases) < count and any(heaps):
             _, slot_id = heapq.heappop(min(filter(None, heaps), key=lambda heap: heap[0]))
             slot = self._slots[slot_id]
@@ -151,7 +148,28 @@ class OrderBook:
                 leases.append(self._lease(slot, client_id, who, now_s))
             else:
                 self._set_free(slot)
+        self._attendance.ask(suite, who, now_s, in_vain=not leases)
         return leases
+
+    def allowance(
+        self,
+        suite: str,
+        who: str,
+        now_s: float,
+        versions: Collection[str] | None = None,
+        waiting: Collection[str] = (),
+    ) -> int:
+        """How many free slots of `suite` somebody may lease now, so that others get some, too.
+
+        Where nobody else is there, all of them. Else what they have leased and not started may be
+        as much as they leave, and one slot if they have leased none. waiting: who gets nothing now.
+        """
+        free = sum(map(len, self._heaps(suite, versions)))  # and some of refused orders
+        if not self._there(suite, now_s).keys() - {who, *waiting}:
+            return free
+        leased = (slot for slot in self._held.values() if slot.state is SlotState.LEASED)
+        mine = sum(slot.who == who and slot.order.suite == suite for slot in leased)
+        return max((free - mine) // 2, 0 if mine else min(free, 1))
 
     def start(self, slot_id: str, client_id: str, start_key: str, now_s: float) -> Started:
         """Open the episode of a slot leased to this client; a repeated start gets the same one.
@@ -194,10 +212,14 @@ class OrderBook:
     def expire(self, now_s: float) -> Expired:
         """Free the leases that ran out; name the open episodes that did, in lease order.
 
-        A named episode stays open, and is named again, until the caller finishes it.
+        A named episode stays open, and is named again, until the caller finishes it. Of leases that
+        were left unstarted for `lease_s`, a client that lives keeps one; the others are freed if
+        somebody else has asked in vain.
         """
+        self._attendance.forget(now_s, {slot.who for slot in self._held.values()})
         silent = [slot for slot in self._held.values() if slot.expires_s <= now_s]
         leased = [slot for slot in silent if slot.state is SlotState.LEASED]
+        leased += [slot for slot in self._hoarded(now_s) if slot not in leased]
         holders = frozenset(slot.who for slot in leased)
         for slot in leased:
             self._set_free(slot)
@@ -235,6 +257,7 @@ class OrderBook:
                 self._blame(slot, reason, tries)
             self._set_free(slot)
         else:
+            self._attendance.deliver(slot.order.suite, slot.who)
             del self._running[episode_id], self._held[slot.slot_id]
             self._fill(slot, episode_id)
         return Finished(slot.slot_id, slot.state is SlotState.FILLED, slot.state)
@@ -243,9 +266,9 @@ class OrderBook:
         """{order id: why} of the orders that cannot be carried out; all others go on."""
         return dict(self._refused)
 
-    def leased(self, client_id: str) -> int:
-        """The leases of a client that it has not started."""
-        held = (slot for slot in self._held.values() if slot.client_id == client_id)
+    def leased(self, who: str) -> int:
+        """The leases that somebody answers for and that were not started."""
+        held = (slot for slot in self._held.values() if slot.who == who)
         return sum(slot.state is SlotState.LEASED for slot in held)
 
     # ---- figures -----------------------------------------------------------------------------
@@ -288,18 +311,45 @@ class OrderBook:
 
     def _blame(self, slot: Slot, reason: str, tries: int) -> None:
         slot.aborts[slot.who] += tries
-        asked, limit = self._asked[slot.order.suite], self._slot_aborts_max
-        now_s = max(asked.values())
-        there = {who for who, asked_s in asked.items() if now_s - asked_s <= PRESENT_S}
-        by_all = min(slot.aborts[who] for who in there) >= limit
-        if len(slot.aborts) >= limit or by_all:
+        limit, suite = self._slot_aborts_max, slot.order.suite
+        there = self._there(suite, self._attendance.last_asked_s(suite))
+        by_all = min((slot.aborts[who] for who in there), default=0) >= limit
+        by_witnesses = all(
+            slot.aborts[who] for who, has_delivered in there.items() if has_delivered
+        )
+        if (len(slot.aborts) >= limit and by_witnesses) or by_all:
             self._refused[slot.order.order_id] = (
                 f"order {slot.order.order_id!r}: slot {slot.index} was aborted "
                 f"{slot.aborts.total()} times by {len(slot.aborts)} clients, last by "
                 f"{slot.client_id}: {printable(' '.join(reason.split()))}; "
                 "mend the cause, then start the agent again"
             )
-        self._asked[slot.order.suite] = {who: asked[who] for who in there}
+
+    def _there(self, suite: str, now_s: float) -> dict[str, bool]:
+        holding = (slot.who for slot in self._held.values() if slot.order.suite == suite)
+        return self._attendance.there(suite, now_s, holding)
+
+    def _hoarded(self, now_s: float) -> list[Slot]:
+        """Leases that others want, all but the oldest of those who left them unstarted for long."""
+        old = [
+            slot
+            for slot in self._held.values()
+            if slot.state is SlotState.LEASED and now_s - slot.spoken_of_s >= self._lease_s
+        ]
+        kept: set[str] = set()
+        hoarded = []
+        for slot in old:
+            if slot.who in kept and self._attendance.is_wanted(slot.order.suite, slot.who, now_s):
+                hoarded.append(slot)
+            kept.add(slot.who)
+        return hoarded
+
+    def _heaps(self, suite: str, versions: Collection[str] | None) -> list[list[tuple[int, str]]]:
+        return [
+            heap
+            for (of_suite, version), heap in self._free.items()
+            if of_suite == suite and (versions is None or version in versions)
+        ]
 
     def _free_unknown(self, client_id: str, suite: str, now_s: float) -> None:
         """Free what a client of `suite` has leased and, it seems, never been told of."""

@@ -15,7 +15,12 @@ from agent.server.core import Core
 from agent.server.exchange import Exchange
 from agent.server.shares import check_share
 from agent.server.telemetry import ClientTelemetry
-from agent.server.validation import check_name, check_protocol_version, check_range
+from agent.server.validation import (
+    check_name,
+    check_protocol_version,
+    check_range,
+    check_slug,
+)
 from agent.wire.errors import WireError
 from agent.wire.messages import (
     PROTOCOL_VERSION,
@@ -46,13 +51,15 @@ class Client:
     """A client that said hello to this server, and the process instances it was before.
 
     owner: whose key it said hello with; nobody else's messages can speak for it. party: whose
-    limits it counts against.
+    limits it counts against. who: answers for what becomes of its work: its key's name, or, where
+    there are none, the first client that said hello over its connection.
     """
 
     owner: str
     instance_id: str
     last_seen_s: float
-    party: str = ""
+    party: str
+    who: str
     kept_s: float = 0.0  # when it last kept what it holds
     former: deque[str] = field(default_factory=lambda: deque(maxlen=FORMER_MAX))
 
@@ -102,22 +109,25 @@ class Clients:
     def assign(self, message: Assign, exchange: Exchange) -> None:
         """Leases slots whose version can be served now."""
         self.check(message, exchange)
+        check_slug("suite", message.suite)
         check_range("count", message.count, 1, LEASES_MAX)
         self.see(message.client_id, exchange.received_s)
         leases = []
-        who = exchange.sender or message.client_id
+        who, versions = self.who(message.client_id), self._core.residency.versions()
         pause_s = self._cool_off.left_s(who, exchange.received_s)
         is_kept = self._core.journal.trouble is None and not self._core.state.recording_fault
         if is_kept and not self._core.state.is_stopping and not pause_s:
-            leases = self._core.book.lease(
-                message.client_id,
-                message.suite,
-                min(message.count, LEASES_MAX - self._core.book.leased(message.client_id)),
-                exchange.received_s,
-                self._core.residency.versions(),
-                who,
-            )
+            book, now_s = self._core.book, exchange.received_s
+            waiting = self._cool_off.waiting(now_s)
+            fair = book.allowance(message.suite, who, now_s, versions, waiting)
+            count = min(message.count, fair, LEASES_MAX - book.leased(who))
+            leases = book.lease(message.client_id, message.suite, count, now_s, versions, who)
         exchange.reply(Assignments(leases, 0.0 if leases else max(RETRY_AFTER_S, pause_s)))
+
+    def who(self, client_id: str) -> str:
+        """Who answers for a client."""
+        client = self._clients.get(client_id)
+        return client.who if client is not None else client_id
 
     def failed(self, who: str, what: str) -> None:
         """The work of a client, or of a key, ended in vain: it gets no more for a while."""
@@ -171,7 +181,7 @@ class Clients:
         for client_id in silent:
             self._forget(client_id)
         seen = {k for k, c in self._clients.items() if now_s - c.last_seen_s <= self._lease_s}
-        self._core.metrics.clients_cooling_off.set(self._cool_off.count(now_s))
+        self._core.metrics.clients_cooling_off.set(len(self._cool_off.waiting(now_s)))
         self._core.metrics.sessions_active.labels(PROTOCOL).set(len(seen))
         self._telemetry.show(seen)
 
@@ -193,8 +203,10 @@ class Clients:
         client, now_s = self._clients.get(message.client_id), exchange.received_s
         if client is None:
             self._make_room(exchange)
+            here = (each.who for each in self._clients.values() if each.party == exchange.party)
+            who = exchange.sender or next(here, message.client_id)
             self._clients[message.client_id] = Client(
-                exchange.sender, message.instance_id, now_s, exchange.party
+                exchange.sender, message.instance_id, now_s, exchange.party, who
             )
             return
         _check_owner(client, message.client_id, exchange.sender)

@@ -48,9 +48,9 @@ class CoolOff:
         record = self._records.get(who)
         return max(0.0, record.until_s - now_s) if record is not None else 0.0
 
-    def count(self, now_s: float) -> int:
-        """Of those that wait."""
-        return sum(record.until_s > now_s for record in self._records.values())
+    def waiting(self, now_s: float) -> list[str]:
+        """Those that have to wait."""
+        return [who for who, record in self._records.items() if record.until_s > now_s]
 
     def _forget(self, now_s: float) -> None:
         old = [w for w, record in self._records.items() if now_s - record.until_s > FORGET_AFTER_S]

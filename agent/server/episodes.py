@@ -416,7 +416,7 @@ class Episodes:
             end = EpisodeEnd(episode.meta.episode_id, Outcome.ABORTED, 0, nothing, reason)
             self._seal(episode, end, [])
             if in_vain and episode.meta.slot_id:
-                self._clients.failed(episode.who, reason)
+                self._clients.failed(self._clients.who(episode.meta.client_id), reason)
 
     def _seal(self, episode: OpenEpisode, told: EpisodeEnd, waiters: list[Exchange]) -> None:
         meta, end = episode.meta, _as_recorded(episode, told)
@@ -450,10 +450,11 @@ class Episodes:
         # The same body would most likely record as much again.
         tries = SLOT_ABORTS_MAX // 2 if episode.is_too_large else 1
         self._core.book.finish(episode.meta.episode_id, end.outcome, reason, tries)
+        who = self._clients.who(episode.meta.client_id)
         if end.outcome != Outcome.ABORTED:
-            self._clients.delivered(episode.who)
+            self._clients.delivered(who)
         elif is_told:
-            self._clients.failed(episode.who, f"it aborted {episode.meta.slot_id}: {end.reason}")
+            self._clients.failed(who, f"it aborted {episode.meta.slot_id}: {end.reason}")
 
     def _end_unrecorded(self, episode: OpenEpisode, waiters: list[Exchange]) -> None:
         """The end of an episode that is not kept: nothing has to be durable for its answer."""

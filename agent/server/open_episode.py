@@ -146,11 +146,6 @@ class OpenEpisode:
         """Whether what was recorded is less than training, or any reading, of it needs."""
         return self.is_cut or bool(self.left_out and self.meta.phase == Phase.TRAIN)
 
-    @property
-    def who(self) -> str:
-        """Who answers for it: its key, or where there are none, its client."""
-        return self.owner or self.meta.client_id
-
     def remember(self, chunk: Chunk, executed: np.ndarray) -> None:
         """Takes an answer; `executed` is what its observation said of actions before."""
         self.executed.append(executed.copy())

@@ -53,6 +53,15 @@ def check_name(field: str, value: str) -> None:
         )
 
 
+def check_slug(field: str, value: str) -> None:
+    """Suites, tasks and splits. Raises WireError("bad_message")."""
+    if not _SLUG.fullmatch(value):
+        raise WireError(
+            "bad_message",
+            f"{field}: expected 1 to 128 of a-z, 0-9, '_' and '-', got {brief(value)}",
+        )
+
+
 def check_range(field: str, value: float, low: float, high: float) -> None:
     """Raises WireError("bad_message")."""
     if not low <= value <= high:

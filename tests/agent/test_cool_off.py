@@ -11,7 +11,7 @@ def test_pauses_double_up_to_the_longest_and_are_the_clients_own() -> None:
     assert pauses[-1] == LONGEST_PAUSE_S
     assert cool_off.left_s("a", now_s) == LONGEST_PAUSE_S
     assert cool_off.left_s("b", now_s) == 0.0
-    assert cool_off.count(now_s) == 1
+    assert cool_off.waiting(now_s) == ["a"]
     assert cool_off.left_s("a", now_s + LONGEST_PAUSE_S) == 0.0
 
 

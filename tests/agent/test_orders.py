@@ -252,6 +252,76 @@ def test_all_clients_that_are_there_can_have_an_order_refused() -> None:
     assert book.refused().keys() == {"o"}
 
 
+def deliver(book: OrderBook, client: str, now_s: float = 0.0) -> None:
+    (lease,) = book.lease(client, "toy", 1, now_s)
+    started = book.start(lease.slot_id, client, "key", now_s)
+    book.finish(started.episode_id, "success")
+
+
+def test_made_up_clients_cannot_have_an_order_refused_while_one_that_delivers_is_there() -> None:
+    book = make_book()
+    book.post([make_order("first", 1), make_order("o", 2)])
+    deliver(book, "honest")
+    for n in range(20):
+        abort(book, f"name-{n}", "no")
+    assert book.refused() == {}
+    (lease,) = book.lease("honest", "toy", 1, 0.0)
+    assert lease.slot_id == "o#0"
+    book.finish(book.start("o#0", "honest", "key", 0.0).episode_id, "aborted", "it is bad")
+    assert book.refused().keys() == {"o"}
+
+
+def test_a_client_is_there_as_long_as_its_episode_lasts() -> None:
+    book = make_book()
+    book.post([make_order("o", 2)])
+    (lease,) = book.lease("honest", "toy", 1, 0.0)
+    episode_id = book.start(lease.slot_id, "honest", "key", 0.0).episode_id
+    for n in range(20):
+        book.touch_episode(episode_id, 300.0 + n)
+        book.expire(300.0 + n)
+        abort(book, "vandal", "no", now_s=300.0 + n)
+    assert book.refused() == {}
+
+
+def test_a_share_of_the_free_slots_is_left_to_those_who_are_there() -> None:
+    book = make_book()
+    book.post([make_order("o", 16)])
+    assert book.allowance("toy", "a", 0.0) == 16, "nobody else is there"
+    book.lease("b", "toy", 0, 0.0)
+    assert book.allowance("toy", "a", 0.0) == 8
+    book.lease("a", "toy", 8, 0.0)
+    assert book.allowance("toy", "a", 0.0) == 0
+    assert book.allowance("toy", "b", 0.0) == 4
+    book.lease("b", "toy", 8, 0.0)
+    assert book.allowance("toy", "c", 0.0) == 0
+    book.post([make_order("o2", 1)])
+    assert book.allowance("toy", "c", 0.0) == 1, "the last one may be had by who holds none"
+    assert book.allowance("toy", "b", 0.0) == 0
+
+
+def test_leases_that_are_hoarded_are_freed_when_another_client_asks_in_vain() -> None:
+    book = make_book()
+    book.post([make_order("o", 4)])
+    book.lease("hoarder", "toy", 4, 0.0)
+    book.touch_client("hoarder", LEASE_S)
+    assert book.expire(LEASE_S + 1.0).slot_ids == [], "nobody wants them"
+    assert book.lease("b", "toy", 1, LEASE_S + 1.0) == []
+    expired = book.expire(LEASE_S + 1.0)
+    assert (expired.slot_ids, expired.holders) == (["o#1", "o#2", "o#3"], {"hoarder"})
+    assert [lease.slot_id for lease in book.lease("b", "toy", 1, LEASE_S + 1.0)] == ["o#1"]
+    book.start("o#0", "hoarder", "key", LEASE_S + 1.0)
+
+
+def test_who_asks_for_suites_that_do_not_exist_costs_no_memory() -> None:
+    book = make_book()
+    book.post([make_order("o", 1)])
+    for n in range(100):
+        book.lease("a", f"suite-{n}", 1, 0.0)
+        book.lease(f"client-{n}", "toy", 0, 0.0)
+    book.expire(100.0)
+    assert book._attendance._suites == {"toy": {}}
+
+
 def test_all_clients_of_one_key_are_one() -> None:
     book = make_book()
     book.post([make_order("o", 1)])

@@ -192,7 +192,7 @@ def test_an_order_that_eight_clients_abort_is_refused_alone(server):
     post(operator, make_order("bad", slots=1), make_order("good", slots=1))
     waiting = operator.send(FetchEpisodes(1, 10, 30.0))
     for n in range(SLOT_ABORTS_MAX):
-        give_up(client, f"robot-{n}")
+        give_up(server.client(), f"robot-{n}")
     refused = {}
     while not refused:
         for _, reply in operator.poll(1.0):
@@ -239,6 +239,44 @@ def test_a_client_that_aborts_again_and_again_cools_off_and_ends_nothing(server)
     assert honest.request(finish(started.episode_id)).counted
     (episode,) = [e for e in fetch_all(operator) if e.counted]
     assert episode.slot_id == lease.slot_id
+
+
+def test_a_client_that_changes_its_name_is_still_one(server):
+    operator, vandal, honest = server.operator(revision=1), server.client(), server.client()
+    post(operator, make_order(slots=1), make_order("long", slots=40))
+    honest.request(Hello("honest", ""))
+    honest.request(Assign("honest", "toy", 1))
+    aborted = 0
+    for n in range(4 * SLOT_ABORTS_MAX):
+        name = f"vandal-{n}"
+        vandal.request(Hello(name, ""))
+        for lease in vandal.request(Assign(name, "toy", 1)).leases:
+            started = vandal.request(EpisodeStart(name, "k", slot_id=lease.slot_id))
+            vandal.request(finish(started.episode_id, Outcome.ABORTED, chunks=0, reason="no"))
+            aborted += 1
+    assert 3 <= aborted < SLOT_ABORTS_MAX
+    assert operator.request(FetchEpisodes(1, 1, 0.0)).refused == {}
+
+
+def test_one_client_leaves_leases_for_the_others(server):
+    operator, greedy, modest = server.operator(), server.client(), server.client()
+    post(operator, make_order(slots=64))
+    modest.request(Hello("modest", ""))
+    modest.request(Assign("modest", "toy", 1))
+    taken = 0
+    for n in range(8):
+        greedy.request(Hello(f"greedy-{n}", ""))
+        taken += len(greedy.request(Assign(f"greedy-{n}", "toy", 64)).leases)
+    assert taken <= 32
+    assert len(modest.request(Assign("modest", "toy", 8)).leases) == 8
+
+
+@pytest.mark.parametrize("suite", ["", "Toy", "s" * 129, "toy\n"])
+def test_a_suite_that_is_no_slug_is_refused(server, suite):
+    client = server.client()
+    client.request(Hello("robot", ""))
+    with pytest.raises(WireError, match="suite: expected 1 to 128"):
+        client.request(Assign("robot", suite, 1))
 
 
 def fetch_all(operator, epoch=1):
