@@ -377,7 +377,7 @@ class Journal:
         except Exception as error:  # the one place: every later call gets it as JournalFailed
             told = error
             if isinstance(error, OSError | sqlite3.Error):
-                told = StorageError(explain_trouble(error, self._folder))
+                told = StorageError(self._writer.explain(error))
             else:
                 _log.exception("the journal has stopped")
             self._failure = JournalFailed(

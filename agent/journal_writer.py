@@ -13,6 +13,7 @@ given-up episode is sealed as aborted once the disk takes it. Any other error en
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -215,12 +216,17 @@ class JournalWriter:
             self.busy_since_s = None
 
     def _suffer(self, error: Exception) -> None:
-        text, since_s = explain_trouble(error, self._folder), time.monotonic()
+        text, since_s = self.explain(error), time.monotonic()
         if self.trouble is not None:
             since_s = self.trouble.since_s
         if self.trouble is None or self.trouble.text != text:
             _log.error("the journal is not written, which is tried again: %s", text)
         self.trouble = Trouble(since_s, text)
+
+    def explain(self, error: Exception) -> str:
+        """One line that names the file, or the folder, which the error is about."""
+        is_of_ledger = isinstance(error, sqlite3.Error)
+        return explain_trouble(error, self._ledger.path if is_of_ledger else self._folder)
 
     def _probe(self) -> None:
         """Writes more than the least: a disk that is all but full is not yet over its trouble."""

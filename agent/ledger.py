@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from agent.database import DatabasePlace
 from agent.durable import StorageError
 from agent.episode import EndRecord, EpisodeMeta
 from agent.ledger_file import create_ledger, open_ledger
@@ -74,6 +75,7 @@ class LedgerReader:
     _mode = "ro"
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._db = open_ledger(path, self._mode)
 
     def unacked(self, after_seq: int, limit: int) -> list[SealedRow]:
@@ -158,6 +160,7 @@ class Ledger(LedgerReader):
         query = "SELECT IFNULL(MAX(sealed_seq), 0) FROM episodes"
         self._last_seq: int = self._db.execute(query).fetchone()[0]
         go_on_from(self._last_stamp_s())
+        self._place = DatabasePlace(path)
 
     def _last_stamp_s(self) -> float:
         """When the last episode was sealed or version made active [Unix s]; 0 if none was."""
@@ -169,12 +172,17 @@ class Ledger(LedgerReader):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing; durable when the block has ended."""
+        """All or nothing; durable when the block has ended.
+
+        Raises:
+            StorageError: the file is no longer there.
+        """
         last_seq = self._last_seq
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
             self._db.execute("COMMIT")
+            self._place.check()
         except BaseException:
             self._last_seq = last_seq
             if self._db.in_transaction:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.database import check_database
+from agent.database import DatabasePlace, check_database
 from agent.process.clock import unix_s
 from agent.process.shown import printable
 from agent.wire.errors import PerennialError
@@ -88,6 +88,7 @@ class LearnerStore:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA foreign_keys=ON")
             self._db.executescript(SCHEMA)
+            self._place = DatabasePlace(path)
         except sqlite3.DatabaseError as error:
             way_out = "restore it from a backup, or begin a new run in another folder"
             if isinstance(error, sqlite3.OperationalError):
@@ -391,6 +392,7 @@ class LearnerStore:
             try:
                 yield
                 self._db.execute("COMMIT")
+                self._place.check()
             except BaseException:
                 if self._db.in_transaction:  # a full disk may have undone it already
                     self._db.execute("ROLLBACK")

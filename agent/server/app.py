@@ -47,7 +47,8 @@ TICK_S = 0.25  # housekeeping
 RELOAD_S = 5.0  # between attempts to load the active version, and those that slots wait for
 RESTORE_LIMIT_S = 120.0  # for loading the active version at start
 DRAIN_LIMIT_S = 5.0  # for answering what is in flight when stopping
-SEAL_LIMIT_S = 10.0  # for sealing what is open when stopping
+SEAL_LIMIT_S = 10.0  # for seals that somebody waits for when stopping
+ABORT_LIMIT_S = 1.0  # for those that nobody waits for: else the next start does it
 ALIVE_LIMIT_S = 30.0  # without a turn of the loop the process counts as stuck
 
 
@@ -306,7 +307,8 @@ class Server:
             self._recording.stop("the server was stopped meanwhile")
         if self._journal.failure is None:
             self._episodes.abort_all("the server was stopped")
-            self._run_until(self._is_done, SEAL_LIMIT_S)
+            is_awaited = self._episodes.are_awaited
+            self._run_until(self._is_done, SEAL_LIMIT_S if is_awaited else ABORT_LIMIT_S)
         if self._journal.failure is not None:
             self._episodes.fail_ends(self._journal.failure)
         log.info("stopped with %d episodes open", len(self._episodes))

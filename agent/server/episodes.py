@@ -83,6 +83,11 @@ class Episodes:
     def __len__(self) -> int:
         return len(self._open)
 
+    @property
+    def are_awaited(self) -> bool:
+        """Whether somebody waits for a seal."""
+        return any(episode.end_waiters for episode in self._open.values())
+
     def versions(self) -> set[str]:
         """The versions that open episodes are pinned to."""
         return {episode.meta.version for episode in self._open.values()}

@@ -22,7 +22,8 @@ from agent.durable import StorageError, explain_trouble, may_pass, storage_error
 from agent.episode import read_episode
 from agent.episode_writer import EpisodeWriter
 from agent.journal import Journal, JournalFailed
-from agent.ledger import EpisodeRow, LedgerReader
+from agent.journal_writer import JournalWriter
+from agent.ledger import EpisodeRow, Ledger, LedgerReader
 from agent.server import recording
 from agent.wire.errors import WireError
 from agent.wire.messages import Assign, EpisodeStart, Hello
@@ -359,3 +360,12 @@ def test_a_stop_on_a_full_disk_does_not_hang(tmp_path: Path, disk: Faulty) -> No
         disk.error = None
     with running(tmp_path) as server:
         server.client().request(finish(own.episode_id, "aborted", chunks=0))
+
+
+def test_trouble_of_the_ledger_names_the_ledger(tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path / "agent.db")) as ledger:
+        writer = JournalWriter(tmp_path, ledger, 1.0, lambda seconds: None)
+        assert writer.explain(sqlite3.OperationalError("database is locked")).startswith(
+            f"{tmp_path / 'agent.db'}: database is locked"
+        )
+        assert writer.explain(OSError(28, "full")).startswith(f"{tmp_path}: full")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from episode_fixtures import make_end, make_meta, make_order
 
-from agent.durable import StorageError
+from agent.durable import StorageError, may_pass
 from agent.ledger import EpisodeState, Ledger, LedgerReader
 
 
@@ -34,6 +34,22 @@ def test_at_most_one_counted_episode_per_slot(tmp_path: Path) -> None:
     assert ledger.filled() == {}
     second = seal(ledger, "o#0")
     assert ledger.filled() == {"o#0": second}
+
+
+@pytest.mark.parametrize("name", ["agent.db", "agent.db-wal"])
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_ledger_that_is_removed_while_it_is_written_is_noticed(
+    tmp_path: Path, name: str, is_replaced: bool
+) -> None:
+    ledger = Ledger(tmp_path / "agent.db")
+    seal(ledger)
+    copy = (tmp_path / name).read_bytes()
+    (tmp_path / name).rename(tmp_path / "elsewhere")
+    if is_replaced:
+        (tmp_path / name).write_bytes(copy)
+    with pytest.raises(StorageError, match=f"{name} was removed or replaced") as caught:
+        seal(ledger)
+    assert not may_pass(caught.value)
 
 
 def test_an_episode_is_opened_and_sealed_once(tmp_path: Path) -> None:

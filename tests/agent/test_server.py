@@ -1,8 +1,10 @@
 """The server's promises, against the real thing: sockets, journal, threads and all."""
 
 import hashlib
+import sqlite3
 import threading
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from agent.episode import read_episode
 from agent.metrics import AgentMetrics
 from agent.orders import SLOT_ABORTS_MAX
 from agent.policy import slot_hash
+from agent.server import app
 from agent.server.app import Server
 from agent.wire.errors import ConfigError, WireError
 from agent.wire.messages import (
@@ -277,6 +280,20 @@ def test_a_suite_that_is_no_slug_is_refused(server, suite):
     client.request(Hello("robot", ""))
     with pytest.raises(WireError, match="suite: expected 1 to 128"):
         client.request(Assign("robot", suite, 1))
+
+
+def test_a_seal_that_nobody_waits_for_does_not_keep_a_server_from_stopping(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(app, "SEAL_LIMIT_S", HANG_S)
+    caplog.set_level("INFO")
+    with running(tmp_path) as server:
+        start_own(server.client())
+        with closing(sqlite3.connect(tmp_path / "agent" / "agent.db", isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            server._stop.set()
+            server.server.wake()
+            server.wait_until(lambda: "stopped with 1 episodes open" in caplog.text)
 
 
 def fetch_all(operator, epoch=1):

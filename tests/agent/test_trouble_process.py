@@ -18,6 +18,7 @@ from process_fixtures import COMMAND, agent_process, wait_for_endpoints
 from server_fixtures import start_own
 
 from agent.ledger import LedgerReader
+from agent.wire.errors import WireError
 from agent.wire.messages import Act, EpisodeEnd, Executed, Hello, Welcome
 from agent.wire.sockets import DealerClient
 
@@ -144,6 +145,24 @@ def test_what_time_does_not_mend_ends_the_process_with_a_status_and_one_line(
         assert "Traceback" not in "".join(lines)
         assert lines[-1].startswith("perennial serve: the journal in ")
         assert "no such table" in lines[-1]
+
+
+def test_a_ledger_that_is_removed_while_the_server_runs_ends_it_with_a_status(
+    tmp_path: Path,
+) -> None:
+    with agent_process(tmp_path) as process:
+        endpoints = wait_for_endpoints(tmp_path, process)
+        with DealerClient(endpoints["robots"], 5.0) as client:
+            robot = Robot(client)
+            robot.start()
+            robot.act()
+            for path in (tmp_path / "agent").glob("agent.db*"):
+                path.unlink()
+            with pytest.raises(WireError):
+                robot.end()
+            assert process.wait(LIMIT_S) == 1
+        last = process.stderr.read().splitlines()[-1]
+        assert "agent.db was removed or replaced while it was in use" in last
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 
+from agent.durable import StorageError
 from agent.wire.messages import Order, SealedEpisode
 from learner.receiver import Inbox
 from learner.stopping import Stopped
@@ -37,6 +38,13 @@ def test_epochs_are_never_reused_even_after_a_restart(tmp_path, store):
     assert [store.next_epoch() for _ in range(3)] == [1, 2, 3]
     store.close()
     assert LearnerStore(tmp_path / "learner.db").next_epoch() == 4
+
+
+def test_a_database_that_is_removed_while_it_is_written_is_noticed(tmp_path, store):
+    store.next_epoch()
+    (tmp_path / "learner.db").unlink()
+    with pytest.raises(StorageError, match=r"learner\.db was removed or replaced"):
+        store.add_episode(sealed(1), "1")
 
 
 def test_an_episode_gets_its_disposition_at_once_unless_an_update_decides(store):
