@@ -53,6 +53,16 @@ def test_a_folder_may_have_any_name(
     assert parse_grid(["suite=toy", "method=sequential", f"out={name}"]).out == tmp_path / name
 
 
+def test_what_one_run_is_given_is_no_setting_of_the_next() -> None:
+    words = ["suite=toy", "method=ewc"]
+    first = compose_tree(words)
+    given = ["seed=7", "agent.max_batch=3", "learner.continual.ewc.weight=2"]
+    changed = compose_tree([*words, *given])
+    assert (changed["seed"], changed["agent"]["max_batch"]) == (7, 3)
+    assert compose_tree(words) == first
+    assert first["seed"] != 7
+
+
 @pytest.mark.parametrize("text", ["pick, then place", "don't", "heb die Tasse auf", "0012", "${x}"])
 def test_a_childs_file_holds_what_was_typed(text: str, tmp_path: Path) -> None:
     words = ["suite=toy", f"run_dir={tmp_path}/it's #1", f"agent.tasks.pour.instruction={text}"]
