@@ -1,6 +1,7 @@
 """One learning process in memory, with a fake agent, that can be made to crash."""
 
 import threading
+from unittest.mock import patch
 
 from fake_agent import FakeAgent
 from micro_fixtures import CAMERAS, INSTRUCTIONS, micro_policy, renewed_policy
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from agent.adapters import AdapterStore
 from agent.metrics import LearnerMetrics
 from agent.model.lora import rank_of
+from learner import filmstrip
 from learner.algorithm_config import AlgorithmConfig
 from learner.assembly import assemble
 from learner.checkpoint import CheckpointFolder
@@ -23,6 +25,7 @@ from learner.receiver import Inbox, Receiver
 from learner.store import LearnerStore, immediate_disposition
 
 STATE_SIZE = 16  # of the micro model
+IMAGE_SIZE = 16  # too; larger strips of its noise cost a PNG more than learning does
 PLAYED = {}  # by every run here: a version names its content, and the base is always the same
 
 
@@ -132,7 +135,8 @@ class Run:
         receiver = Receiver(self.agent, self.inbox, self.stop)
         receiver.start()
         try:
-            return self.loop.run()
+            with patch.object(filmstrip, "FRAME_PIXELS", IMAGE_SIZE):
+                return self.loop.run()
         finally:
             self.stop.set()
             receiver.join(HANG_S)

@@ -27,7 +27,9 @@ METHODS = {
 }
 WITH_STATE = ("ewc", "er", "der", "retain")
 AT_ONCE = ("retain", "slca")  # what these make of the first task already is not what was trained
-MOMENTS = ("before_commit", "before_publish")  # at which the second task's update is killed
+# At which one run is killed, one after the other, and how many updates are then kept. A process
+# that goes on publishes the last one again: its second is that of the second task.
+MOMENTS = (((2, "before_commit"), 1), ((2, "before_publish"), 2))
 # Settings with which a method must be sequential fine-tuning, to the last bit.
 NOTHING = {
     "ewc": ContinualConfig("ewc", ewc=EwcConfig(weight=0.0, samples=4)),
@@ -65,22 +67,25 @@ def test_one_task_merged_whole_is_not_merged(sequential, tmp_path):
 def test_a_method_changes_the_second_task_and_resumes_as_if_never_killed(
     name, sequential, tmp_path
 ):
-    for part in ("whole", *MOMENTS):
-        (tmp_path / part).mkdir()
-    whole = finish(tmp_path / "whole", METHODS[name])
-    ours, theirs = whole.adapters.versions(), sequential.adapters.versions()
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    run = finish(whole, METHODS[name])
+    ours, theirs = run.adapters.versions(), sequential.adapters.versions()
     assert (ours[0] == theirs[0]) == (name not in AT_ONCE)
     assert ours[1] != theirs[1]
-    for moment in MOMENTS:
-        folder, config = tmp_path / moment, make_config(METHODS[name], **LEARN)
-        killed = Run(folder, config, crash_at=(2, moment))
+    agent = None
+    for crash_at, committed in MOMENTS:
+        ended = Run(killed, make_config(METHODS[name], **LEARN), agent, crash_at)
         with pytest.raises(Crash):
-            killed.go()
-        killed.restore()
-        killed.store.close()
-        resumed = finish(folder, METHODS[name], agent=killed.agent)
-        assert resumed.adapters.versions() == ours
-        assert same(resumed.continual.state(), whole.continual.state())
+            ended.go()
+        ended.restore()
+        assert ended.store.last_update().update_id == committed
+        ended.store.close()
+        agent = ended.agent
+    resumed = finish(killed, METHODS[name], agent=agent)
+    assert resumed.adapters.versions() == ours
+    assert same(resumed.continual.state(), run.continual.state())
 
 
 @pytest.mark.parametrize("name", WITH_STATE)
