@@ -25,7 +25,8 @@ METHODS = {
     "slca": ContinualConfig("slca", slca=SlcaConfig(0.1)),
     "dwe": ContinualConfig("dwe"),
 }
-WITH_STATE = ("ewc", "er", "der", "retain")
+IN_SHORT = "er"  # killed in the middle of a task by the fast tests; the others by the slow ones
+WITH_STATE = (IN_SHORT, "ewc", "der", "retain")
 AT_ONCE = ("retain", "slca")  # what these make of the first task already is not what was trained
 # At which one run is killed, one after the other, and how many updates are then kept. A process
 # that goes on publishes the last one again: its second is that of the second task.
@@ -88,7 +89,9 @@ def test_a_method_changes_the_second_task_and_resumes_as_if_never_killed(
     assert same(resumed.continual.state(), run.continual.state())
 
 
-@pytest.mark.parametrize("name", WITH_STATE)
+@pytest.mark.parametrize(
+    "name", [IN_SHORT, *(pytest.param(n, marks=pytest.mark.slow) for n in WITH_STATE[1:])]
+)
 def test_killed_in_the_middle_of_the_second_task_it_goes_on_with_what_it_remembers(name, tmp_path):
     """What a method made when the task began is then in the checkpoint alone."""
     learn, runs = {**LEARN, "iterations_per_task": 2}, {}
