@@ -21,6 +21,8 @@ from agent.wire.arrays import array_bytes, array_from, brief
 from agent.wire.errors import WireError
 from agent.wire.schema import defaults_of, fields_of, finite_number, reader_of
 
+_HEADER_FIELDS = 5
+_PEEK_BYTES = 512
 MAX_DEPTH = 16  # of nested maps and lists in `pack`/`unpack`
 
 Frame = bytes | memoryview
@@ -149,10 +151,14 @@ def decode(
     Raises WireError (bad_message, too_large, unknown_type, version_mismatch, bad_array) for
     everything that is not exactly one well-formed message, and nothing else.
     """
-    _check_sizes(frames, limits)
-    header = _unpack_header(frames[0], limits)
+    try:
+        _check_sizes(frames, limits)
+        header = _unpack_header(frames[0], limits)
+    except WireError as error:
+        error.request_id = peek_request_id(frames[0]) if frames else 0
+        raise
     request_id = header["id"]
-    if type(request_id) is not int or not 0 <= request_id < 1 << 63:
+    if not _is_request_id(request_id):
         raise WireError(
             "bad_message", f"header id must be an integer in 0..2^63-1: {brief(request_id)}"
         )
@@ -161,6 +167,27 @@ def decode(
     except WireError as error:
         error.request_id = request_id
         raise
+
+
+def peek_request_id(frame: Frame) -> int:
+    """The id in a header that is refused unread, so that its sender need not wait; 0: unknown.
+
+    It stands at the header's beginning, and no more is looked at.
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=_PEEK_BYTES, max_bin_len=0, max_ext_len=0)
+    unpacker.feed(frame[:_PEEK_BYTES])
+    try:
+        for _ in range(min(unpacker.read_map_header(), _HEADER_FIELDS)):
+            key, value = unpacker.unpack(), unpacker.unpack()
+            if key == "id":
+                return value if _is_request_id(value) else 0
+    except (*_UNPACK_ERRORS, TypeError):
+        pass  # whoever sent it cannot be told which request it was
+    return 0
+
+
+def _is_request_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _check_sizes(frames: Sequence[Frame], limits: Limits) -> None:
@@ -190,7 +217,8 @@ def _unpack_header(frame: Frame, limits: Limits) -> dict[str, Any]:
             max_ext_len=0,
         )
     except _UNPACK_ERRORS as error:
-        raise WireError("bad_message", f"header frame is not msgpack: {error}") from error
+        text = f"header frame is not msgpack with texts of at most {limits.max_string_bytes} bytes"
+        raise WireError("bad_message", text) from error
     if type(header) is not dict or header.keys() != {"v", "t", "id", "dl", "b"}:
         raise WireError("bad_message", "header must be a map with the keys v, t, id, dl, b")
     return header

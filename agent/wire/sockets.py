@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, Self
 import zmq
 
 from agent.wire.client_list import ANYBODY, Client
-from agent.wire.codec import DEFAULT_LIMITS, Envelope, Frame, Limits, decode, encode
+from agent.wire.codec import (
+    DEFAULT_LIMITS,
+    Envelope,
+    Frame,
+    Limits,
+    decode,
+    encode,
+    peek_request_id,
+)
 from agent.wire.connections import Connections
 from agent.wire.endpoints import address_of, check_endpoint, is_ipv6
 from agent.wire.errors import ConfigError, HandshakeRefused, RequestTimeout, WireError
@@ -100,11 +108,13 @@ class RouterSocket:
         peer = identity.bytes
         sender = ANYBODY if self.door is None else self.door.identify(identity)
         frames: list[Frame] = []
-        parts = size_bytes = 0
+        parts = size_bytes = request_id = 0
         while self._socket.rcvmore:
             frame = self._socket.recv(copy=False)
             parts += 1
             size_bytes += len(frame.buffer)
+            if parts == 1:
+                request_id = peek_request_id(frame.buffer)
             if parts <= self.limits.max_parts and size_bytes <= self.limits.max_message_bytes:
                 frames.append(frame.buffer)
             else:
@@ -115,7 +125,7 @@ class RouterSocket:
             text = f"{size_bytes} bytes, at most {self.limits.max_message_bytes} are accepted"
         else:
             return Received(peer, frames, sender)
-        return Received(peer, [], sender, WireError("too_large", text))
+        return Received(peer, [], sender, WireError("too_large", text, request_id))
 
     def send(self, peer: bytes, message: object, request_id: int) -> bool:
         """Answers a peer without waiting; False if it is gone or does not drain its replies.

@@ -18,7 +18,7 @@ from patience import HANG_S
 from power import LOST, Aftermath, Disk, Drawn
 
 from agent.adapters import AdapterStore
-from agent.durable import new_folder, replace_file, sync_folder
+from agent.durable import new_folder, replace_file, replacing, sync_folder
 from agent.episode import read_episode
 from agent.journal import Journal
 from agent.ledger import SealedRow
@@ -55,11 +55,20 @@ def test_what_is_not_synced_may_be_lost_and_what_is_synced_is_not(disk: Disk) ->
     assert frozenset({("file", b"whole")}) in found
 
 
-def test_a_file_is_the_old_one_or_the_new_one(disk: Disk) -> None:
+def replace_in_parts(path: Path, data: bytes) -> None:
+    with replacing(path) as file:
+        file.write(data[:1])
+        file.write(data[1:])
+
+
+@pytest.mark.parametrize("replace", [replace_file, replace_in_parts])
+def test_a_file_is_the_old_one_or_the_new_one(
+    disk: Disk, replace: Callable[[Path, bytes], None]
+) -> None:
     path = disk.root / "file"
     with disk.watched():
         for data in (b"first", b"second, and longer", b"3"):
-            replace_file(path, data)
+            replace(path, data)
             disk.promise(data)
 
     def check(root: Path, promises: tuple[bytes, ...]) -> None:

@@ -207,6 +207,27 @@ def test_limits_are_enforced():
         decode([])
 
 
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"suite": "s" * 9000}, "bad_message"),
+        ({"suite": "s" * 70_000}, "too_large"),
+        ({"client_id": "c" * (2 << 20)}, "too_large"),
+    ],
+)
+def test_who_sends_what_is_refused_unread_is_told_which_request_it_was(change, code):
+    message = dataclasses.replace(messages.Assign("robot", "toy"), **change)
+    with pytest.raises(WireError, match=code) as caught:
+        decode(encode(message, 77), Limits(max_header_bytes=64 << 10))
+    assert caught.value.request_id == 77
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_have_a_request_id_or_none(buffer):
+    assert 0 <= codec.peek_request_id(buffer) < 1 << 63
+    assert codec.peek_request_id(b"\x81" * 600 + buffer) == 0
+
+
 def test_decoded_arrays_are_views_and_cannot_be_written():
     payload = np.arange(1 << 16, dtype=np.uint8)
     frames = encode(messages.Chunk("e", 0, payload, "base"), 1)

@@ -255,6 +255,17 @@ def test_a_reply_to_nobody_is_counted(server):
     assert after == before + 1
 
 
+def test_a_client_is_told_at_once_that_its_request_is_too_large(server):
+    client = server.client()
+    client.request(Hello("robot", ""))
+    with pytest.raises(WireError, match="texts of at most 8192 bytes"):
+        client.request(Assign("robot", "s" * 20_000, 1))
+    half = np.zeros((20 << 20) // 3 * 3, "u1").reshape(-1, 1, 3)
+    pictures = {"agentview": half, "wrist": half}
+    with pytest.raises(WireError, match="bytes, at most 33554432 are accepted"):
+        client.request(Act("e", 0, pictures, np.zeros(P, "f4"), np.zeros(0, "u1")))
+
+
 def test_a_flood_of_garbage_leaves_memory_and_state_alone(server, raw):
     rng = np.random.default_rng(0)
     for round_number in range(300):
