@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,12 @@ def sealed(k: int, size: int = 200) -> SealedEpisode:
     )  # fmt: skip
 
 
+def offered(episode: SealedEpisode) -> SealedEpisode:
+    """As one that is too large for a message: its bytes come in parts."""
+    nothing = np.zeros(0, np.uint8)
+    return replace(episode, payload=nothing, size_bytes=len(episode.payload))
+
+
 class Agent:
     """Stands where an AgentLink does; what it is told is a promise."""
 
@@ -44,6 +51,9 @@ class Agent:
         if not items:
             self.stop.set()
         return items
+
+    def fetch_part(self, episode_id: str, offset: int, length: int) -> bytes:
+        return sealed(int(episode_id)).payload.tobytes()[offset : offset + length]
 
     def acknowledge(self, sha256_by_id: dict[str, str]) -> None:
         self.disk.promise(("kept", dict(sha256_by_id)))
@@ -69,12 +79,12 @@ POLICY_FOLDER: list[Path] = []
 
 @pytest.fixture(scope="module")
 def life(tmp_path_factory: pytest.TempPathFactory) -> Disk:
-    """Episodes are received, one of them altered; two updates are committed and published."""
+    """Episodes are received, one in parts, one altered; two updates are committed and published."""
     POLICY_FOLDER[:] = [tmp_path_factory.mktemp("policy")]
     disk = Disk(tmp_path_factory.mktemp("disk"))
     episodes = [sealed(k) for k in range(4)]
     with disk.watched():
-        agent = Agent(disk, [*episodes, sealed(4, size=10)])
+        agent = Agent(disk, [*episodes, offered(sealed(5)), sealed(4, size=10)])
         agent.episodes[-1].payload[0] += 1  # altered on the way
         publication = publication_in(disk.root, agent)
         inbox = Inbox(disk.root / "episodes", publication.store)
@@ -128,7 +138,7 @@ def resume(root: Path, promises: tuple) -> None:
 
 def test_the_learner_keeps_its_promises_after_every_cut(life: Disk) -> None:
     kept = [value for kind, value in life.cuts[-1].promises if kind == "kept"]
-    assert [len(value) for value in kept] == [2, 2]
+    assert [len(value) for value in kept] == [2, 2, 1]
     Aftermath(life, resume).of_all([LOST])
 
 
