@@ -26,7 +26,7 @@ def export_version(store: AdapterStore, version: str, out: Path, base_name: str)
         StorageError: the disk refused; nothing is left at `out`.
     """
     folder = store.verify(version)
-    if out.exists():
+    if out.is_symlink() or out.exists():
         raise ConfigError(f"{out} exists: name a new folder, nothing is overwritten")
     with new_folder(out) as temporary:
         for path in folder.iterdir():

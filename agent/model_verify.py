@@ -17,6 +17,7 @@ from agent.model.policy_model import wrap_network
 from agent.model.verification import DEFAULT_INSTRUCTION, answer_greedily, draw_images
 from agent.process.instruction import clean_instruction
 from agent.process.shown import say
+from agent.process.terminal import telling
 
 
 def verify_folder(
@@ -49,7 +50,8 @@ def verify_folder(
     parameters = sum(tensor.numel() for tensor in state.values())
     say(f"keys        {len(state)} tensors, {parameters:,} parameters: all there, none besides")
     started = time.perf_counter()
-    network = load_model(path, getattr(torch, dtype), device, **architecture)
+    with telling(lambda: "loading the weights"):
+        network = load_model(path, getattr(torch, dtype), device, **architecture)
     seconds = time.perf_counter() - started
     say(f"weights     {dtype} on {device}, all finite, {seconds:.1f} s, {_peak()}")
     cameras = [f"image{i}" for i in range(config.num_images)]
@@ -58,7 +60,8 @@ def verify_folder(
     started = time.perf_counter()
     try:
         text = DEFAULT_INSTRUCTION if instruction is None else clean_instruction(instruction)
-        choices, actions = answer_greedily(policy, draw_images(config.num_images), text)
+        with telling(lambda: "answering"):
+            choices, actions = answer_greedily(policy, draw_images(config.num_images), text)
     except ValueError as error:
         raise ModelFolderError(f"{error}; give another with --instruction") from error
     if not np.isfinite(actions).all():

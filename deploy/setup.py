@@ -61,6 +61,7 @@ SUPERVISION = (
     "restart_backoff_s",
     "stop_limit_s",
     "ready_limit_s",
+    "hang_limit_s",
     "parent_pid",
 )
 _SERVICE_SETTINGS = (

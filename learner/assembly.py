@@ -42,7 +42,8 @@ def assemble(
 ) -> Parts:
     """The parts that `config.algorithm` and `config.continual` name."""
     critic = _critic(config, policy)
-    continual = _continual(config, policy, critic, inbox)
+    past = Past(inbox.store, inbox.folder, config.cameras, should_stop)
+    continual = _continual(config, policy, critic, past)
     if config.algorithm.method == "sft":
         return Parts(SftTeacher(config, policy, should_stop, continual), critic, continual)
     if critic is not None:
@@ -56,10 +57,9 @@ def assemble(
 
 
 def _continual(
-    config: LearnerConfig, policy: LoraPolicy, critic: Critic | None, inbox: Inbox
+    config: LearnerConfig, policy: LoraPolicy, critic: Critic | None, past: Past
 ) -> ContinualMethod:
     settings = config.continual
-    past = Past(inbox.store, inbox.folder, config.cameras)
     if settings.ewc is not None:
         return Ewc(settings.ewc, policy, past, config.seed)
     if settings.retain is not None:

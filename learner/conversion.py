@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agent.durable import locked, replacing
+from agent.durable import LOCK_NAME, locked, replacing
 from agent.model.actions import decode_tokens, encode_actions
 from agent.model.devices import check_device
 from agent.model.errors import ModelFolderError
@@ -21,6 +21,7 @@ from agent.model.folder import load_saved
 from agent.model.lora import save_adapter
 from agent.model.merging import merge_adapter
 from agent.model.policy_model import PolicyModel, load_policy_model
+from agent.process.folders import begin_in
 from agent.process.terminal import counting
 from learner.checkpoint import load_optimizer_tensors, optimizer_tensors
 from learner.demonstrations import DemonstrationError, Demonstrations, load_demonstrations
@@ -100,8 +101,9 @@ def convert(base: Path, out: Path, settings: ConversionSettings) -> tuple[Agreem
             another conversion.
         DemonstrationError: frames that cannot be trained on.
     """
-    if out.exists():
+    if out.is_symlink() or out.exists():
         raise ModelFolderError(f"{out} exists: name a new folder, nothing is overwritten")
+    work = Path(settings.work) if settings.work else out.with_name(f"{out.name}.work")
     torch.set_num_threads(settings.threads)
     check_device("device", settings.device)
     demos = load_demonstrations([Path(folder) for folder in settings.demos])
@@ -114,7 +116,7 @@ def convert(base: Path, out: Path, settings: ConversionSettings) -> tuple[Agreem
         settings.device,
     )
     student = TokenStudent(model, settings.rank, settings.alpha, settings.seed)
-    work = Path(settings.work) if settings.work else out.with_name(f"{out.name}.work")
+    begin_in(work, LOCK_NAME, "work")
     with locked(work):
         conversion = Conversion(student, demos, settings)
         before = conversion.measure()

@@ -18,6 +18,7 @@ import numpy as np
 
 from agent.durable import replace_file
 from agent.model.images import ImagePipeline
+from agent.process.folders import begin_in
 from agent.process.shown import printable
 from agent.process.terminal import counting
 from learner.demonstrations import META_FILE, DemonstrationError, read_arrays
@@ -71,11 +72,12 @@ def import_files(paths: list[Path], out: Path, settings: ImportSettings) -> Impo
 
     Raises:
         DemonstrationError: no demonstration that can be used, or `out` holds another set.
+        ConfigError: `out` holds anything else.
         StorageError, OSError: the disk refused.
     """
     read, refused = _survey(paths)
     sources = _arrange(paths, read, refused, settings, out)
-    out.mkdir(parents=True, exist_ok=True)
+    begin_in(out, META_FILE, "--out")
     replace_file(out / META_FILE, json.dumps(_meta(paths, sources, settings), indent=1).encode())
     imported = frames = first = 0
     expected = sum(source.demonstrations for source in read.values())

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from agent.process import load_config, run_command
 from agent.process.checks import require_range
-from agent.process.errors import ConfigError
+from agent.process.errors import ConfigError, PerennialError
+from agent.process.folders import begin_in
+from agent.process.shown import LINE_MAX_CHARS, printable
 
 if TYPE_CHECKING:
     from agent.model.network import PolicyNetwork
     from agent.model.processing import PromptEncoder
     from learner.demonstrations import Demonstrations
 
+LOG_NAME = "pretrain.jsonl"  # in `work`: the first file there
 MADE_NAME = "made.txt"  # in `work`: which folder it writes the model to
 VARIANTS = ("oft-discrete", "cnn")
 
@@ -62,7 +65,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"learner.nano: variant must be one of {VARIANTS}, got {config.variant!r}")
     if reason := _refuse_out(config):
         sys.exit(f"learner.nano: {reason}")
-    build(config)
+    try:
+        begin_in(Path(config.work), LOG_NAME, "work")
+        build(config)
+    except PerennialError as error:
+        sys.exit(f"learner.nano: {printable(error, LINE_MAX_CHARS)}")
 
 
 def _refuse_out(config: NanoConfig) -> str:
@@ -87,14 +94,13 @@ def build(config: NanoConfig) -> None:
     demos = load_demonstrations([Path(d) for d in config.demos])
     settings = PretrainConfig(**config.pretrain)
     work, out = Path(config.work), Path(config.out)
-    work.mkdir(parents=True, exist_ok=True)
+    log = (work / LOG_NAME).open("a", buffering=1)
     torch.manual_seed(settings.seed)
     model, prompts = _start(config, demos, settings.seed)
     sampler = FrameSampler(demos, prompts, model, config.unnorm_key, settings)
     stages = {"see": see_stage, "act": act_stage}
     if config.base or not demos.state.shape[1]:
         del stages["see"]  # it can already see, or what is to be seen is not known
-    log = (work / "pretrain.jsonl").open("a", buffering=1)
     with log:
         for name, make in stages.items():
             stage = make(model, sampler, settings)

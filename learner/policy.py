@@ -5,7 +5,7 @@ both as one adapter.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,7 @@ class LoraPolicy:
         self._dtype = next(model.network.parameters()).dtype
         self._is_bfloat16 = self._dtype == torch.bfloat16
         self._past: dict[str, Tensor] = {}
+        self.on_forward: Callable[[], object] = lambda: None  # before each pass through the network
         if full_rank and rank != (needed := whole_rank(model.network)):
             raise AdapterError(
                 f"algorithm.full_rank of this model needs algorithm.lora_rank={needed} and "
@@ -120,6 +121,7 @@ class LoraPolicy:
             instructions_B: what the policy was told, to the letter.
             choices_BKA: what is to be scored; only the causal variant looks at it.
         """
+        self.on_forward()
         config = self.network.config
         ids, mask = pad_prompts(
             [self.model.prompts.encode_as_told(text) for text in instructions_B],

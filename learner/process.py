@@ -42,6 +42,7 @@ from learner.policy import LoraPolicy
 from learner.progress import ProgressLog, last_stamp_s, write_json
 from learner.publication import Identity, Publication
 from learner.receiver import RECEIVER_THREAD, Inbox, Receiver
+from learner.steps import longest_step_s
 from learner.stopping import StopFlag, Stopped
 from learner.store import LearnerStore, immediate_disposition
 
@@ -117,6 +118,8 @@ def _learn_locked(
         client = DealerClient(config.operator_endpoint, config.request_timeout_s, keys=keys)
         return AgentLink(session, client, stop, inbox.refuse)
 
+    policy.on_forward = inbox.on_read = stop.is_set  # which is a sign of life
+    manager.allow(longest_step_s(config, policy))
     link = new_link()
     parts = assemble(config, policy, inbox, link, stop.is_set)
     publication = _new_publication(config, policy, parts, store, link, stop.is_set)

@@ -54,6 +54,7 @@ class Inbox:
         """
         self.folder, self.store = folder, store
         self._on_kept, self._on_quarantined, self._on_refused = on_kept, on_quarantined, on_refused
+        self.on_read: Callable[[], object] = lambda: None  # before each reading of an episode
         self.restarts = 0  # of the agent: how often an epoch was opened with it
         self.quarantine = folder / "quarantine"
         with storage_errors(folder):
@@ -118,6 +119,7 @@ class Inbox:
         Raises:
             UnusableEpisode: its file is damaged or gone.
         """
+        self.on_read()
         path = self.folder / row.file
         try:
             data = path.read_bytes()

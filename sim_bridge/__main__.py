@@ -30,7 +30,7 @@ def _work(config: SimConfig) -> None:
     from sim_bridge.client import RequestTable
     from sim_bridge.heartbeat import Heartbeat
     from sim_bridge.log import EndLog
-    from sim_bridge.suites import make_suite
+    from sim_bridge.suites import longest_turn_s, make_suite
     from sim_bridge.worker import Worker
 
     suite = make_suite(config)
@@ -63,6 +63,7 @@ def _work(config: SimConfig) -> None:
 
     try:
         with stop.working(manager.stopping):
+            manager.allow(longest_turn_s(config.suite))
             manager.ready(f"asking {config.endpoint} for work")
             worker.run(should_stop, config.idle_exit_s)
     finally:

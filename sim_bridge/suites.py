@@ -54,6 +54,14 @@ def make_suite(config: SimConfig) -> Suite:
     return PerturbedSuite(suite, config.suite, perturbations) if perturbations else suite
 
 
+def longest_turn_s(suite: str) -> float:
+    """What a reset or a chunk of one body may take, where that is more than a fraction of a second.
+
+    Others' environments compile their models when they reset, on cores that are not theirs alone.
+    """
+    return 0.0 if split_suite(suite)[0] in _LIGHT else 60.0
+
+
 def _tabletop(config: SimConfig) -> Suite:
     from sim_bridge.tabletop.body import TabletopSuite
 
@@ -86,3 +94,4 @@ _FACTORIES: dict[str, tuple[str, Callable[[SimConfig], Suite]]] = {
     "toy": ("toy", _toy),
     **dict.fromkeys(LIBERO_SUITES, ("libero", _libero)),
 }
+_LIGHT = ("tabletop", "toy")

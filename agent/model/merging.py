@@ -69,7 +69,7 @@ def merge_adapter(
         AdapterError: the adapter does not fit the base, or its values overflow it.
         StorageError: the disk refused; nothing is left at `out`.
     """
-    if out.exists():
+    if out.is_symlink() or out.exists():
         raise ModelFolderError(f"{out} exists: name a new folder, nothing is overwritten")
     folder = ModelFolder.open(base)
     config = read_config(folder, architecture)

@@ -1,13 +1,14 @@
 """What a command prints: alive on a terminal, few short lines where its output is none.
 
 A pipe, a log file and TERM=dumb get no control code, no colour, no drawn box and no line that is
-broken where a terminal would end; a count of long work is told every PLAIN_PERIOD_S at most.
+broken where a terminal would end; how far long work is, is told once every PLAIN_PERIOD_S.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,33 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}"
 
 
+@contextmanager
+def telling(line: Callable[[], str], console: Console | None = None) -> Iterator[None]:
+    """Prints `line`, behind the time since the beginning, every PLAIN_PERIOD_S meanwhile.
+
+    A single step may take longer than that: a thread prints. On a terminal nothing is printed.
+    line: called on that thread. console: on standard error, where none is given.
+    """
+    console = console or new_console(sys.stderr)
+    if console.is_terminal:
+        yield
+        return
+    began_s, ended = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(PLAIN_PERIOD_S):
+            told = fit(f"{clock(time.monotonic() - began_s)}  {line()}")
+            console.print(told, highlight=False, markup=False)
+
+    thread = threading.Thread(target=tell, name="telling", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class Count(Protocol):
     """How far a long piece of work is."""
 
@@ -79,7 +107,9 @@ def counting(
     """
     console = new_console(stream or sys.stderr)
     if not console.is_terminal:
-        yield _PlainCount(console, what, total, done, time.monotonic)
+        plain = _PlainCount(console, what, total, done)
+        with telling(plain.describe, console):
+            yield plain
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
@@ -104,26 +134,17 @@ class _BarCount:
 
 
 class _PlainCount:
-    def __init__(
-        self,
-        console: Console,
-        what: str,
-        total: int | None,
-        done: int,
-        now_s: Callable[[], float],
-    ) -> None:
-        self._console, self._now_s = console, now_s
+    def __init__(self, console: Console, what: str, total: int | None, done: int) -> None:
+        self._console = console
         self._what, self._total, self._done = what, total, done
-        self._began_s = self._told_s = now_s()
+
+    def describe(self) -> str:
+        of = "" if self._total is None else f" of {self._total}"
+        return f"{self._what}: {self._done}{of}"
 
     def update(self, done: int, what: str = "", total: int | None = None) -> None:
         self._done, self._what = done, what or self._what
         self._total = self._total if total is None else total
-        now_s = self._now_s()
-        if now_s - self._told_s >= PLAIN_PERIOD_S:
-            self._told_s = now_s
-            of = "" if self._total is None else f" of {self._total}"
-            self.say(fit(f"{clock(now_s - self._began_s)}  {self._what}: {self._done}{of}"))
 
     def advance(self, more: int = 1) -> None:
         self.update(self._done + more)

@@ -46,7 +46,7 @@ class ServiceManager:
         self._has_failed = False
         self._is_stopping = False
         self._socket = self._connect(environment.get("NOTIFY_SOCKET", ""))
-        self._period_s = self._read_period_s(environment) if self._socket else None
+        self._limit_s = self._read_limit_s(environment) if self._socket else None
         self._ping_at_s = self._status_at_s = clock()
         self._status = ""
 
@@ -54,6 +54,15 @@ class ServiceManager:
         """Start-up is complete; from now on the manager expects `beat`."""
         self._status = status
         self._send(f"READY=1\nSTATUS={_one_line(status)}", READY_LIMIT_S)
+
+    def allow(self, step_s: float) -> None:
+        """One step of the work may take so long, on top of the manager's own limit.
+
+        The manager is told the sum; the pings stay as frequent as its own limit wants them.
+        """
+        if self._limit_s is not None:
+            limit_usec = round((self._limit_s + step_s) * 1e6)
+            self._send(f"WATCHDOG_USEC={limit_usec}", READY_LIMIT_S)
 
     def show(self, status: str) -> None:
         """Sets the line that `systemctl status` shows."""
@@ -77,8 +86,8 @@ class ServiceManager:
         with self._lock:
             self._silent.discard(threading.current_thread().name)
             now_s = self._clock()
-            if self._period_s is not None and not self._silent and now_s >= self._ping_at_s:
-                self._ping_at_s = now_s + self._period_s
+            if self._limit_s is not None and not self._silent and now_s >= self._ping_at_s:
+                self._ping_at_s = now_s + self._limit_s / PINGS_PER_LIMIT
                 self._silent = set(self._threads)
                 self._send("WATCHDOG=1")
             if status is not None and now_s >= self._status_at_s:
@@ -108,19 +117,19 @@ class ServiceManager:
             return None
         return sender
 
-    def _read_period_s(self, environment: Mapping[str, str]) -> float | None:
-        """Seconds between two pings; None: the manager does not watch this process."""
+    def _read_limit_s(self, environment: Mapping[str, str]) -> float | None:
+        """The longest silence; None: the manager does not watch this process."""
         limit, pid = environment.get("WATCHDOG_USEC", ""), environment.get("WATCHDOG_PID", "")
         if not limit or (pid and pid != str(os.getpid())):
             return None
         try:
-            period_s = int(limit) / 1e6 / PINGS_PER_LIMIT
+            limit_s = int(limit) / 1e6
         except ValueError:
-            period_s = 0.0
-        if period_s <= 0:
+            limit_s = 0.0
+        if limit_s <= 0:
             self._on_failure(f"WATCHDOG_USEC={limit!r} is no number of microseconds")
             return None
-        return period_s
+        return limit_s
 
     def _send(self, message: str, timeout_s: float = 0.0) -> None:
         if self._socket is None:

@@ -45,12 +45,14 @@ def main(argv: list[str] | None = None) -> int:
     from agent.durable import StorageError
     from agent.process.terminal import new_console
     from deploy.bench.grid import parse_grid
+    from deploy.bench.report import refuse_foreign
     from deploy.bench.results import ResultError
     from deploy.local.placement import BadSetting
 
     console = new_console()
     try:
         grid = parse_grid(arguments.words)
+        refuse_foreign(grid)
         if arguments.report:
             return _report(grid, console)
         with StopFlag().unwinding():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from agent.process.optional import PackageError, needing
 from deploy.bench.grid import Grid
 from deploy.bench.results import read_cells
 from deploy.bench.tables import Rows, cost_table, figures_table, matrix_table
+from deploy.local.placement import BadSetting
 from deploy.local.table import conditions_of
 
 REPORT, CURVES = "report.md", "curves.png"
+_FIRST_LINE = re.compile(r"# \d+ methods compared\n")
 FIGURES = """\
 Success on evaluation init states that training never sees, the same states and noise for every
 method, in percent; differences in points. Mean over seeds ± standard error, with Student's 95%
@@ -27,6 +31,20 @@ A mean over the seeds. What cells share was run once and counts for each of them
 is a cell's own is beside it. A chunk forward is one answer of the policy while acting. Starts count
 how often the processes were started, a shared beginning's included.
 """
+
+
+def refuse_foreign(grid: Grid) -> None:
+    """Raises BadSetting if a file is there that is no report of ours, and would be replaced."""
+    path = grid.out / REPORT
+    try:
+        is_ours = _FIRST_LINE.match(path.read_text("utf-8", "replace")) is not None
+    except FileNotFoundError:
+        path = grid.out / CURVES  # never without a report
+        is_ours = not os.path.lexists(path)
+    except NotADirectoryError as error:
+        raise BadSetting(f"out: {grid.out} is no folder; choose another out=FOLDER") from error
+    if not is_ours:
+        raise BadSetting(f"{path} is there and no comparison wrote it; choose another out=FOLDER")
 
 
 def write_report(grid: Grid) -> list[Path]:

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from agent.durable import LOCK_NAME, StorageError
+from agent.process.terminal import telling
 from agent.process.words import setting_of
 from deploy.bench.cells import Cell, Step, compose, plan_cell, require_model
 from deploy.bench.estimate import Estimate, clock, describe, estimate, own_effort
@@ -79,6 +80,7 @@ class Runner:
         self._runs, self._results, self._console = runs, results, console
         self._pace = Pace(found)
         self._failed: dict[str, str] = {}  # step's folder -> why
+        self._present = ""  # what is done now, for people
 
     def run(
         self, cells: Mapping[str, Cell], plans: Sequence[Step], on_result: Callable[[], object]
@@ -87,6 +89,13 @@ class Runner:
 
         on_result: called after each cell that was finished.
         """
+        with telling(lambda: self._present, self._console):
+            self._finish_all(cells, plans, on_result)
+        return [step.folder for step in plans if step.folder in self._failed]
+
+    def _finish_all(
+        self, cells: Mapping[str, Cell], plans: Sequence[Step], on_result: Callable[[], object]
+    ) -> None:
         for step in plans:
             try:
                 for each in steps_left(self._runs, [step]):
@@ -100,7 +109,6 @@ class Runner:
             write_result(self._results, result)
             self._tell(f"finished  {describe_result(result)}")
             on_result()
-        return [step.folder for step in plans if step.folder in self._failed]
 
     def _tell(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False)
@@ -111,6 +119,7 @@ class Runner:
             raise ProcessFailed(f"it goes on from {step.folder}: {self._failed[step.folder]}")
         run_dir = self._runs / step.folder
         run_dir.parent.mkdir(parents=True, exist_ok=True)
+        self._present = f"{run_dir.name}  waiting until no other process has it"
         _wait_until_free(run_dir)
         if read_state(run_dir).get("finished"):
             return  # by the process that was waited for
@@ -137,8 +146,9 @@ class Runner:
 
             def show() -> None:
                 share, stage = progress.look()
-                left_s = self._pace.left_s(step, share * episodes)
-                bars.update(bar, completed=share, stage=stage, left=f"{clock(left_s)} left in all")
+                left = f"{clock(self._pace.left_s(step, share * episodes))} left in all"
+                self._present = f"{run_dir.name}  {share:.0%}  {left}  {stage}"
+                bars.update(bar, completed=share, stage=stage, left=left)
 
             log_path = run_dir.parent / f"{run_dir.name}.log"
             run_program("deploy.local.run", [*step.overrides, *own], log_path, show)

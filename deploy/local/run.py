@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(overrides: list[str]) -> int:
-    from agent.process.terminal import new_console
+    from agent.process.terminal import new_console, telling
     from deploy.local.conditions import Conditions
     from deploy.local.ledgers import ActivationTail
     from deploy.local.live import new_view
@@ -102,7 +102,8 @@ def _run(overrides: list[str]) -> int:
             )
             return 0
         resumes = folder.prepare(config, installed_versions())
-        _ask_first(folder, config, is_new=not resumes)
+        with telling(lambda: "looking at model and settings", console):
+            _ask_first(folder, config, is_new=not resumes)
         learner = config.processes["learner"]
         progress = Progress(Plan.from_learner(learner))
         under = str(Conditions.of_learner(learner))

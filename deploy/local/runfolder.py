@@ -38,6 +38,7 @@ FREE_SECTIONS = (
     "restart_backoff_s",
     "stop_limit_s",
     "ready_limit_s",
+    "hang_limit_s",
     "parent_pid",
 )
 # Models of ours: those that come along, and those that `make nano-baselines` trains.

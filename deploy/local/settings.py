@@ -29,6 +29,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "restart_backoff_s": (0.0, 3600.0),
     "stop_limit_s": (0.0, 86_400.0),
     "ready_limit_s": (0.001, 1e6),
+    "hang_limit_s": (1.0, 1e6),
     "parent_pid": (1, 2**31 - 1),
     "threads.agent": (1, 1024),
     "threads.learner": (1, 1024),
@@ -59,6 +60,7 @@ class RunSettings:
     restart_backoff_s: float
     stop_limit_s: float
     ready_limit_s: float
+    hang_limit_s: float
     parent_pid: int | None
     threads: Threads = field(default_factory=Threads)
 

@@ -24,7 +24,8 @@ class Signs:
 
     Args:
         path: of the socket; short, as sockets' paths must be.
-        limit_s: silence after which a child that was ready counts as hung.
+        limit_s: silence after which a child that was ready counts as hung, until it asks for more
+            with WATCHDOG_USEC because its steps are long.
         ready_limit_s: time after which a child that is not ready counts as hung.
     """
 
@@ -35,7 +36,8 @@ class Signs:
         ready_limit_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path, self._limit_s, self._ready_limit_s = path, limit_s, ready_limit_s
+        self._path, self._own_limit_s, self._ready_limit_s = path, limit_s, ready_limit_s
+        self._limit_s = limit_s
         self._clock = clock
         self._socket: socket.socket | None = None
         self.is_ready = False
@@ -54,6 +56,7 @@ class Signs:
             self._socket = bound
         self._receive()
         self.is_ready = False
+        self._limit_s = self._own_limit_s
         self._silent_s = self._stopped_s = 0.0
         self._looked_at_s = self._clock()
         usec = str(round(self._limit_s * 1e6))
@@ -94,7 +97,15 @@ class Signs:
                 break
             is_alive = is_alive or b"READY=1" in lines or b"WATCHDOG=1" in lines
             self.is_ready = self.is_ready or b"READY=1" in lines
+            for line in lines:
+                self._take_limit(line)
         return is_alive
+
+    def _take_limit(self, line: bytes) -> None:
+        """A child knows how long its steps may take; it cannot make the limit shorter."""
+        name, _, value = line.partition(b"=")
+        if name == b"WATCHDOG_USEC" and value.isdigit():
+            self._limit_s = max(self._own_limit_s, int(value) / 1e6)
 
 
 def _is_stopped(pid: int) -> bool:

@@ -19,13 +19,6 @@ MODULES = {"agent": "agent", "learner": "learner", "probe": "sim_bridge.probe", 
 POLL_S = 0.25
 CLIENTS_FIRST_S = 1.0  # in which clients end their episodes while the others still answer
 STOP_POLL_S = 0.02
-# After which a process that was ready counts as hung; its longest step must stay below.
-SILENCE_LIMITS_S = {
-    "agent": 60.0,  # a turn of its loop
-    "learner": 600.0,  # a micro-batch, or reading one iteration's episodes
-    "probe": 60.0,  # a look at its socket
-    "sim": 300.0,  # a reset or a chunk of one body
-}
 
 
 class Interrupted(Exception):
@@ -155,6 +148,6 @@ class Supervisor:
             threads=getattr(settings.threads, kind, 1),
         )
         path = socket_folder(run_dir) / f"{place}.notify"
-        signs = Signs(path, SILENCE_LIMITS_S[kind], settings.ready_limit_s)
+        signs = Signs(path, settings.hang_limit_s, settings.ready_limit_s)
         measure = partial(achieved, run_dir, name)
         return Child(spec, settings.restart_limit, settings.restart_backoff_s, signs, measure)

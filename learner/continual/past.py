@@ -1,7 +1,7 @@
 """What earlier tasks left in the learner's record: the episodes of a task's last iteration."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agent.episode import Episode, EpisodeCorrupt, read_episode
@@ -17,10 +17,18 @@ class Past:
 
     Args:
         folder: of the episode files.
+        on_read: called before each reading of one.
     """
 
-    def __init__(self, store: LearnerStore, folder: Path, cameras: Sequence[str]) -> None:
+    def __init__(
+        self,
+        store: LearnerStore,
+        folder: Path,
+        cameras: Sequence[str],
+        on_read: Callable[[], object] = lambda: None,
+    ) -> None:
         self._store, self._folder, self._cameras = store, folder, cameras
+        self._on_read = on_read
 
     def last_rows(self, task_index: int) -> list[EpisodeRow]:
         """The episodes of the task's last update, in slot order; none for a supervised task."""
@@ -42,6 +50,7 @@ class Past:
         return episodes
 
     def _read(self, row: EpisodeRow) -> Episode:
+        self._on_read()
         path = self._folder / row.file
         if not path.exists():
             raise ConfigError(

@@ -21,8 +21,10 @@ import numpy as np
 from agent.durable import replace_file, replacing
 from agent.process import die_with
 from agent.process.errors import ConfigError
+from agent.process.folders import begin_in
 from agent.process.terminal import counting
 
+META_NAME = "meta.json"
 EPISODES_PER_SHARD = 100_000  # id space of one shard's episodes
 # (shard, frames) -> arrays of that many frames; sent to worker processes, so a module's own.
 Record = Callable[[int, int], dict[str, np.ndarray]]
@@ -44,9 +46,10 @@ def write_shards(
 ) -> None:
     """Writes every shard that `out` lacks, `workers` at once, with progress on the terminal.
 
-    Raises ValueError if `out` holds the demonstrations of another `meta`.
+    Raises ValueError if `out` holds the demonstrations of another `meta`, ConfigError if it holds
+    anything else.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    begin_in(out, META_NAME, "--out")
     _write_meta(meta, out)
     counts = [min(shard_frames, frames - first) for first in range(0, frames, shard_frames)]
     missing = [i for i in range(len(counts)) if not _shard_path(out, i).exists()]
@@ -83,12 +86,14 @@ def _write_shard(record: Record, shard: int, frames: int, out: Path) -> None:
 
 
 def _write_meta(meta: dict[str, Any], out: Path) -> None:
-    path = out / "meta.json"
+    path = out / META_NAME
     if path.exists():
         try:
             found = json.loads(path.read_text("utf-8"))
         except ValueError:
-            raise ConfigError(f"{path} is damaged; remove it and the shards beside it") from None
+            raise ConfigError(
+                f"{path} is damaged; remove it and the shards beside it, or choose another --out"
+            ) from None
         if found != meta:
             raise ValueError(f"{path}: describes other demonstrations; choose another --out")
         return

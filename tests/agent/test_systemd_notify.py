@@ -64,6 +64,19 @@ def test_pings_follow_beats_four_times_per_limit(manager):
     assert manager.receive_all() == ["WATCHDOG=1"]
 
 
+def test_long_steps_raise_the_limit_and_leave_the_pings_as_frequent(manager):
+    clock = Clock()
+    client = ServiceManager(environment=manager.environment(WATCHDOG_USEC=ONE_PER_S), clock=clock)
+    client.allow(96.0)
+    assert manager.receive_all() == ["WATCHDOG_USEC=100000000"]
+    for _ in range(100):
+        client.beat()
+        clock.now_s += 0.1
+    assert len(manager.receive_all()) == 10
+    ServiceManager(environment=manager.environment()).allow(96.0)
+    assert manager.receive_all() == [], "nobody watches it"
+
+
 def test_no_thread_can_vouch_for_another(manager):
     clock = Clock()
     environment = manager.environment(WATCHDOG_USEC=ONE_PER_S)

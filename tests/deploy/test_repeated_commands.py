@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import shlex
 import shutil
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from agent.adapters import AdapterStore
 from agent.durable import _UNFINISHED
 from agent.episode_writer import EpisodeWriter
 from deploy import setup
+from deploy.bench import __main__ as bench
 from deploy.local import report, run
 from deploy.local.cli import COMMANDS
 from deploy.local.runfolder import RunFolder
@@ -31,6 +33,7 @@ from sim_bridge.demos import __main__ as demos
 
 sys.path.append(str(Path(__file__).parents[1] / "agent"))
 from episode_fixtures import make_chunk, make_end, make_meta
+from server_fixtures import running
 
 NANO = Path(__file__).parents[2] / "agent" / "assets" / "nano"
 REFUSED = "refused"  # the second time, with the reason
@@ -40,18 +43,18 @@ READ_ONLY = {
     "adapters list", "dry-run", "episodes list", "episodes show", "episodes verify", "keys list",
     "model inspect", "model verify", "plan",
 }  # fmt: skip
-# Repeated in tests of their own, with real processes or servers.
+# Repeated in tests of their own, with real processes or servers: each does give its command twice.
+TWICE = "tests/process/test_repeated_processes.py::test_a_finished_run_whose_processes_start_again"
 ELSEWHERE = {
-    "adapters activate": "tests/agent/test_activation.py",
-    "adapters rollback": "tests/agent/test_activation.py",
-    "bench": "tests/process/test_bench_run.py",
-    "demos import": "tests/learner/test_libero_import.py",
-    "eval": "tests/deploy/test_run.py",
-    "learn": "tests/learner/test_resume_settings.py",
-    "model to-discrete": "tests/learner/test_to_discrete.py",
-    "robot": "tests/process/test_realtime_robot.py",
-    "serve": "tests/agent/test_agent_process.py",
-    "sim": "tests/sim_bridge/test_process.py",
+    "adapters activate": f"{__file__}::test_a_switch_that_is_given_twice_is_made_once",
+    "adapters rollback": f"{__file__}::test_a_switch_that_is_given_twice_is_made_once",
+    "bench": "tests/process/test_bench_run.py::test_a_run_that_goes_on_from_a_shared_beginning",
+    "demos import": "tests/learner/test_libero_import.py::test_the_same_import_again",
+    "learn": TWICE,
+    "model to-discrete": "tests/learner/test_to_discrete.py::test_the_command",
+    "robot": "tests/process/test_realtime_robot.py::test_the_same_robot_again",
+    "serve": TWICE,
+    "sim": TWICE,
 }
 
 
@@ -73,7 +76,9 @@ def actions_of(name: str) -> Iterator[str]:
 def test_every_command_and_action_is_here() -> None:
     known = {action for name in COMMANDS for action in actions_of(name)}
     assert known == {*READ_ONLY, *ELSEWHERE, *CASES}
-    assert all((Path(__file__).parents[2] / path).is_file() for path in ELSEWHERE.values())
+    for pointer in ELSEWHERE.values():
+        path, test = pointer.split("::")
+        assert f"def {test}" in (Path(__file__).parents[2] / path).read_text(), pointer
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -167,8 +172,12 @@ def finished(folder: Path) -> Path:
     return folder / "run"
 
 
-def run_words(folder: Path) -> list[str]:
-    words = ["suite=toy", "budget=smoke", f"run_dir={folder / 'run'}"]
+def eval_words(folder: Path) -> list[str]:
+    return run_words(folder, *COMMANDS["eval"].fixed)
+
+
+def run_words(folder: Path, budget: str = "budget=smoke") -> list[str]:
+    words = ["suite=toy", budget, f"run_dir={folder / 'run'}"]
     config = compose_run(words)
     made = RunFolder(config.settings.run_dir)
     with made.lock():
@@ -182,6 +191,7 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], Callable[[list[str]], int], 
     "adapters export": (adapters_export, cli_adapters.main, REFUSED),
     "demos collect": (demos_collect, demos.main, SAME),
     "demos export": (demos_export_words, demos_export.main, REFUSED),
+    "eval": (eval_words, run.main, SAME),
     "keys add": (keys_add, cli_keys.main, SAME),
     "keys allow": (keys_allow, cli_keys.main, SAME),
     "keys init": (lambda folder: ["init", str(folder / "keys")], cli_keys.main, SAME),
@@ -227,6 +237,98 @@ def test_a_killed_one_does_not_block_its_repetition(name: str, tmp_path: Path) -
     assert not half.exists()
     assert (tmp_path / "out.partial").is_dir()
     assert not (tmp_path / "out" / _UNFINISHED).exists()
+
+
+def test_a_switch_that_is_given_twice_is_made_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of `activate`, the second changes nothing; of `rollback`, it is refused."""
+
+    def journaled() -> list[str]:
+        with sqlite3.connect(tmp_path / "agent" / "agent.db") as ledger:
+            return [v for (v,) in ledger.execute("SELECT version FROM activations ORDER BY seq")]
+
+    with running(tmp_path) as server:
+        endpoint = f"--endpoint={server.server.operator_endpoint}"
+        v1, v2 = server.publish(1), server.publish(2)
+        for version in (v1, v1, v2, v2):
+            assert cli_adapters.main(["activate", str(tmp_path), version, endpoint]) == 0
+        assert journaled() == [v1, v2]
+        assert cli_adapters.main(["rollback", str(tmp_path), endpoint]) == 0
+        capsys.readouterr()
+        assert cli_adapters.main(["rollback", str(tmp_path), endpoint]) == 1
+        assert "--again" in capsys.readouterr().err
+        assert journaled() == [v1, v2, v1]
+
+
+PERSONS = ("report.md", "curves.png", "meta.json", "tokenizer.json", "see.pt", "notes")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind)
+        for name in ("bench", "demos collect", "nano")
+        for kind in ("file", "folder", "link", "lost link")
+        if (name, kind) != ("bench", "lost link")  # which makes the folder that is meant
+    ],
+)
+def test_what_is_anothers_is_left_as_it_is(
+    name: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, mine = tmp_path / "given", tmp_path / "mine"
+    mine.mkdir()
+    for each in PERSONS:
+        (mine / each).write_text(f"a person's {each}")
+    if kind == "file":
+        given.write_text("a person's")
+    elif kind == "folder":
+        mine = mine.rename(given)
+    else:
+        given.symlink_to(mine if kind == "link" else tmp_path / "gone")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    status = WRITERS[name](given)
+    said = capsys.readouterr().err
+    assert status in (1, 2)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert str(given) in said or str(given.resolve()) in said
+    assert len(said.splitlines()) == 1
+    assert "Errno" not in said
+    assert "name another" in said or "name a new" in said or "choose another" in said
+
+
+def bench_report(out: Path) -> int:
+    words = ["--report", "suite=toy", "budget=smoke", "method=sequential", "seeds=1"]
+    return bench.main([*words, f"out={out}"])
+
+
+def collect_into(out: Path) -> int:
+    return demos.main(["collect", "--suite=tabletop", f"--out={out}", "--frames=1"])
+
+
+def learn_nano(work: Path) -> int:
+    from learner import nano
+
+    try:
+        nano.main(["demos=[nowhere]", f"work={work}", f"out={work.parent / 'new'}"])
+    except SystemExit as error:
+        print(error.code, file=sys.stderr)
+        return 1
+    return 0
+
+
+WRITERS: dict[str, Callable[[Path], int]] = {
+    "bench": bench_report, "demos collect": collect_into, "nano": learn_nano,
+}  # fmt: skip
+
+
+def test_a_report_of_ours_is_replaced(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert bench_report(tmp_path / "out") == 0
+    (tmp_path / "out" / "notes").write_text("a person's")
+    before = snapshot(tmp_path)
+    assert bench_report(tmp_path / "out") == 0
+    assert snapshot(tmp_path) == before
 
 
 def test_half_a_recording_is_completed_to_the_same_set(tmp_path: Path) -> None:

@@ -56,6 +56,21 @@ def test_a_child_that_falls_silent_is_found(listener: Listener) -> None:
     assert "no sign of life for 60 s" in listener.listen(2)
 
 
+def test_a_child_of_long_steps_is_given_more_time_and_its_successor_is_not(
+    listener: Listener,
+) -> None:
+    child = ServiceManager(environment=listener.signs.expect(), clock=listener.clock)
+    child.allow(100.0)
+    child.ready("working")
+    assert listener.listen(LIMIT_S + 99) == ""
+    assert "no sign of life for 160 s" in listener.listen(2)
+    child = ServiceManager(environment=listener.signs.expect(), clock=listener.clock)
+    child.allow(-30.0)  # never less than was asked for
+    child.ready("working")
+    assert listener.listen(LIMIT_S - 1) == ""
+    assert "no sign of life for 60 s" in listener.listen(2)
+
+
 def test_work_of_any_length_is_no_hang_while_it_gets_on(listener: Listener) -> None:
     child = ServiceManager(environment=listener.signs.expect(), clock=listener.clock)
     child.ready("working")

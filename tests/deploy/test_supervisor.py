@@ -25,7 +25,8 @@ def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
     monkeypatch.setattr(Child, "watch", lambda child: 0)
     settings = RunSettings(
         tmp_path, seed=0, workers=1, probe_rate_hz=0.0, report=False, restart_limit=0,
-        restart_backoff_s=0.0, stop_limit_s=0.1, ready_limit_s=0.1, parent_pid=None,
+        restart_backoff_s=0.0, stop_limit_s=0.1, ready_limit_s=0.1, hang_limit_s=1.0,
+        parent_pid=None,
     )  # fmt: skip
     return Supervisor(RunConfig(settings, {}, {"learner": {}}), NeverStopped())
 

@@ -115,6 +115,34 @@ def test_an_interrupted_import_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
     assert "other demonstrations" in capsys.readouterr().err
 
 
+def test_the_same_import_again_changes_nothing_nor_what_is_anothers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "stove_demo.hdf5", tmp_path / "out"
+    write(path, [episode(0), episode(1)])
+
+    def files(folder: Path) -> dict[str, bytes]:
+        return {each.name: each.read_bytes() for each in folder.iterdir()}
+
+    assert run(path, out) == 0
+    said, before = capsys.readouterr().out.splitlines()[-1], files(out)
+    assert run(path, out) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    assert files(out) == before
+    (tmp_path / "link").symlink_to(out)  # to another disk, say
+    assert run(path, tmp_path / "link") == 0
+    assert files(out) == before
+    (out / "meta.json").unlink()
+    before = files(out)
+    for given in (out, path, path / "below"):
+        capsys.readouterr()
+        assert run(path, given) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "--out: " in line
+        assert "name a" in line
+    assert files(out) == before
+
+
 def test_what_is_no_demonstration_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

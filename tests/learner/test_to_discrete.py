@@ -173,6 +173,14 @@ def test_the_command(demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "held-out frames" in capsys.readouterr().out
     assert main([str(base), str(out), *short]) == 1
     assert "exists" in capsys.readouterr().err
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+    assert main([str(base), str(tmp_path / "lost"), *short]) == 1
+    assert "exists" in capsys.readouterr().err
+    (tmp_path / "third.work").mkdir()
+    (tmp_path / "third.work" / "agreement.json").write_text("a person's")
+    assert main([str(base), str(tmp_path / "third"), *short]) == 1
+    assert "work: " in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "third.work").iterdir()] == ["agreement.json"]
     for words in (["stepz=1"], ["steps=many"], [], ["demos=[a]", "steps=0"]):
         assert main([str(base), str(tmp_path / "other"), *words]) == 2
         error = capsys.readouterr().err

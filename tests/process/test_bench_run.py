@@ -67,6 +67,9 @@ def test_a_run_that_goes_on_from_a_shared_beginning_learns_what_a_whole_one_lear
     assert (
         0 < result.cost["own_episodes"] < len(whole.ends) == result.summary["episodes"]["collected"]
     )
+    written = (out / "report.md").read_bytes()
+    assert run_bench(model_dir, out, "ewc").startswith("1 cells, 1 have a result, 0 to run\nReport")
+    assert (out / "report.md").read_bytes() == written
     shutil.rmtree(out / "runs")
     before = figures(out)
     (out / "report.md").unlink()

@@ -48,6 +48,32 @@ def test_episodes_run_to_their_end_and_every_action_is_told_of(tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_the_same_robot_again_leaves_what_was_logged(tmp_path: Path) -> None:
+    """Its episodes are new ones; a file that is no log or report is not written to."""
+    log = tmp_path / "robot.jsonl"
+    with noop_server(tmp_path, "move_left") as (endpoint, _):
+        words = robot_words(endpoint, tmp_path, "episodes=1", "rate_hz=50")
+        subprocess.run(words, check=True, timeout=HANG_S)
+        first = log.read_bytes()
+        subprocess.run(words, check=True, timeout=HANG_S)
+        both = log.read_bytes()
+        assert both.startswith(first)
+        assert len({line.episode_id for line in read_log(log)}) == 2
+        for setting in ("log_path", "report_path"):
+            mine = tmp_path / "mine"
+            mine.write_text("a person's")
+            refused = subprocess.run(
+                [*words, f"{setting}={mine}"],
+                capture_output=True, text=True, timeout=HANG_S, check=False,
+            )  # fmt: skip
+            assert refused.returncode == 2
+            assert len(refused.stderr.splitlines()) == 1
+            assert str(mine) in refused.stderr
+            assert mine.read_text() == "a person's"
+        assert log.read_bytes() == both
+
+
+@pytest.mark.slow
 def test_a_silent_server_holds_the_robot_until_it_speaks_again(tmp_path: Path) -> None:
     with noop_server(tmp_path, "move_left") as (endpoint, server):
         words = robot_words(
