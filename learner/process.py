@@ -31,6 +31,7 @@ from learner.assembly import Parts, assemble
 from learner.checkpoint import CheckpointFolder
 from learner.config import LearnerConfig
 from learner.evaluation import GREEDY, ROLLOUT, conditions
+from learner.exhausted import memory_errors
 from learner.given import publish_given
 from learner.health import Vitals
 from learner.link import AgentLink, Session
@@ -72,6 +73,7 @@ def learn(config: LearnerConfig) -> None:
 
     state_dir = Path(config.state_dir)
     with (
+        memory_errors(),
         locked(state_dir),
         database_errors(state_dir / "learner.db"),
         closing(LearnerStore(state_dir / "learner.db")) as store,

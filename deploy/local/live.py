@@ -13,12 +13,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agent.process.terminal import PLAIN_PERIOD_S, clock, fit
+from agent.process.terminal import LINE_CHARS, PLAIN_PERIOD_S, clock, fit
 from deploy.local.progress import Progress, TaskView, percent
 from deploy.local.statistics import Rate
 
 BARS = "▁▂▃▄▅▆▇█"
 REFRESHES_PER_S = 4
+TROUBLE_CHARS = 400  # when it is new: a cut reason would be none
 SPARK_UPDATES = 12  # the newest updates that a task's curve shows
 
 
@@ -74,13 +75,13 @@ class PlainView:
         if trouble != self._trouble:
             self._trouble = trouble
             if trouble:
-                self._tell(trouble)
+                self._tell(trouble, TROUBLE_CHARS)
         if self._now_s() - self._told_s >= PLAIN_PERIOD_S:
-            self._tell(self._progress.stage())
+            self._tell(trouble or self._progress.stage())
 
-    def _tell(self, line: str) -> None:
+    def _tell(self, line: str, chars: int = LINE_CHARS) -> None:
         self._told_s = self._now_s()
-        self._say(fit(f"{clock(self._told_s - self._began_s):>6}  {line}"))
+        self._say(fit(f"{clock(self._told_s - self._began_s):>6}  {line}", chars))
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False)

@@ -115,8 +115,8 @@ class Child:
         """Why it ended, until it achieves something again; one line, or ""."""
         if not self._vain_ends:
             return ""
-        count = f"end {self._vain_ends} of {self._restart_limit + 1}"
-        return f"{self.spec.name} {self._reason} ({count} without progress)"
+        count = f"end {self._vain_ends} of {self._restart_limit + 1} without progress"
+        return f"{self.spec.name}, {count}, {self._reason}"
 
     def start(self) -> None:
         """Starts the process in a group of its own, so that Ctrl-C reaches the supervisor alone."""
@@ -177,7 +177,7 @@ class Child:
             self._achieved, self._vain_ends = achieved, 0
 
     def _plan_restart(self, status: int, now_s: float) -> None:
-        reason = f"ended ({_describe(status)}): {self.last_line()}"  # unless the disk refuses
+        reason = f"{_describe(status)}: {self.last_line()}"  # unless the disk refuses
         self._forgive_after_progress()
         self._vain_ends += 1
         self._reason = reason

@@ -5,13 +5,17 @@ import io
 import json
 import shutil
 import sqlite3
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from finished_run import FinishedRun
+from patience import HANG_S
 from rich.console import Console
 
+from agent.process import terminal
 from deploy.bench import runner
 from deploy.bench.cells import Cell, Step, compose
 from deploy.bench.estimate import Effort, Estimate
@@ -188,6 +192,29 @@ def test_what_fails_is_named_and_the_rest_goes_on(
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["three.json"]
     assert reports == [1]
     assert steps_left(tmp_path / "runs", plans) == [bad, plans[0], plans[1]]
+
+
+def test_a_log_tells_how_far_a_long_run_is(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+
+    def run_program(
+        module: str, words: list[str], log_path: Path, show: Callable[[], None]
+    ) -> None:
+        show()
+        deadline_s = time.monotonic() + HANG_S
+        while "one  0%" not in stream.getvalue():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        shutil.copytree(finished, tmp_path / "runs" / "one")
+
+    monkeypatch.setattr(runner, "run_program", run_program)
+    monkeypatch.setattr(terminal, "PLAIN_PERIOD_S", 0.01)
+    found = Estimate(1, (Step("one", OVERRIDES),), 0.1, 0)
+    made = Runner(tmp_path / "runs", tmp_path / "results", found, terminal.new_console(stream))
+    assert made.run(cells("one"), [Step("one", OVERRIDES)], lambda: None) == []
+    assert all(line.isprintable() for line in stream.getvalue().splitlines())
 
 
 def test_a_run_of_other_settings_fails_alone(finished: Path, tmp_path: Path) -> None:

@@ -224,12 +224,17 @@ def test_a_log_tells_a_trouble_once_and_nothing_of_earlier_starts(progress: Prog
     progress.forget_milestones()
     with PlainView(console, "toy", "T = 1", progress, clock) as view:
         head = len(printed(console))
+        trouble = "learner, end 1 of 6, exit status 1: " + "no memory left; " * 19 + "the end"
         for _ in range(10):
             progress.add_events([cell | rates])  # a resume tells a complete row again
-            view.refresh("", "learner ended (exit status 1): " + "no memory left " * 20)
-    (line,) = printed(console)[head:]
-    assert "no memory left" in line
-    assert len(line) == LINE_CHARS
+            view.refresh("", trouble)
+        (line,) = printed(console)[head:]
+        assert line.endswith(trouble), "whole: its end may be the reason"
+        clock.now_s += PLAIN_PERIOD_S
+        view.refresh("", trouble)
+    _, again = printed(console)[head:]
+    assert "no memory left" in again
+    assert len(again) == LINE_CHARS
 
 
 def test_a_tail_reads_whole_lines_once(tmp_path: Path) -> None:

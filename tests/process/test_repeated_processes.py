@@ -61,11 +61,14 @@ def what_was_made(run_dir: Path) -> dict[str, object]:
     }
 
 
-def test_a_finished_run_whose_processes_start_again_stays_as_it_is(
-    tmp_path: Path, model_dir: Path
-) -> None:
-    run_dir = tmp_path / "run"
-    finish_run(run_dir, model_dir)
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    finish_run(folder, model_dir)
+    return folder
+
+
+def test_a_finished_run_whose_processes_start_again_stays_as_it_is(run_dir: Path) -> None:
     before = what_was_made(run_dir)
     with (
         RunFolder(run_dir).sockets(),
@@ -84,9 +87,7 @@ def test_a_finished_run_whose_processes_start_again_stays_as_it_is(
     assert what_was_made(run_dir) == before
 
 
-def test_a_state_folder_that_holds_other_things_keeps_them(tmp_path: Path, model_dir: Path) -> None:
-    run_dir = tmp_path / "run"
-    finish_run(run_dir, model_dir)
+def test_a_file_in_the_place_of_a_folder_or_a_log_is_kept(tmp_path: Path, run_dir: Path) -> None:
     for name, module, key in (
         ("agent", "agent", "state_dir"), ("learner", "learner", "state_dir"),
         ("sim-0", "sim_bridge", "log_path"),
