@@ -54,7 +54,8 @@ class Inbox:
         """
         self.folder, self.store = folder, store
         self._on_kept, self._on_quarantined, self._on_refused = on_kept, on_quarantined, on_refused
-        self.on_read: Callable[[], object] = lambda: None  # before each reading of an episode
+        # Called before an episode is read or kept, by either thread: it gets on.
+        self.on_episode: Callable[[], object] = lambda: None
         self.restarts = 0  # of the agent: how often an epoch was opened with it
         self.quarantine = folder / "quarantine"
         with storage_errors(folder):
@@ -70,6 +71,7 @@ class Inbox:
         """
         accepted = {}
         for episode in episodes:
+            self.on_episode()
             problem = self._problem(episode)
             if problem is None:
                 problem = self._keep(episode)
@@ -119,7 +121,7 @@ class Inbox:
         Raises:
             UnusableEpisode: its file is damaged or gone.
         """
-        self.on_read()
+        self.on_episode()
         path = self.folder / row.file
         try:
             data = path.read_bytes()

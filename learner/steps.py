@@ -20,14 +20,14 @@ DISK_BYTES_PER_S = 20e6  # of a memory card
 def longest_step_s(config: LearnerConfig, policy: LoraPolicy) -> float:
     """Seconds within which either thread gets on, on any machine.
 
-    One learns from a micro-batch and writes a checkpoint; the other waits for an answer of the
-    agent, which may be gone, and of what it asks for while there is nothing.
+    One learns from a micro-batch and writes a checkpoint; the other greets an agent that may be
+    gone, and asks it for episodes while there are none.
     """
     trained = sum(tensor.numel() for tensor in policy.parameters.values())
     rate = GPU_FLOPS_PER_S if policy.device.type == "cuda" else CPU_FLOPS_PER_S * config.threads
     learn_s = micro_batch_flops(config, policy) / rate
     write_s = trained * TRAINED_BYTES / DISK_BYTES_PER_S
-    return learn_s + write_s + config.request_timeout_s + FETCH_WAIT_S
+    return learn_s + write_s + 2 * config.request_timeout_s + FETCH_WAIT_S
 
 
 def micro_batch_flops(config: LearnerConfig, policy: LoraPolicy) -> float:
