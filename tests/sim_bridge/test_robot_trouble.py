@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -15,9 +16,11 @@ from scripted_server import CHUNK_STEPS, ScriptedServer
 from agent.wire.errors import ConfigError
 from agent.wire.messages import (
     Act,
+    Chunk,
     EpisodeEnd,
     EpisodeSealed,
     EpisodeStart,
+    EpisodeStarted,
     Executed,
     Fault,
     Outcome,
@@ -85,6 +88,7 @@ class Told:
         self.ends: list[EpisodeEnd] = []
         self.codes: list[int] = []
         self.fault: Callable[[Act], bool] = lambda act: False
+        self.unkept: type | None = None  # the reply that says so of its episode
 
     def answer(self, message: object, reply: object) -> list[object]:
         if isinstance(message, Act) and self.fault(message):
@@ -93,7 +97,9 @@ class Told:
             self.codes += message.executed.tolist()
         if isinstance(message, EpisodeEnd):
             self.ends.append(message)
-            return [EpisodeSealed(message.episode_id, message.outcome, False)]
+            reply = EpisodeSealed(message.episode_id, message.outcome, False)
+        if isinstance(reply, EpisodeStarted | Chunk | EpisodeSealed):
+            return [replace(reply, recorded=type(reply) is not self.unkept)]
         return [reply]
 
 
@@ -207,6 +213,17 @@ def test_a_refused_observation_shifts_no_codes_and_the_episode_is_ended() -> Non
         assert runtime.run_episode(TASK, STEPS, never).outcome == Outcome.ABORTED
     (end,) = told.ends
     assert len(end.executed) == 0, "the observation took the codes with it"
+
+
+@pytest.mark.parametrize("kind", [EpisodeStarted, Chunk, EpisodeSealed])
+def test_an_episode_that_the_agent_does_not_keep_is_counted(kind: type) -> None:
+    told = Told()
+    with driving(Arm(), told) as runtime:
+        runtime.run_episode(TASK, STEPS, never)
+        assert runtime.figures.summary()["episodes_unkept"] == 0
+        told.unkept = kind
+        runtime.run_episode(TASK, STEPS, never)
+        assert runtime.figures.summary()["episodes_unkept"] == 1
 
 
 def test_a_chunk_of_another_shape_is_not_played() -> None:

@@ -358,6 +358,18 @@ def test_transient_refusals_are_retried(tmp_path: Path) -> None:
         assert len(refused) == 2
 
 
+def test_an_episode_that_the_agent_does_not_keep_is_counted(tmp_path: Path) -> None:
+    def lose_the_first(message: object, reply: object) -> list[object]:
+        if isinstance(reply, Chunk) and reply.episode_id == next(iter(server.episodes)):
+            return [replace(reply, recorded=False)]
+        return [reply]
+
+    with ScriptedServer([make_lease(k) for k in range(3)]) as server:
+        server.answer = lose_the_first
+        worker = work(server, tmp_path / "client.jsonl", ends(3))
+        assert worker.summary()["episodes_unkept"] == 1
+
+
 def test_a_policy_that_does_not_fit_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with ScriptedServer([]) as server:
         server.action_dim = 6
