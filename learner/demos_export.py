@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 from agent.process import run_command
+from agent.process.arguments import whole_number
 from agent.process.paths import user_path
-from agent.process.shown import LINE_MAX_CHARS, complain, printable
+from agent.process.shown import complain, say
 
 DEFAULT_RATE_HZ = 20
 
@@ -24,9 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     except (PerennialError, OSError) as error:
         complain("perennial demos export", error)
         return 1
-    print(f"{arguments.out}: {counts.pop('episodes')} episodes, {counts.pop('frames')} frames")
+    say(f"{arguments.out}: {counts.pop('episodes')} episodes, {counts.pop('frames')} frames")
     for reason, count in counts.items():
-        print(f"left out: {count} {printable(reason, LINE_MAX_CHARS)}")
+        say(f"left out: {count} {reason}")
     return 0
 
 
@@ -65,20 +66,16 @@ def export(folder: Path, out: Path, rate_hz: int) -> Counter[str]:
     return counts
 
 
-def _rate(text: str) -> int:
-    rate_hz = int(text)
-    if rate_hz < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {rate_hz}")
-    return rate_hz
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="perennial demos export", description=__doc__)
     parser.add_argument("folder", type=user_path, help="a run, or any folder with episodes (.mcap)")
     parser.add_argument("--to", choices=["lerobot-v3"], required=True, help="the format")
     parser.add_argument("--out", type=user_path, required=True, help="folder of the data set")
     parser.add_argument(
-        "--rate-hz", type=_rate, default=DEFAULT_RATE_HZ, help="control steps per second (20)"
+        "--rate-hz",
+        type=whole_number(1, 1000),
+        default=DEFAULT_RATE_HZ,
+        help="control steps per second (20)",
     )
     return parser
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from agent.process import run_command
+from agent.process.arguments import whole_number
 from agent.process.paths import user_path
-from agent.process.shown import complain
+from agent.process.shown import complain, say
 
 SKIPPED = 3  # exit status
 _EPILOG = """\
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     except (PerennialError, OSError) as error:
         complain("perennial demos import", error)
         return 1
-    print(f"{arguments.out}: {imported.demonstrations} demonstrations, {imported.frames} frames")
+    say(f"{arguments.out}: {imported.demonstrations} demonstrations, {imported.frames} frames")
     skipped = [
         f"{number} {what}"
         for number, what in (
@@ -52,21 +53,6 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _count(text: str) -> int:
-    return _between(1, 1_000, text)
-
-
-def _side(text: str) -> int:
-    return _between(2, 4096, text)
-
-
-def _between(low: int, high: int, text: str) -> int:
-    number = int(text)
-    if not low <= number <= high:
-        raise argparse.ArgumentTypeError(f"expected {low} to {high}, got {number}")
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="perennial demos import",
@@ -74,14 +60,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    count = whole_number(1, 1000)
     parser.add_argument(
         "paths", type=user_path, nargs="+", metavar="FILE", help="one for each task"
     )
     parser.add_argument("--from", choices=["libero-hdf5"], required=True, help="the format")
     parser.add_argument("--out", type=user_path, required=True, help="folder of the shards")
-    parser.add_argument("--chunk", type=_count, default=8, help="actions per label (8)")
-    parser.add_argument("--stride", type=_count, default=1, help="control steps between frames (1)")
-    parser.add_argument("--image-size", type=_side, help="pixels (as in the files)")
+    parser.add_argument("--chunk", type=count, default=8, help="actions per label (8)")
+    parser.add_argument("--stride", type=count, default=1, help="control steps between frames (1)")
+    parser.add_argument("--image-size", type=whole_number(2, 4096), help="pixels (as in the files)")
     parser.add_argument(
         "--keep-noops",
         action="store_true",

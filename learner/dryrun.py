@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.process import BAD_INPUT, load_config, run_command
+from agent.process.arguments import real_number, whole_number
 from agent.process.paths import user_path
 from agent.process.shown import complain
 from agent.wire.errors import ConfigError
@@ -229,14 +230,15 @@ def _hours_lines(hours: Hours, gpus: int, conditions: Conditions, speed: str) ->
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="learner.dryrun", description=__doc__)
+    count = whole_number(1, 1_000_000_000)
     for name in ("agent", "learner"):
         parser.add_argument(f"--{name}", type=user_path, required=True, metavar="FILE.yaml")
     parser.add_argument("--published", action="store_true", help="there is no model folder")
     parser.add_argument("--gpu", required=True)
-    parser.add_argument("--utilisation", type=float, required=True)
-    parser.add_argument("--bodies", type=int, required=True)
-    parser.add_argument("--image-size", type=int, required=True)
-    parser.add_argument("--mean-steps", type=int)
+    parser.add_argument("--utilisation", type=real_number(0, 1, is_open=True), required=True)
+    parser.add_argument("--bodies", type=count, required=True)
+    parser.add_argument("--image-size", type=count, required=True)
+    parser.add_argument("--mean-steps", type=count)
     return parser
 
 

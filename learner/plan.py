@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from agent.process import run_command
+from agent.process.arguments import real_number, whole_number
+from agent.process.shown import printable, shown
 
 
 @dataclass(frozen=True)
@@ -99,23 +101,28 @@ def _parse_success(text: str) -> tuple[str, float]:
         value = float(rate)
     except ValueError:
         value = -1.0
-    if not separator or not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"expected task=rate with a rate in 0..1, got {text!r}")
-    return task, value
+    if not task.strip() or not separator or not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(
+            f"expected task=rate with a rate in 0..1, got {shown(text)}"
+        )
+    return printable(task), value
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the plan for the given base success rates."""
-    parser = argparse.ArgumentParser(prog="learner.plan", description=__doc__)
+    parser = argparse.ArgumentParser(prog="perennial plan", description=__doc__)
+    count, seconds = whole_number(0, 1_000_000_000), real_number(0, 1e9)
     parser.add_argument("success", nargs="+", type=_parse_success, metavar="TASK=RATE")
-    parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--groups", type=int, default=16, help="groups an iteration")
-    parser.add_argument("--iterations", type=int, default=10, help="iterations a task")
-    parser.add_argument("--extra-groups", type=int, default=0, help="most resampled an iteration")
-    parser.add_argument("--eval-episodes", type=int, default=0, help="of the whole run")
-    parser.add_argument("--seconds-per-episode", type=float, default=1.0)
-    parser.add_argument("--learn-seconds-per-episode", type=float, default=0.5)
-    parser.add_argument("--spread", type=float, default=0.0, help="std of success between states")
+    parser.add_argument("--group-size", type=whole_number(2, 10_000), default=8)
+    parser.add_argument("--groups", type=count, default=16, help="groups an iteration")
+    parser.add_argument("--iterations", type=count, default=10, help="iterations a task")
+    parser.add_argument("--extra-groups", type=count, default=0, help="most resampled an iteration")
+    parser.add_argument("--eval-episodes", type=count, default=0, help="of the whole run")
+    parser.add_argument("--seconds-per-episode", type=seconds, default=1.0)
+    parser.add_argument("--learn-seconds-per-episode", type=seconds, default=0.5)
+    parser.add_argument(
+        "--spread", type=real_number(0, 1), default=0.0, help="std of success between states"
+    )
     args = parser.parse_args(arguments)
     settings = PlanSettings(
         args.group_size,
@@ -126,10 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
         args.seconds_per_episode,
         args.learn_seconds_per_episode,
     )
-    try:
-        plans = [plan_task(task, rate, settings, args.spread) for task, rate in args.success]
-    except ValueError as error:
-        parser.error(str(error))
+    plans = [plan_task(task, rate, settings, args.spread) for task, rate in args.success]
     print(format_plan(plans, settings))
 
 

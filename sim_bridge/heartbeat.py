@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.durable import explain_trouble, may_pass
+from agent.process.arguments import real_number
 from agent.process.clock import since_boot_s
 from agent.process.paths import user_path
 from agent.process.shown import complain
@@ -111,7 +112,9 @@ def main(argv: list[str] | None = None) -> int:
         description="Says how long ago a bridge had its last answer from the agent.",
     )
     parser.add_argument("path", type=user_path, help="the bridge's heartbeat_path")
-    parser.add_argument("--max-age-s", type=float, default=MAX_AGE_S, help="default: %(default)g")
+    parser.add_argument(
+        "--max-age-s", type=real_number(0, 1e9), default=MAX_AGE_S, help="default: %(default)g"
+    )
     arguments = parser.parse_args(argv)
     is_alive, line = check(arguments.path, arguments.max_age_s, since_boot_s())
     print(line)

@@ -21,6 +21,8 @@ def is_path(key: str) -> bool:
 
 def user_path(text: str) -> Path:
     """A path on a command line, as argparse's `type`: what a shell left of ~ is expanded."""
+    if not text:  # "$RUN" where nobody set RUN; the working directory is not meant
+        raise argparse.ArgumentTypeError("the path is empty; write . for the folder you are in")
     try:
         return Path(expand_home("path", text))
     except ConfigError as error:

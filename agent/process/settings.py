@@ -1,7 +1,7 @@
 """Reads a process's settings: a dataclass, a YAML file, and `key=value` words above it.
 
 `agent.process.words` says how a word is read. In a YAML file, too, a text setting takes its scalar
-as it stands: `client_id: 0012`, `task: off`.
+as it stands: `client_id: 0012`, `task: off`. So does a name: `on: {instruction: ...}`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent.process.errors import ConfigError
 from agent.process.paths import expand_home, is_path
-from agent.process.tree import explain, member, members, set_word
+from agent.process.tree import explain, member, members, require_kind, set_word
 from agent.process.words import literal, parse_word
+from agent.process.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -88,40 +89,33 @@ def _literal(value: Any) -> Any:
 
 def _merge_file(node: DictConfig, path: Path) -> None:
     """Set what the YAML file says. Raises ConfigError naming the file."""
-    import yaml
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if not path.is_file():
-        raise ConfigError(f"--config: no such file: {path}")
+    values, raw = read_yaml(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        plain = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-        if not isinstance(plain, DictConfig):
-            raise ConfigError(f"{path}: expected settings, one `key: value` a line")
-        _keep_texts(node, plain, yaml.load(text, yaml.BaseLoader))
+        plain = OmegaConf.create(values)
+        _keep_scalars(node, plain, raw)
         node.merge_with(plain)
-    except OSError as error:
-        raise ConfigError(f"--config: {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not written in UTF-8") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(
-            f"{path}{where}: this is no YAML; put quotes around a text with special characters"
-        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{path}: {explain(error, node)}") from error
 
 
-def _keep_texts(node: Any, plain: Any, raw: Any) -> None:
-    """Give the text settings of `plain` the scalars of `raw`, not what YAML makes of them.
+def _keep_scalars(node: Any, plain: Any, raw: Any, name: str = "") -> None:
+    """Give the texts and numbers of `plain` the scalars of `raw`, not what YAML makes of them.
 
-    node: the settings that `plain` will be merged into. raw: the same file as `plain`, every scalar
-    a string.
+    To YAML `off` is a truth value, 010 is 8 and 1:30 is 90; on a command line they are not.
+
+    Args:
+        node: the settings that `plain` will be merged into; their dotted key is `name`.
+        raw: the same file as `plain`, every scalar a string.
+
+    Raises:
+        ConfigError: a table stands where none can, or none where one has to.
     """
-    from omegaconf import DictConfig, OmegaConf, StringNode
+    from omegaconf import DictConfig, FloatNode, IntegerNode, OmegaConf, StringNode
 
     for key, below in members(plain):
         if isinstance(plain, DictConfig):
@@ -131,10 +125,13 @@ def _keep_texts(node: Any, plain: Any, raw: Any) -> None:
         place = member(node, key)
         if OmegaConf.is_interpolation(plain, key):
             continue
-        if isinstance(place, StringNode) and isinstance(known, str):
+        inner = f"{name}.{key}" if name else str(key)
+        require_kind(place, below, inner)
+        is_number = isinstance(place, IntegerNode | FloatNode) and plain[key] is not None
+        if isinstance(known, str) and (is_number or isinstance(place, StringNode)):
             plain[key] = known
         elif place is not None:
-            _keep_texts(place, below, known)
+            _keep_scalars(place, below, known, inner)
 
 
 def _expand_paths(node: Any, key: str = "") -> None:

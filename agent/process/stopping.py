@@ -22,13 +22,16 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import ClassVar, NoReturn
 
+from agent.process.shown import complain
+from agent.process.streams import prepare_streams
+
 LIMIT_S = 1.7  # from the signal to the cut: with the exit itself, a process ends within 2 s
 FINISHING_LIMIT_S = 30.0  # the longest that answers, seals or a robot may put the cut off
 EXIT_S = 0.5  # for leaving the interpreter once they are finished
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LOOK_S = 0.05
 _FIRST_PID = 1  # of a container, without an init process
-_STDERR = 2
+_STDOUT, _STDERR = 1, 2
 
 
 class Ended(SystemExit):
@@ -217,6 +220,7 @@ def stoppable(program: str, status: int | None = None) -> Iterator[None]:
     if _Ending.current is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
+    prepare_streams()
     ending = _Ending.current = _Ending(program, status)
     try:
         yield
@@ -229,8 +233,18 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
     SIGINT kills it as SIGTERM does: at once and without a traceback. Whatever it writes survives
     that, as it survives `kill -9`. A reader of its output that goes away, as `head` does, ends it
-    without a word, too.
+    without a word, too. Where its output cannot be written, it says so.
     """
+    prepare_streams()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except OSError as error:
+        where = error.filename or "the output cannot be written"
+        complain("perennial", f"{where}: {error.strerror or error}")
+        # What is still to be written would fail once more while the interpreter leaves.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+        status = 1
+    sys.exit(status)

@@ -100,6 +100,7 @@ def explain(error: Exception, tree: Any, word: Word | None = None) -> str:
         GrammarParseError,
         InterpolationKeyError,
         InterpolationResolutionError,
+        UnsupportedInterpolationType,
         ValidationError,
     )
 
@@ -119,16 +120,55 @@ def explain(error: Exception, tree: Any, word: Word | None = None) -> str:
         name = re.search(r"'([^']+)'", first)
         refers = f"{where}{shown(name[1])} does not exist" if name else f"{where}{first}"
         return f"{refers}; a '${{' that stands for itself is written \\${{"
-    if isinstance(error, InterpolationResolutionError):
-        return re.sub(r"^\w+ raised while resolving interpolation: ", "", first)
+    if isinstance(error, UnsupportedInterpolationType | InterpolationResolutionError):
+        return _explain_reference(error, where, first)
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return unknown_setting(key, tree)
     if isinstance(error, ValidationError):
-        given = re.search(r"[Vv]alue '(.*)' (?:of|for|could|is)", first)  # of a file
+        given = re.search(r"[Vv]alue '(.*?)' (?:of type|for|could|is)", first)  # of a file
         value = word.value if word else given and given[1]
-        got = f", got {shown(value)}" if value is not None else f" ({first})"
+        got = f", got {shown(value)}" if value is not None else ""
         return f"{where}expected {_expected(tree, key)}{got}"
     return f"{where}{first}"
+
+
+def _explain_reference(error: Exception, where: str, first: str) -> str:
+    """Say why a `${...}` stands for no value."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    cause = error.__cause__
+    if isinstance(cause, ConfigError | ValueError) and not isinstance(
+        cause, OmegaConfBaseException
+    ):
+        return re.sub(r"^\w+ raised while resolving interpolation: ", "", first)  # one of ours
+    if match := re.search(r"Unsupported interpolation type (\S+)", first):
+        what = f"nothing can be referred to with ${{{match[1]}:...}}"
+    elif "Recursive" in first:
+        what = "the text refers to itself"
+    elif match := re.search(r"interpolation '(\$\{[^']*\})'", first):
+        what = f"what {shown(match[1])} refers to is of another kind"
+    else:
+        what = "a '${...}' in it stands for no value"
+    return f"{where}{what}; a '${{' that stands for itself is written \\${{"
+
+
+def require_kind(place: Any, given: Any, key: str) -> None:
+    """Raise ConfigError where a file has a table or list at `key` and `place` takes none.
+
+    Also where `place` takes one, and the file has something else.
+    """
+    from omegaconf import AnyNode, DictConfig, ListConfig
+
+    if place is None or isinstance(place, AnyNode) or (given._is_none() and place._is_optional()):
+        return
+    kinds = {DictConfig: "a table", ListConfig: "a list"}
+    wanted = next((kind for kind in kinds if isinstance(place, kind)), None)
+    found = next((kind for kind in kinds if isinstance(given, kind)), None)
+    if wanted is found:
+        return
+    got = kinds[found] if found else shown(given._value())
+    expected = f"{kinds[wanted]} below it" if wanted else "a single value"
+    raise ConfigError(f"{key}: expected {expected}, got {got}")
 
 
 def unknown_setting(key: str, tree: Any) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.process import BAD_INPUT, StopFlag, stoppable
+from agent.process.arguments import real_number, whole_number
 from agent.process.settings import settings_text
 from agent.process.shown import complain
 from deploy.local.processes import module_command, module_environment
@@ -116,20 +117,6 @@ def _estimate_words(
     return [*words, "--published"] if published else words
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share in 0..1, got {text}")
-    return value
-
-
-def _steps(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="perennial dry-run",
@@ -140,11 +127,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the run")
     parser.add_argument("--gpu", default="H100", help="part of its name (default: H100)")
     parser.add_argument(
-        "--utilisation", type=_share, default=0.4, metavar="SHARE",
+        "--utilisation", type=real_number(0, 1, is_open=True), default=0.4, metavar="SHARE",
         help="of the GPU's peaks that is sustained; an assumption (default: 0.4)",
     )  # fmt: skip
     parser.add_argument(
-        "--mean-steps", type=_steps, metavar="N",
+        "--mean-steps", type=whole_number(1, 1_000_000), metavar="N",
         help="of an episode; without it, all run to the horizon: an upper bound",
     )  # fmt: skip
     return parser

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.process.paths import expand_home
+from agent.process.stand_ins import describe_stand_in
 
 GROWING = ("retain",)  # continual methods whose published adapter gains a rank with every task
 
@@ -34,5 +35,7 @@ def _rank_in(folder: Path) -> int:
     path = folder / "adapter_config.json"
     try:
         return int(json.loads(path.read_text(encoding="utf-8"))["r"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        if what := describe_stand_in(path):
+            raise ValueError(f"start_adapter: {path} {what}") from error
         raise ValueError(f"start_adapter: no rank in {path}; name an adapter folder") from error

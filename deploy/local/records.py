@@ -7,14 +7,25 @@ it. Ledgers may be read while their owners run.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from agent.process.errors import ConfigError
+from agent.process.shown import shown
+from agent.process.tree import explain
+from agent.process.yaml_file import read_yaml
 from deploy.local.ledgers import RecordError, query
 from deploy.local.tail import JsonTail
 
 ENDED = ("sealed", "acked")  # states of the agent's episodes whose end is durable
+# What a report needs of each file.
+CONFIG_KEYS = ("learner", "model")
+STATE_KEYS = ("versions", "sessions")
+RESULT_KEYS = ("suite", "seed", "tasks", "train_tasks", "held_out_tasks", "matrix", "greedy")
+END_KEYS = ("episode_id", "slot_id", "outcome", "counted", "unix_s")
+PROBE_KEYS = ("unix_s", "error")
 QUARANTINED = "quarantined"  # the agent's state of an episode that is not to be trusted
 
 
@@ -75,30 +86,26 @@ class Records:
 
 def read_records(run_dir: Path) -> Records:
     """Raises RecordError unless `run_dir` holds a run that has come to its end."""
-    from omegaconf import OmegaConf
-
     if not (run_dir / "config" / "run.yaml").is_file():
         raise RecordError(f"{run_dir} is no run folder: it has no config/run.yaml")
     results_path = run_dir / "learner" / "results.json"
     if not results_path.is_file():
         raise RecordError(f"{run_dir} is not finished; start it again to go on from where it is")
-    config = OmegaConf.to_container(OmegaConf.load(run_dir / "config" / "run.yaml"), resolve=True)
-    assert isinstance(config, dict)
     logs = ("sim-*/client.jsonl", "sim/*/client.jsonl")  # of workers, and of services
     client_logs = sorted(path for pattern in logs for path in run_dir.glob(pattern))
     agent_db, learner_db = run_dir / "agent" / "agent.db", run_dir / "learner" / "learner.db"
     agent_rows = _read_rows(agent_db, "state", "sealed_seq")
     learner_rows = _read_rows(learner_db, "disposition", "rowid")
     bad = _read_quarantined(agent_rows, learner_db) - learner_rows.keys()
-    ends = [line for path in client_logs for line in JsonTail(path).read()]
+    ends = [line for path in client_logs for line in _read_lines(path, END_KEYS)]
     return Records(
         run_dir=run_dir,
-        config={str(key): value for key, value in config.items()},
-        state=_read_json(run_dir / "state.json"),
-        results=_read_json(results_path),
+        config=_read_config(run_dir / "config" / "run.yaml"),
+        state=read_object(run_dir / "state.json", STATE_KEYS),
+        results=read_object(results_path, RESULT_KEYS),
         events=JsonTail(run_dir / "learner" / "progress.jsonl").read(),
         ends=[end for end in ends if end["episode_id"] not in bad],
-        probe=JsonTail(run_dir / "probe.jsonl").read(),
+        probe=_read_lines(run_dir / "probe.jsonl", PROBE_KEYS),
         agent_rows=agent_rows,
         learner_rows=learner_rows,
         updates=[
@@ -143,11 +150,43 @@ def _read_rows(path: Path, column: str, order: str) -> dict[str, EpisodeRow]:
     return found
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path, keys: Collection[str]) -> dict[str, Any]:
+    """The object in a JSON file. Raises RecordError unless it has these keys."""
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read: {error}") from error
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path} is damaged: it holds no JSON") from error
     if not isinstance(values, dict):
-        raise RecordError(f"{path}: expected one JSON object")
+        raise RecordError(f"{path} is damaged: expected one JSON object")
+    _require_keys(path, values, keys)
     return values
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The whole composition, resolved."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config = OmegaConf.to_container(OmegaConf.create(read_yaml(path)[0]), resolve=True)
+    except ConfigError as error:
+        raise RecordError(str(error)) from error
+    except OmegaConfBaseException as error:
+        raise RecordError(f"{path} is damaged: {explain(error, None)}") from error
+    assert isinstance(config, dict)
+    _require_keys(path, config, CONFIG_KEYS)
+    return {str(key): value for key, value in config.items()}
+
+
+def _read_lines(path: Path, keys: Collection[str]) -> list[dict[str, Any]]:
+    lines = JsonTail(path).read()
+    for line in lines:
+        _require_keys(path, line, keys)
+    return lines
+
+
+def _require_keys(path: Path, values: Mapping[Any, Any], keys: Collection[str]) -> None:
+    if missing := [key for key in keys if key not in values]:
+        raise RecordError(f"{path} is damaged: there is no {missing[0]!r} in {shown(values, 80)}")

@@ -81,14 +81,15 @@ def _plot(console: Console, records: Records, summary: dict[str, Any]) -> list[P
 
 def _recount(console: Console, records: Records, recounted: Recount) -> int:
     from deploy.local.ledgers import RecordError
-    from deploy.local.summary import compare
+    from deploy.local.records import read_object
+    from deploy.local.summary import SUMMARY_KEYS, compare
 
     path = records.run_dir / "summary.json"
     if not path.is_file():
         raise RecordError(
             f"{path} is missing; make it with perennial report {shlex.quote(str(records.run_dir))}"
         )
-    summary = json.loads(path.read_text())
+    summary = read_object(path, SUMMARY_KEYS)
     problems = recounted.problems + compare(summary, records, recounted)
     _print_problems(console, problems)
     if problems:

@@ -281,8 +281,17 @@ def read_state(run_dir: Path) -> dict[str, Any]:
         state = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise BadSetting(f"{path} cannot be read ({error}); choose another run_dir") from error
-    if not isinstance(state, dict) or "sessions" not in state:
+    except OSError as error:
+        raise BadSetting(
+            f"{path} cannot be read ({error.strerror}); choose another run_dir"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise BadSetting(f"{path} is damaged: it holds no JSON; choose another run_dir") from error
+    sessions = state.get("sessions") if isinstance(state, dict) else None
+    is_ours = isinstance(sessions, list) and all(
+        isinstance(each, dict) and "ended_unix_s" in each for each in sessions
+    )
+    settings = state.get("settings") if isinstance(state, dict) else None
+    if not is_ours or not isinstance(settings, dict) or "model" not in settings:
         raise BadSetting(f"{path} is no run's state; choose another run_dir")
     return state

@@ -17,6 +17,7 @@ SETTING_SECTIONS = ("algorithm", "evaluation", "temperature", "micro_batch")
 GREEDY_FIGURES = ("base_avg", "final_avg", "gain", "base_zero_shot", "final_zero_shot")
 FIRST_FIGURES = ("base_avg", "final_avg", "gain", "nbt", "base_zero_shot", "final_zero_shot")
 USED = ("trained", "filtered")  # every counted training episode is one or the other
+SUMMARY_KEYS = ("greedy", "episodes")  # what every summary has had beside its figures
 FIGURE_TOLERANCE = 1e-9
 
 
@@ -172,7 +173,7 @@ def compare(summary: dict[str, Any], records: Records, recounted: Recount) -> li
         ("evaluation", "eval", ("eval",)),
     ):
         ledger = sum(row.phase == phase for row in rows)
-        used = sum(summary["episodes"][name] for name in names)
+        used = sum(summary["episodes"].get(name, 0) for name in names)
         problems += _difference(f"{what} episodes ({' + '.join(names)})", used, ledger)
     return problems
 

@@ -32,7 +32,7 @@ class JsonTail:
 def _parse(raw: bytes) -> dict[str, Any] | None:
     try:
         line = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return _harmless(line) if isinstance(line, dict) else None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.process import BAD_INPUT, FAILED, run_command
+from agent.process.arguments import whole_number, whole_numbers
 from agent.process.optional import describe_failed_import
 from agent.process.paths import user_path
 from agent.process.shown import complain
@@ -26,26 +27,17 @@ examples:
 TABLETOP = "tabletop"
 
 
-def _indices(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
-    return number
-
+_count = whole_number(1, 1_000_000_000)
 
 # Fields of a suite's DemoConfig, which has the default; a suite takes those it has.
 _SETTINGS: dict[str, tuple[Callable[[str], Any], str]] = {
     "frames": (_count, "how many (tabletop 100000, LIBERO 40000)"),
-    "seed": (int, "of all randomness (0)"),
+    "seed": (whole_number(0, 2**63 - 1), "of all randomness (0)"),
     "chunk": (_count, "actions per label (tabletop 5, LIBERO 8)"),
     "shard_frames": (_count, "frames per file (tabletop 10000, LIBERO 1000)"),
     "image_size": (_count, "pixels (64)"),
     "operators": (str, "tabletop: who demonstrates, expert or misjudging (expert)"),
-    "tasks": (_indices, "LIBERO: indices into the suite, with commas (0 to 9)"),
+    "tasks": (whole_numbers(0, 999), "LIBERO: indices into the suite, with commas (0 to 9)"),
     "stride": (_count, "LIBERO: control steps between frames (2)"),
     "renderer": (str, "LIBERO: exact or fast (fast)"),
 }
@@ -112,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     collect = actions.add_parser("collect", help=summary, description=summary)
     collect.add_argument("--suite", required=True, help="tabletop, or a LIBERO suite")
     collect.add_argument("--out", type=user_path, required=True, help="folder of the shards")
-    collect.add_argument("--workers", type=_count, default=1, help="processes (1)")
+    collect.add_argument("--workers", type=whole_number(1, 1024), default=1, help="processes (1)")
     for name, (parse, text) in _SETTINGS.items():
         collect.add_argument(f"--{name.replace('_', '-')}", type=parse, help=text)
     return parser

@@ -332,3 +332,25 @@ def test_an_unfinished_run_is_refused(run: FinishedRun, capsys: pytest.CaptureFi
 def test_a_stray_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main([str(tmp_path)]) == 2
     assert "is no run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", "", "\udcff", "[" * 100_000], ids=range(6))
+def test_a_damaged_file_of_a_run_is_named(
+    run: FinishedRun, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    for file in (
+        *("config/run.yaml", "state.json", "learner/results.json", "summary.json"),
+        *("sim-0/client.jsonl", "probe.jsonl"),
+    ):
+        path = run.run_dir / file
+        whole = path.read_bytes()
+        path.write_bytes(f"{text}\n".encode("utf-8", "surrogateescape"))
+        status = report.main([str(run.run_dir), "--recount"])
+        said = capsys.readouterr().err
+        path.write_bytes(whole)
+        if path.suffix == ".jsonl" and text != "{}":
+            assert status in (0, 1), file  # a line that a crash tore is left out
+            continue
+        assert status == 2, file
+        (line,) = said.splitlines()
+        assert str(path) in line
