@@ -177,8 +177,8 @@ class RequestTable:
         try:
             request_id = self._dealer.send(request.message)
         except WireError as error:
-            if error.code != "overloaded":
-                raise
+            if error.code != "overloaded":  # it would be no other at another time
+                raise BridgeError(error.message) from error
             return  # the queue to a silent server is full: this sending counts as lost
         request.ids.append(request_id)
         self._by_id[request_id] = request

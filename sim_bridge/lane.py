@@ -30,8 +30,6 @@ from sim_bridge.log import EndLine
 from sim_bridge.player import BodyFailed, Player
 from sim_bridge.robot import BridgeError
 
-REASON_LIMIT = 200  # characters of a reason that travel
-
 
 class Phase(Enum):
     """What a lane is doing; only READY needs the body's time."""
@@ -187,7 +185,7 @@ class Lane:
     def _end(self, outcome: Outcome, reason: str) -> EpisodeEnd:
         at = self._open()
         self.phase = Phase.ENDING
-        return EpisodeEnd(at.episode_id, outcome, at.steps, at.executed_K, reason[:REASON_LIMIT])
+        return EpisodeEnd(at.episode_id, outcome, at.steps, at.executed_K, reason)
 
     def _open(self) -> Episode:
         if self._episode is None:

@@ -34,6 +34,16 @@ def printable(text: object, max_chars: int = MAX_CHARS) -> str:
     return kept[: max_chars - len(CUT)] + CUT
 
 
+def fitted(text: str, max_bytes: int) -> str:
+    """Return `text` cut, with a mark, to `max_bytes` of UTF-8; surrogates are escaped."""
+    # Cut before encoding: what comes from outside may be huge.
+    data = text[: max_bytes + 1].encode("utf-8", "backslashreplace")
+    if len(data) > max_bytes:
+        mark = CUT.encode()
+        data = data[: max_bytes - len(mark)].decode("utf-8", "ignore").encode() + mark
+    return data.decode()
+
+
 def shown(text: object, max_chars: int = MAX_CHARS) -> str:
     """Return `printable` text in quotes, for a message in which it must be told from the rest."""
     inner = printable(text, max_chars)

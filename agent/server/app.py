@@ -198,7 +198,7 @@ class Server:
             success,
         )
         self._activation = Activation(core, recovered.activations)
-        self._clients = Clients(core, config.lease_s)
+        self._clients = Clients(core, config.lease_s, config.max_message_bytes)
         rules = EpisodeRules(
             config.lease_s,
             config.max_open_episodes,

@@ -35,7 +35,7 @@ from agent.wire.messages import (
 from agent.wire.telemetry import TELEMETRY_NAMES
 
 LEASES_MAX = 256  # of a client that it has not started
-NAME_MAX_CHARS = 200
+LEASES_PER_REPLY = 128  # that fit one header, whatever their instructions are
 CLIENTS_MAX = 4096
 FORGET_AFTER_S = 600.0  # or after lease_s, whichever is longer
 KEEP_SHARE = 0.1  # of lease_s, between two looks at what a client holds
@@ -67,8 +67,10 @@ class Client:
 class Clients:
     """Who is there, and who gets which slot."""
 
-    def __init__(self, core: Core, lease_s: float) -> None:
+    def __init__(self, core: Core, lease_s: float, max_message_bytes: int) -> None:
+        """max_message_bytes: of one message, for clients to know before they send it."""
         self._core = core
+        self._max_message_bytes = max_message_bytes
         self._lease_s = lease_s
         self._clients: dict[str, Client] = {}
         self._telemetry = ClientTelemetry(core.metrics)
@@ -90,8 +92,6 @@ class Clients:
         check_name("client_id", message.client_id)
         if message.instance_id:
             check_name("instance_id", message.instance_id)
-        if len(message.client_name) > NAME_MAX_CHARS:
-            raise WireError("bad_message", f"client_name: at most {NAME_MAX_CHARS} characters")
         self._take_in(message, exchange)
         exchange.reply(
             Welcome(
@@ -103,6 +103,7 @@ class Clients:
                 action_dim=self._core.policy.action_dim,
                 proprio_dim=self._core.policy.proprio_dim,
                 images=self._core.policy.images,
+                max_message_bytes=self._max_message_bytes,
             )
         )
 
@@ -120,6 +121,7 @@ class Clients:
             book, now_s = self._core.book, exchange.received_s
             waiting = self._cool_off.waiting(now_s)
             fair = book.allowance(message.suite, who, now_s, versions, waiting)
+            fair = min(fair, LEASES_PER_REPLY)
             count = min(message.count, fair, LEASES_MAX - book.leased(who))
             leases = book.lease(message.client_id, message.suite, count, now_s, versions, who)
         exchange.reply(Assignments(leases, 0.0 if leases else max(RETRY_AFTER_S, pause_s)))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import numpy as np
 
@@ -35,6 +36,7 @@ from agent.wire.messages import (
 FETCH_MAX = 32  # episodes a reply; each is one part of the message
 FETCH_MAX_WAIT_S = 60.0
 PART_BYTES_MAX = 8 << 20
+NEWS_MAX = 128  # refused orders a reply: that many reasons fit its header
 PARTS_WAITING_MAX = 4  # a learner asks for one at a time
 
 OnDamaged = Callable[[SealedRow, str], None]
@@ -211,9 +213,10 @@ class Delivery:
     # ---- answering ---------------------------------------------------------------------------
 
     def _news(self) -> dict[str, str]:
-        """Refused orders that the learner does not know of."""
+        """Some refused orders that the learner does not know of; the next reply has more."""
         refused = self._core.book.refused() if self._revision >= 1 else {}
-        return {order_id: why for order_id, why in refused.items() if order_id not in self._told}
+        news = (order_id for order_id in refused if order_id not in self._told)
+        return {order_id: refused[order_id] for order_id in islice(news, NEWS_MAX)}
 
     def _check_old_learner(self) -> None:
         """One that cannot go on without an order is told why it waits in vain."""

@@ -15,12 +15,11 @@ from agent.durable import replace_file
 from agent.http import HTTP_CONNECTIONS_MAX
 from agent.metrics import AgentMetrics
 from agent.process.descriptors import free_descriptors
-from agent.wire.codec import Limits
+from agent.wire.codec import CLIENT_HEADER_BYTES, DEFAULT_LIMITS, Limits
 from agent.wire.curve import Door
 from agent.wire.errors import ConfigError
 from agent.wire.sockets import CONNECTIONS_MAX, RouterSocket
 
-CLIENT_HEADER_BYTES = 64 << 10
 SOCKET_PARENT_MAX_BYTES = 72  # so that the path of a socket in a folder of it is short enough
 OPERATORS_MAX = 32  # connections of the learner and of operators
 ROBOTS_MIN = 32  # connections that are let in whatever the limit of open files is
@@ -57,7 +56,8 @@ def bind_sockets(
     limits = Limits(config.max_message_bytes, max_header_bytes=CLIENT_HEADER_BYTES)
     robots = bind(config.robots_endpoint, limits, connections_allowed(config))
     endpoint = config.operator_endpoint or private_endpoint(stack)
-    return robots, bind(endpoint, Limits(config.max_message_bytes), OPERATORS_MAX)
+    # A learner is not told of another limit: that of robots is for their pictures.
+    return robots, bind(endpoint, DEFAULT_LIMITS, OPERATORS_MAX)
 
 
 def connections_allowed(config: AgentConfig) -> int:

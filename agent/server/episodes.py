@@ -20,6 +20,7 @@ from agent.ledger import SealedRow
 from agent.orders import QUIET_LIMIT_S, SLOT_ABORTS_MAX
 from agent.policy import ActRequest, ActResult
 from agent.process.clock import unix_s
+from agent.process.shown import printable
 from agent.server.clients import Clients
 from agent.server.core import Core
 from agent.server.exchange import Exchange
@@ -495,7 +496,7 @@ def _as_recorded(episode: OpenEpisode, told: EpisodeEnd) -> EpisodeEnd:
         return told
     if episode.is_too_large:
         reason = f"{TOO_LARGE}: {episode.left_out}"
-        return replace(told, outcome=Outcome.ABORTED, reason=reason[:REASON_MAX_CHARS])
+        return replace(told, outcome=Outcome.ABORTED, reason=printable(reason, REASON_MAX_CHARS))
     reason = f"{told.reason}; " if told.reason else ""
     reason += f"later pictures were not kept: {episode.left_out}"
-    return replace(told, reason=reason[:REASON_MAX_CHARS])
+    return replace(told, reason=printable(reason, REASON_MAX_CHARS))

@@ -133,7 +133,13 @@ class Loop:
         started_s = time.monotonic()
         code = reply.code if isinstance(reply, Fault) else "ok"
         self._metrics.requests_total.labels(PROTOCOL, name, code).inc()
-        if not socket.send(peer, reply, request_id):
+        try:
+            is_sent = socket.send(peer, reply, request_id)
+        except WireError as error:  # no peer would take it
+            log.error("the answer to %s cannot travel: %s", name, error.message)
+            fault = Fault("internal", f"the answer to {name} cannot travel: {error.message}")
+            is_sent = socket.send(peer, fault, request_id)
+        if not is_sent:
             self._metrics.dropped_messages_total.labels("nobody_to_answer").inc()
         if name == Act.__name__:
             self._metrics.observe_stage("encode", time.monotonic() - started_s)

@@ -123,8 +123,6 @@ def checked_end(end: EpisodeEnd, chunks: int) -> EpisodeEnd:
         )
     check_executed(end.executed)
     check_range("steps", end.steps, 0, HORIZON_MAX_STEPS)
-    if len(end.reason) > REASON_MAX_CHARS:
-        raise WireError("bad_message", f"reason: at most {REASON_MAX_CHARS} characters")
     return replace(end, reason=printable(end.reason.strip(), REASON_MAX_CHARS))
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from agent.process.shown import fitted, shown
 from agent.wire import messages
 from agent.wire.arrays import array_bytes, array_from, brief
 from agent.wire.errors import WireError
-from agent.wire.schema import defaults_of, fields_of, finite_number, reader_of
+from agent.wire.schema import defaults_of, fields_of, finite_number, reader_of, texts_of
 
 _HEADER_FIELDS = 5
 _PEEK_BYTES = 512
@@ -39,7 +40,8 @@ class Limits:
     max_string_bytes: int = 8 << 10
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = Limits()  # of every side that says nothing else
+CLIENT_HEADER_BYTES = 64 << 10  # what the robots' socket takes of one header
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +96,15 @@ MESSAGE_TYPES: dict[str, type] = {
 def encode(message: object, request_id: int, deadline_s: float | None = None) -> list[Frame]:
     """Frames of one message. Array frames alias the arrays' memory where it is contiguous.
 
-    Raises WireError("bad_array") for a dtype outside DTYPES, TypeError for a type not in
-    MESSAGE_TYPES.
+    A field declared as `Text` is cut to what a receiver takes. Raises WireError("bad_array") for a
+    dtype outside DTYPES; too_large or bad_message for another string that no receiver takes;
+    TypeError for a type not in MESSAGE_TYPES.
     """
     name = type(message).__name__
     if MESSAGE_TYPES.get(name) is not type(message):
         raise TypeError(f"{name} is not a wire message, expected one of {sorted(MESSAGE_TYPES)}")
     frames: list[Frame] = [b""]
-    body = _to_plain(message, frames)
+    body = _to_plain(message, frames, name)
     header = {
         "v": messages.PROTOCOL_VERSION,
         "t": name,
@@ -113,20 +116,68 @@ def encode(message: object, request_id: int, deadline_s: float | None = None) ->
     return frames
 
 
-def _to_plain(value: Any, frames: list[Frame]) -> Any:
+def check_fits(frames: Sequence[Frame], limits: Limits, message: object, endpoint: str) -> None:
+    """Check that a receiver with these limits takes a message, before it is sent.
+
+    libzmq cuts the connection without a word for a part that is too large.
+
+    Raises:
+        WireError: too_large, with the size, the limit and the way out.
+    """
+    try:
+        _check_sizes(frames, limits)
+    except WireError as error:
+        raise WireError(
+            error.code,
+            f"{type(message).__name__} to {endpoint} was not sent: {error.message}; "
+            f"{_WAYS_OUT.get(type(message), 'send less at once')}",
+        ) from None
+
+
+_WAYS_OUT: dict[type, str] = {
+    messages.Act: "send smaller or fewer pictures, or raise max_message_bytes of the agent",
+    messages.EpisodeEnd: "end episodes sooner, or raise max_message_bytes of the agent",
+}
+
+
+def _to_plain(value: Any, frames: list[Frame], path: str, is_text: bool = False) -> Any:
+    """`path` names the value in errors; `is_text`: whether its strings may be cut."""
+    if isinstance(value, str):
+        limit = DEFAULT_LIMITS.max_string_bytes
+        return fitted(value, limit) if is_text else _checked_name(value, path)
     if isinstance(value, np.ndarray):
         frames.append(array_bytes(value))
         return {"$": len(frames) - 1, "d": value.dtype.str, "s": value.shape}
     if isinstance(value, dict):
-        return {key: _to_plain(item, frames) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_plain(item, frames) for item in value]
-    if dataclasses.is_dataclass(value):
         return {
-            name: _to_plain(item, frames)
-            for name, item in ((name, getattr(value, name)) for name in fields_of(type(value)))
-            if not _is_left_out(type(value), name, item)
+            _checked_name(key, path): _to_plain(item, frames, path, is_text)
+            for key, item in value.items()
         }
+    if isinstance(value, list | tuple):
+        return [_to_plain(item, frames, path, is_text) for item in value]
+    if dataclasses.is_dataclass(value):
+        kind = type(value)
+        return {
+            name: _to_plain(item, frames, f"{path}.{name}", name in texts_of(kind))
+            for name, item in ((name, getattr(value, name)) for name in fields_of(kind))
+            if not _is_left_out(kind, name, item)
+        }
+    return value
+
+
+def _checked_name(value: str, path: str) -> str:
+    """A string that is no text: cut, it would name something else."""
+    limit = DEFAULT_LIMITS.max_string_bytes
+    if value.isascii() and len(value) <= limit:
+        return value
+    try:
+        size_bytes = len(value.encode())
+    except UnicodeEncodeError:
+        raise WireError("bad_message", f"{path}: {shown(value)} is not UTF-8") from None
+    if size_bytes > limit:
+        raise WireError(
+            "too_large", f"{path}: {shown(value, 40)} has {size_bytes} bytes, at most {limit} fit"
+        )
     return value
 
 

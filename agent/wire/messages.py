@@ -13,7 +13,7 @@ from enum import IntEnum, StrEnum
 
 import numpy as np
 
-from agent.wire.schema import later
+from agent.wire.schema import Text, later
 
 PROTOCOL_VERSION = 3
 # What the operators' side of it has gained since; each says its own in its hello (0: nothing).
@@ -62,14 +62,17 @@ class Hello:
     """
 
     client_id: str
-    client_name: str
+    client_name: Text
     protocol_version: int = PROTOCOL_VERSION
     instance_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The contract: what the server wants to see and what it answers with."""
+    """The contract: what the server wants to see and what it answers with.
+
+    max_message_bytes: of a client's message with all its frames; above that it is not read.
+    """
 
     protocol_version: int
     server_id: str  # new at every server start: a client that sees it change restarts its episodes
@@ -79,6 +82,7 @@ class Welcome:
     action_dim: int  # A
     proprio_dim: int  # P
     images: dict[str, list[int]]  # camera name -> [height, width, 3], uint8, any size is accepted
+    max_message_bytes: int = later(32 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +190,7 @@ class EpisodeEnd:
     outcome: str
     steps: int
     executed: np.ndarray
-    reason: str = ""
+    reason: Text = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +226,7 @@ class Fault:
     """A typed refusal. `code` is one of agent.wire.errors' codes; nothing else was changed."""
 
     code: str
-    message: str
+    message: Text
 
 
 # ---- operator messages -----------------------------------------------------------------------
@@ -342,7 +346,7 @@ class Episodes:
     """
 
     items: list[SealedEpisode]
-    refused: dict[str, str] = later(factory=dict)
+    refused: dict[str, Text] = later(factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,7 +379,7 @@ class RejectEpisodes:
     """
 
     epoch: int
-    episodes: dict[str, str]
+    episodes: dict[str, Text]
 
 
 @dataclass(frozen=True, slots=True)

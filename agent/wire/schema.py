@@ -11,7 +11,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, cast
+from typing import Annotated, Any, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -25,11 +25,18 @@ class ArraySource(Protocol):
     def take(self, spec: Any, path: str) -> np.ndarray: ...
 
 
+Text = Annotated[str, "text"]
+"""A message's text for people, composed of who knows what: it is cut to what a receiver takes.
+
+Every other string names something, and is refused at its sender if it is too long.
+"""
+
 T = TypeVar("T")
 Reader = Callable[[Any, str, ArraySource], Any]
 _LATER = "later"
 _FIELDS: dict[type, dict[str, Reader]] = {}
 _DEFAULTS: dict[type, dict[str, Any]] = {}
+_TEXTS: dict[type, frozenset[str]] = {}
 
 
 def later(default: Any = dataclasses.MISSING, factory: Any = dataclasses.MISSING) -> Any:
@@ -75,6 +82,14 @@ def fields_of(cls: type) -> dict[str, Reader]:
         hints = typing.get_type_hints(cls)
         _FIELDS[cls] = {f.name: reader_of(hints[f.name]) for f in dataclasses.fields(cls)}
     return _FIELDS[cls]
+
+
+def texts_of(cls: type) -> frozenset[str]:
+    """The fields of a message dataclass that are a `Text`, or a map of names to some."""
+    if cls not in _TEXTS:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        _TEXTS[cls] = frozenset(f for f, hint in hints.items() if hint in (Text, dict[str, Text]))
+    return _TEXTS[cls]
 
 
 def reader_of(hint: Any) -> Reader:

@@ -16,10 +16,12 @@ import zmq
 
 from agent.wire.client_list import ANYBODY, Client
 from agent.wire.codec import (
+    CLIENT_HEADER_BYTES,
     DEFAULT_LIMITS,
     Envelope,
     Frame,
     Limits,
+    check_fits,
     decode,
     encode,
     peek_request_id,
@@ -29,7 +31,7 @@ from agent.wire.endpoints import address_of, check_endpoint, is_ipv6
 from agent.wire.errors import ConfigError, HandshakeRefused, RequestTimeout, WireError
 from agent.wire.handshake import HandshakeWatch
 from agent.wire.keys import ClientKeys
-from agent.wire.messages import Fault
+from agent.wire.messages import Fault, Welcome
 from agent.wire.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -122,7 +124,10 @@ class RouterSocket:
         if parts > self.limits.max_parts:
             text = f"{parts} parts, at most {self.limits.max_parts} are accepted"
         elif size_bytes > self.limits.max_message_bytes:
-            text = f"{size_bytes} bytes, at most {self.limits.max_message_bytes} are accepted"
+            text = (
+                f"{size_bytes} bytes, at most {self.limits.max_message_bytes} are accepted: send "
+                "less at once, or raise max_message_bytes"
+            )
         else:
             return Received(peer, frames, sender)
         return Received(peer, [], sender, WireError("too_large", text, request_id))
@@ -130,9 +135,11 @@ class RouterSocket:
     def send(self, peer: bytes, message: object, request_id: int) -> bool:
         """Answers a peer without waiting; False if it is gone or does not drain its replies.
 
-        Arrays are sent from where they are: do not write to them afterwards.
+        Arrays are sent from where they are: do not write to them afterwards. Raises WireError for
+        a message that no peer would take.
         """
         frames = encode(message, request_id)
+        check_fits(frames, DEFAULT_LIMITS, message, "a client")
         try:
             self._socket.send_multipart([peer, *frames], zmq.NOBLOCK, copy=False)
         except zmq.ZMQError as error:
@@ -192,6 +199,7 @@ class DealerClient:
         self.endpoint = endpoint
         self.timeout_s = timeout_s
         self._limits = limits
+        self._taken = DEFAULT_LIMITS  # by the server, which says so in its Welcome
         self._keys = keys
         self._watch = HandshakeWatch(endpoint, keys)
         self._ids = itertools.count(1)
@@ -224,12 +232,14 @@ class DealerClient:
         """Queues a message and returns its request id; arrays are copied.
 
         `timeout_s` travels as the request's deadline. Raises WireError("overloaded") when the
-        server has not taken the last QUEUED_MESSAGES_MAX messages; HandshakeRefused.
+        server has not taken the last QUEUED_MESSAGES_MAX messages, or with another code for a
+        message that the server would not take; HandshakeRefused.
         """
         if self._is_refused:
             self.reset()  # libzmq does not try again, the caller may: it may be let in by now
         request_id = next(self._ids)
         frames = encode(message, request_id, self.timeout_s if timeout_s is None else timeout_s)
+        check_fits(frames, self._taken, message, self.endpoint)
         try:
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
         except zmq.Again as error:
@@ -303,6 +313,10 @@ class DealerClient:
             return False
         frames = [frame.buffer for frame in self._socket.recv_multipart(copy=False)]
         envelope: Envelope = decode(frames, self._limits)
+        if isinstance(envelope.message, Welcome):
+            self._taken = Limits(
+                envelope.message.max_message_bytes, max_header_bytes=CLIENT_HEADER_BYTES
+            )
         if envelope.request_id in self._pending:
             self._pending.discard(envelope.request_id)
             self._inbox.append((envelope.request_id, envelope.message))

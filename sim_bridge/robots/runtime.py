@@ -26,7 +26,6 @@ from agent.wire.messages import (
     Telemetry,
     Welcome,
 )
-from sim_bridge.lane import REASON_LIMIT
 from sim_bridge.log import EndLine
 from sim_bridge.robot import BridgeError
 from sim_bridge.robots.clock import FixedRate
@@ -297,9 +296,7 @@ class Runtime:
         if failed:
             outcome, reason = Outcome.ABORTED, reason or failed
         self._tell(at_once=True)
-        end = EpisodeEnd(
-            episode.id, outcome, episode.steps, episode.playback.take_all(), reason[:REASON_LIMIT]
-        )
+        end = EpisodeEnd(episode.id, outcome, episode.steps, episode.playback.take_all(), reason)
         reply = self._ask_holding(end, self._patience(*share_s, should_stop))
         self.figures.unkept.note(reply)
         if not isinstance(reply, EpisodeSealed):
