@@ -207,6 +207,11 @@ class OrderBook:
             if slot.client_id == client_id and now_s - slot.spoken_of_s < quiet_s:
                 slot.expires_s = now_s + self._lease_s
 
+    def touch_all(self, now_s: float) -> None:
+        """Keep all that is held: the silence so far was not the clients'."""
+        for slot in self._held.values():
+            slot.spoken_of_s, slot.expires_s = now_s, now_s + self._lease_s
+
     # ---- what ends a lease -------------------------------------------------------------------
 
     def expire(self, now_s: float) -> Expired:

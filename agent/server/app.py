@@ -49,6 +49,7 @@ RESTORE_LIMIT_S = 120.0  # for loading the active version at start
 DRAIN_LIMIT_S = 5.0  # for answering what is in flight when stopping
 SEAL_LIMIT_S = 10.0  # for seals that somebody waits for when stopping
 ABORT_LIMIT_S = 1.0  # for those that nobody waits for: else the next start does it
+STANDSTILL_SHARE = 0.5  # of lease_s between two turns: what clients sent meanwhile is not read yet
 ALIVE_LIMIT_S = 30.0  # without a turn of the loop the process counts as stuck
 
 
@@ -68,6 +69,7 @@ class Server:
         self._book = OrderBook(config.lease_s, mint_episode_id)
         self._is_ready = False
         self._tick_at_s = self._reload_at_s = 0.0
+        self._turned_s = float("inf")
         self._resources = ExitStack()
         with self._resources as stack:
             self._wakeup = Wakeup()
@@ -262,7 +264,12 @@ class Server:
 
     def _turn(self, now_s: float) -> float | None:
         """What is done once a turn of the loop, besides answering."""
+        gap_s, self._turned_s = now_s - self._turned_s, now_s
         with answering(None, "housekeeping"):
+            if gap_s > self._config.lease_s * STANDSTILL_SHARE:
+                log.warning("the server stood still for %.1f s: no lease ran out by that", gap_s)
+                self._clients.renew(now_s, gap_s)
+                self._episodes.renew(now_s)
             if now_s >= self._tick_at_s:
                 self._tick_at_s = now_s + TICK_S
                 self._tick(now_s)

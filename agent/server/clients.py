@@ -187,6 +187,11 @@ class Clients:
         self._core.metrics.sessions_active.labels(PROTOCOL).set(len(seen))
         self._telemetry.show(seen)
 
+    def renew(self, now_s: float, gap_s: float) -> None:
+        """The server stood still for so long: none of it was its clients' silence."""
+        for client in self._clients.values():
+            client.last_seen_s = min(client.last_seen_s + gap_s, now_s)
+
     def _make_room(self, exchange: Exchange) -> None:
         """For one client id more. Raises WireError("overloaded")."""
         if len(self._clients) >= CLIENTS_MAX:

@@ -173,6 +173,12 @@ class Episodes:
         self._core.metrics.open_episodes.set(len(self._open))
         self._core.metrics.open_slots.set(self._core.book.open_slots())
 
+    def renew(self, now_s: float) -> None:
+        """Keep all episodes and leases: it was the server that stood still, not its clients."""
+        self._core.book.touch_all(now_s)
+        for episode in self._open.values():
+            episode.last_seen_s = episode.kept_s = now_s
+
     def abort_all(self, reason: str) -> None:
         """Seals what is open as aborted."""
         for episode in list(self._open.values()):

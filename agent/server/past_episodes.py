@@ -54,7 +54,7 @@ class PastEpisodes:
             return _unknown(episode_id)
         if row.reason == RESTART_REASON:
             return WireError("server_restarted", f"episode {episode_id} was aborted by a restart")
-        what = f"has ended: {row.outcome}, {printable(row.reason)}"
+        what = f"has ended: {row.outcome}, {printable(row.reason)}" if row.outcome else "is ending"
         return WireError("unknown_episode", f"episode {episode_id} {what}")
 
     def _row(self, episode_id: str, sender: str) -> EpisodeRow | None:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,11 +28,16 @@ WITHOUT_LEARNING = (
 
 
 @contextmanager
-def noop_server(folder: Path, task: str = "reach", *settings: str) -> Iterator[tuple[str, int]]:
-    """Robots' endpoint and process id of a real server that answers zeros and knows one task."""
+def noop_server(
+    folder: Path, task: str = "reach", *settings: str, before: Sequence[str] = ()
+) -> Iterator[tuple[str, int]]:
+    """Robots' endpoint and process id of a real server that answers zeros and knows one task.
+
+    before: words of a command that becomes the server.
+    """
     endpoints_path = folder / "agent" / "endpoints.json"
     words = [
-        sys.executable, "-m", "agent", "policy.kind=noop",
+        *before, sys.executable, "-m", "agent", "policy.kind=noop",
         f"+tasks={{{task}: {{instruction: {task}}}}}",
         f"state_dir={folder}/agent", f"adapters_dir={folder}/adapters",
         f"robots_endpoint=ipc://{folder}/robots.sock",
