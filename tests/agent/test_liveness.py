@@ -79,6 +79,19 @@ def test_a_client_that_is_not_silent_keeps_all_it_holds(server):
         client.request(finish(episode.episode_id))
 
 
+def test_the_time_that_a_server_stands_still_is_nobodys_silence(server):
+    client = server.client()
+    _, running_slot = take_slot(client, "patient")
+    own = start_own(client, "patient")
+    leased = client.request(Assign("patient", "toy", 1)).leases[0]
+    server.server._mailbox.post(lambda: time.sleep(SILENCE_S))
+    for episode in (running_slot, own):
+        assert client.request(observe(episode.episode_id, 0)).step_index == 0
+        client.request(finish(episode.episode_id))
+    started = client.request(EpisodeStart("patient", "k", slot_id=leased.slot_id))
+    client.request(finish(started.episode_id, Outcome.ABORTED, chunks=0))
+
+
 MALFORMED = {
     "observation": lambda episode, name: observe(episode, 0, proprio=np.zeros(P - 1, np.float32)),
     "wrong step": lambda episode, name: observe(episode, 7),
