@@ -254,10 +254,14 @@ def test_a_reply_to_nobody_is_counted(server):
     assert after == before + 1
 
 
-def test_a_client_is_told_at_once_that_its_request_is_too_large(server):
+def test_a_client_is_told_at_once_that_its_request_is_too_large(server, raw):
+    """One of another make by the server, ours before it sends anything."""
     client = server.client()
     client.request(Hello("robot", ""))
-    with pytest.raises(WireError, match="texts of at most 8192 bytes"):
+    (header,) = frames_of(Assign("robot", "toy", 1))
+    body = {**msgpack.unpackb(header)["b"], "suite": "s" * 20_000}
+    assert "texts of at most 8192 bytes" in raw.ask(*with_header([header], b=body)).message
+    with pytest.raises(WireError, match=r"Assign\.suite: .* has 20000 bytes, at most 8192 fit"):
         client.request(Assign("robot", "s" * 20_000, 1))
     half = np.zeros((20 << 20) // 3 * 3, "u1").reshape(-1, 1, 3)
     pictures = {"agentview": half, "wrist": half}
