@@ -20,6 +20,7 @@ from pathlib import Path
 
 from agent.durable import StorageError, locked, storage_errors, sync_folder, write_synced
 from agent.process.clock import unix_s
+from agent.process.shown import shown
 from agent.process.stand_ins import describe_stand_in
 from agent.records import from_json
 from agent.wire.errors import PerennialError, WireError
@@ -160,7 +161,8 @@ class AdapterStore:
         expected = version_name(manifest.number, manifest.files)
         if not manifest.version == version == expected:
             raise AdapterCorrupt(
-                f"{version}: {MANIFEST_NAME} describes {manifest.version}, its files {expected}"
+                f"{version}: {MANIFEST_NAME} describes {shown(manifest.version)}, its files "
+                f"{expected}"
             )
         return manifest
 

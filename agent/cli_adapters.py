@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,15 +104,17 @@ def _ask(arguments: argparse.Namespace, message: object) -> Any:
 
 
 def _operator_endpoint(folder: Path) -> str:
+    from agent.process.json_files import DamagedFile, read_json
     from agent.wire.errors import ConfigError
 
     paths = [folder / "agent" / "endpoints.json", folder / "endpoints.json"]
     for path in paths:
         if path.is_file():
             try:
-                return str(json.loads(path.read_text(encoding="utf-8"))["operator"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"{path} is damaged: {error}; restart the server") from error
+                way_out = "restart the server, or give --endpoint"
+                return str(read_json(path, {"operator": str}, way_out)["operator"])
+            except DamagedFile as error:
+                raise ConfigError(str(error)) from error
     raise ConfigError(f"no server has run in {folder}: there is no {paths[0]}")
 
 

@@ -220,6 +220,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
 
 
+def set_aside(path: Path) -> Path:
+    """Rename what is damaged, for a look at it; returns its new name. Raises StorageError."""
+    aside = path.with_name(f"{path.name[:200]}.damaged-{secrets.token_hex(4)}")
+    with storage_errors(path):
+        os.rename(path, aside)
+        sync_folder(path.parent)
+    return aside
+
+
 def _unused_name(path: Path) -> Path:
     """A name beside `path` that nobody else can have chosen, and no longer than `path` allows."""
     return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}")

@@ -8,19 +8,27 @@ from another process while the server runs. A committed transaction survives a l
 from __future__ import annotations
 
 import heapq
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, TypeVar
 
 from agent.database import DatabasePlace
 from agent.durable import StorageError
 from agent.episode import EndRecord, EpisodeMeta
 from agent.ledger_file import create_ledger, open_ledger
 from agent.process.clock import go_on_from, unix_s
+from agent.process.shown import printable
 from agent.records import from_json, to_json
+from agent.wire.errors import WireError
 from agent.wire.messages import Order
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class EpisodeState(StrEnum):
@@ -101,15 +109,19 @@ class LedgerReader:
         """Every episode in the order in which they were opened."""
         return self._rows("TRUE ORDER BY rowid")
 
-    def metas(self, state: EpisodeState) -> list[EpisodeMeta]:
-        """The full metadata of the episodes in one state."""
-        rows = self._db.execute("SELECT meta FROM episodes WHERE state = ?", (state,))
-        return [from_json(EpisodeMeta, text, "episodes.meta") for (text,) in rows]
+    def metas(self, state: EpisodeState) -> dict[str, EpisodeMeta | None]:
+        """The full metadata of the episodes in one state, by id; None where it is damaged."""
+        rows = self._db.execute("SELECT episode_id, meta FROM episodes WHERE state = ?", (state,))
+        return {
+            episode_id: _whole(EpisodeMeta, text, f"meta of {episode_id}")
+            for episode_id, text in rows
+        }
 
     def orders(self) -> list[Order]:
-        """All orders, as posted."""
-        rows = self._db.execute("SELECT body FROM orders ORDER BY place")
-        return [from_json(Order, text, "orders.body") for (text,) in rows]
+        """All orders, as posted, but for those that are damaged: their learner posts them again."""
+        rows = self._db.execute("SELECT order_id, body FROM orders ORDER BY place")
+        found = [_whole(Order, text, f"order {order_id}") for order_id, text in rows]
+        return [order for order in found if order is not None]
 
     def filled(self) -> dict[str, str]:
         """{slot id: counted episode id}."""
@@ -304,3 +316,12 @@ def _moment(row: EpisodeRow | ActivationRow) -> tuple[int, bool]:
     if isinstance(row, ActivationRow):
         return row.after_sealed_seq, True
     return row.sealed_seq, False
+
+
+def _whole(kind: type[T], text: Any, what: str) -> T | None:
+    """What a column holds as JSON; None, and a line in the log, if a disk has damaged it."""
+    try:
+        return from_json(kind, text, what)
+    except (WireError, TypeError) as error:
+        log.error("damaged in the ledger, and left out: %s", printable(error))
+        return None

@@ -123,8 +123,11 @@ def seal_open(
     """
     sealed: dict[str, tuple[EndRecord, str, int]] = {}
     distrusted: Distrusted = {}
-    for meta in ledger.metas(EpisodeState.OPEN):
-        if only is not None and meta.episode_id not in only:
+    for episode_id, meta in ledger.metas(EpisodeState.OPEN).items():
+        if only is not None and episode_id not in only:
+            continue
+        if meta is None:
+            distrusted[episode_id] = "torn", "what the ledger holds of it is damaged"
             continue
         path = episode_path(folder, meta.episode_id)
         prefix = EpisodePrefix(meta)

@@ -29,7 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.machine import cpu_model
 from deploy.local.processes import module_command, module_environment
-from deploy.local.runfolder import read_state
+from deploy.local.recorded import read_state
 from deploy.local.tail import JsonTail
 
 REPORT = Path(__file__).parent / "reports" / "iteration.md"

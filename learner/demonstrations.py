@@ -9,9 +9,7 @@ demonstrator's simulator is not at hand); episode i32[N].
 
 from __future__ import annotations
 
-import json
-import zipfile
-import zlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from agent.process.archives import BAD_ARCHIVE
 from agent.process.instruction import clean_instruction
+from agent.process.json_files import DamagedFile, read_json
 from agent.process.shown import printable
 from agent.process.stand_ins import describe_stand_in
 from agent.wire.errors import PerennialError
@@ -35,11 +35,7 @@ FRAME_ARRAYS = {
     "target": ("f", 2),
 }
 """What a shard holds: numpy's kinds of number, and the axes."""
-# All that numpy and the archive below it raise for bytes that are no whole archive of arrays.
-_BAD_ARCHIVE = (
-    OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+_META = {"tasks": [{"slug": str, "instruction": str}]}
 
 
 class DemonstrationError(PerennialError):
@@ -206,21 +202,18 @@ def _labels(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_task_list(folder: Path) -> list[dict[str, Any]]:
     path = folder / META_FILE
-    if what := describe_stand_in(path):
-        raise DemonstrationError(f"{path} {what}")
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise DemonstrationError(f"{path} is missing: is {folder} a demonstration folder?")
     try:
-        tasks = json.loads(path.read_text("utf-8"))["tasks"]
+        tasks = read_json(path, _META, "make the folder anew")["tasks"]
         return [
-            {"slug": str(task["slug"]), "instruction": clean_instruction(task["instruction"])}
+            {"slug": task["slug"], "instruction": clean_instruction(task["instruction"])}
             for task in tasks
         ]
-    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
-        raise DemonstrationError(
-            f"{path} is damaged, expected a list of tasks with slug and instruction "
-            f"({type(error).__name__}: {printable(error)}): make the folder anew"
-        ) from error
+    except DamagedFile as error:
+        raise DemonstrationError(str(error)) from error
+    except ValueError as error:
+        raise DemonstrationError(f"{path} is damaged: {error}; make the folder anew") from error
 
 
 def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -236,7 +229,7 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
                     f"{path}: arrays {missing} are missing; it has {archive.files}"
                 )
             return {name: archive[name] for name in names}
-    except _BAD_ARCHIVE as error:
+    except BAD_ARCHIVE as error:
         what = describe_stand_in(path) or (
             f"is damaged ({type(error).__name__}: {printable(error)}): make it anew, or take it "
             "out of the folder"

@@ -19,6 +19,7 @@ import numpy as np
 from agent.durable import replace_file
 from agent.model.images import ImagePipeline
 from agent.process.folders import begin_in
+from agent.process.json_files import DamagedFile, read_json
 from agent.process.shown import printable
 from agent.process.terminal import counting
 from learner.demonstrations import META_FILE, DemonstrationError, read_arrays
@@ -194,7 +195,7 @@ def _read_sources(
         return []
     other = DemonstrationError(f"{path}: describes other demonstrations; choose another --out")
     try:
-        meta = json.loads(path.read_text("utf-8"))
+        meta = read_json(path, dict, "delete it, and the same command goes on with its shards")
         if meta["config"] != _meta(paths, [], settings)["config"]:
             raise other
         if "sources" in meta:
@@ -203,7 +204,9 @@ def _read_sources(
                 for (file, count), task in zip(meta["sources"], meta["tasks"], strict=True)
             ]
         tasks = meta["tasks"]
-    except (ValueError, RecursionError, LookupError, TypeError) as error:
+    except DamagedFile as error:
+        raise DemonstrationError(str(error)) from error
+    except (ValueError, LookupError, TypeError) as error:
         raise other from error
     # Of a release that wanted every file readable, and did not say what each holds.
     if refused:

@@ -68,14 +68,14 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         begin_in(Path(config.work), LOG_NAME, "work")
         build(config)
-    except PerennialError as error:
+    except (PerennialError, OSError) as error:
         sys.exit(f"learner.nano: {printable(error, LINE_MAX_CHARS)}")
 
 
 def _refuse_out(config: NanoConfig) -> str:
     """Why the model must not be written to `out`; "" if it may be."""
     out, made = Path(config.out), Path(config.work) / MADE_NAME
-    is_ours = made.is_file() and made.read_text("utf-8") == str(out.resolve())
+    is_ours = made.is_file() and made.read_bytes() == str(out.resolve()).encode()
     if config.replace or is_ours or not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return ""
     return f"{out} is there and was not made with this work={config.work}; name a new out=DIR"

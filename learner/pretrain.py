@@ -27,8 +27,11 @@ from agent.model.images import images_to_pixels
 from agent.model.network import PolicyNetwork
 from agent.model.policy_model import norm_bounds
 from agent.model.processing import PromptEncoder, pad_prompts
+from agent.process.errors import ConfigError
 from learner.auxiliary import SceneReadout, Standardiser, TargetReadout
 from learner.demonstrations import Demonstrations
+
+SAVED = ("config", "step", "modules", "average", "optimizer")  # of a stage
 
 
 @dataclass
@@ -213,8 +216,12 @@ class Stage:
         if not path.exists():
             return
         saved = load_saved(path)
+        if not isinstance(saved, dict) or not saved.keys() >= set(SAVED):
+            raise ConfigError(
+                f"{path} is no checkpoint of a stage: delete it to begin the stage anew"
+            )
         if saved["config"] != dataclasses.asdict(self.config):
-            raise ValueError(
+            raise ConfigError(
                 f"{path} was made with {saved['config']}, this run has "
                 f"{dataclasses.asdict(self.config)}: remove it to start afresh"
             )

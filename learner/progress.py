@@ -4,12 +4,16 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from agent.durable import replace_file, storage_errors
 from agent.process.clock import unix_s
+from agent.process.json_files import Misfit, parse_json
 from learner.patience import until_taken
+
+LOOKED_AT = 100  # lines, for one that is whole
 
 
 class ProgressLog:
@@ -52,13 +56,17 @@ class ProgressLog:
 
 
 def last_stamp_s(path: Path) -> float:
-    """When the last whole line of a progress log was written [Unix s]; 0 if there is none."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    for line in reversed(lines[-2:]):  # a crash may have torn the very last one
-        try:
-            return float(json.loads(line)["unix_s"])
-        except (ValueError, TypeError, KeyError):
-            continue
+    """When the last whole line of a progress log was written [Unix s]; 0 if there is none.
+
+    Raises StorageError.
+    """
+    if not path.exists():
+        return 0.0
+    with storage_errors(path):
+        lines = path.read_bytes().splitlines()
+    for line in reversed(lines[-LOOKED_AT:]):  # a crash tears the last one, a disk damages some
+        with suppress(Misfit):
+            return float(parse_json(line, {"unix_s": float})["unix_s"])
     return 0.0
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from agent.adapters import AdapterStore, version_name
 from agent.process.changes import explain, find_differences, schema_defaults
 from agent.process.instruction import clean_instruction
+from agent.process.json_files import DamagedFile, read_json
 from agent.process.shown import shown
 from agent.wire.messages import BASE_VERSION
 from learner.checkpoint import (
@@ -220,12 +221,15 @@ class Publication:
         if not path.exists():
             return None
         try:
-            return str(json.loads(path.read_text())["checkpoint_sha256"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read: it names the checkpoint from which a copied run may go "
-                "on; copy the run again, or delete the file to go on with the run's own settings"
-            ) from error
+            named = read_json(
+                path,
+                {"checkpoint_sha256": str},
+                "it names the checkpoint from which a copied run may go on: copy the run again, or "
+                "delete the file to go on with the run's own settings",
+            )
+        except DamagedFile as error:
+            raise CheckpointError(str(error)) from error
+        return str(named["checkpoint_sha256"])
 
     def _check_settings(self, saved: dict[str, Any]) -> None:
         config = self.identity.config

@@ -6,6 +6,7 @@ at any point resumes without losing an episode or training on one twice.
 """
 
 import json
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,10 +17,13 @@ from typing import Any
 
 from agent.database import DatabasePlace, check_database
 from agent.process.clock import unix_s
+from agent.process.json_files import Misfit, parse_json
 from agent.process.shown import printable
 from agent.wire.errors import PerennialError
 from agent.wire.messages import Outcome, Phase, SealedEpisode
 from learner.store_schema import DISPOSITIONS, SCHEMA
+
+log = logging.getLogger(__name__)
 
 
 class StoreError(PerennialError):
@@ -414,5 +418,9 @@ def _episode_row(values: tuple[Any, ...]) -> EpisodeRow:
 
 
 def _update_row(values: dict[str, Any]) -> UpdateRow:
-    values |= {"metrics": json.loads(values["metrics"]), "activated": bool(values["activated"])}
-    return UpdateRow(**values)
+    try:
+        metrics = parse_json(str(values["metrics"]).encode(), {str: object})
+    except Misfit as error:
+        log.error("update %s: its figures are damaged and left out: %s", values["update_id"], error)
+        metrics = {}
+    return UpdateRow(**values | {"metrics": metrics, "activated": bool(values["activated"])})

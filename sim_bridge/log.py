@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from agent.durable import make_folder, may_pass, storage_errors, sync_folder
+from agent.process.json_files import Misfit, parse_json
 from agent.wire.errors import ConfigError
 from sim_bridge.lines import LineFile
 from sim_bridge.robot import BridgeError
 
-FIRST_LINE_BYTES = 1 << 20
+FIRST_LINES_BYTES = 1 << 20
 
 
 class LogError(BridgeError):
@@ -146,22 +147,33 @@ def _is_complete(raw: bytes) -> bool:
 
 
 def _refuse_foreign(path: Path, names: Iterable[str]) -> None:
-    """Raises ConfigError if `path` holds anything but JSON lines with these fields, OSError."""
+    """Raises ConfigError if `path` holds anything but JSON lines with these fields, OSError.
+
+    One of its first lines is enough: others may be damaged.
+    """
     if not path.exists():
         return
     with path.open("rb") as file:
-        first = file.readline(FIRST_LINE_BYTES)
-    whole, first = first.endswith(b"\n") and b"\0" not in first, first.split(b"\0")[0]
-    if whole:
-        try:
-            is_ours = set(json.loads(first)) >= set(names)
-        except (ValueError, TypeError):
-            is_ours = False
-    else:  # torn by a loss of power: the beginning of a line, then nothing or zeros
-        start = f'{{"{next(iter(names))}":'.encode()
-        is_ours = first.startswith(start) or start.startswith(first)
-    if not is_ours:
-        raise ConfigError(f"log_path: '{path}' is another program's file; name another path")
+        beginning = file.read(FIRST_LINES_BYTES)
+    first, _, others = beginning.partition(b"\n")
+    whole = len(first) < len(beginning) and b"\0" not in first
+    if not whole:  # torn by a loss of power: the beginning of a line, then nothing or zeros
+        start, first = f'{{"{next(iter(names))}":'.encode(), first.split(b"\0")[0]
+        if first.startswith(start) or start.startswith(first):
+            return
+    if not any(_has_fields(line, names) for line in (first, *others.split(b"\n"))):
+        raise ConfigError(
+            f"log_path: '{path}' is another program's file, or damaged; name another path, or move "
+            "it away"
+        )
+
+
+def _has_fields(line: bytes, names: Iterable[str]) -> bool:
+    try:
+        parse_json(line, dict.fromkeys(names, object))
+    except Misfit:
+        return False
+    return True
 
 
 def _repair_tail(path: Path) -> None:

@@ -38,8 +38,10 @@ def read_scale(folder: Path, config: OpenVLAConfig) -> Tensor:
         return initial_scale(config)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))["scale"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise AdapterError(f'{path} must hold {{"scale": [...]}}: {error!r}') from error
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise AdapterError(
+            f'{path} is damaged, expected {{"scale": [...]}}: fetch the adapter again'
+        ) from error
     usable = isinstance(values, list) and all(
         type(v) in (int, float) and SMALLEST <= v <= LARGEST for v in values
     )

@@ -13,6 +13,7 @@ from typing import Any
 from agent.model.libraries import check_target_module_exists
 from agent.wire.errors import PerennialError
 
+RANK_MAX, ALPHA_MAX = 1 << 16, 1e9  # beyond, a file is damaged
 ALL_LINEAR = "all-linear"
 OUTSIDE_ALL_LINEAR = ("patch_embed.proj", "lm_head")
 """PEFT's all-linear takes no convolution, and an output head only in some releases."""
@@ -101,14 +102,14 @@ class LoraSpec:
                 "base with PEFT's merge_and_unload, or train without it"
             )
         rank, alpha = values.get("r"), values.get("lora_alpha")
-        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-            raise AdapterError(f"adapter rank r must be a positive integer, got {rank!r}")
+        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= RANK_MAX:
+            raise AdapterError(f"adapter rank r must be 1 to {RANK_MAX}, got {rank!r:.40}")
         if (
             not isinstance(alpha, int | float)
             or isinstance(alpha, bool)
-            or not math.isfinite(alpha)
+            or not -ALPHA_MAX <= alpha <= ALPHA_MAX
         ):
-            raise AdapterError(f"adapter lora_alpha must be a finite number, got {alpha!r}")
+            raise AdapterError(f"adapter lora_alpha must be a finite number, got {alpha!r:.40}")
         rslora = bool(values.get("use_rslora", False))
         return cls(rank, float(alpha), rslora, Targets.from_dict(values))
 

@@ -294,6 +294,9 @@ def read_json(path: Path) -> dict[str, Any]:
             "does not exist: expected an OpenVLA folder with config.json"
         )
         raise ModelFolderError(f"{path} {what}") from error
+    except OSError as error:
+        what = describe_stand_in(path) or f"cannot be read ({error.strerror}): fetch it again"
+        raise ModelFolderError(f"{path} {what}") from error
     except (ValueError, RecursionError) as error:
         what = describe_stand_in(path) or f"is not JSON ({shown(error)}): fetch it again"
         raise ModelFolderError(f"{path} {what}") from error

@@ -182,7 +182,10 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], LoraSpec]:
         raise AdapterError(f"{weights} {what}") from error
     if not isinstance(values, dict):
         raise AdapterError(f"{config} must hold a JSON object, got {type(values).__name__}")
-    return tensors, LoraSpec.from_dict(values)
+    try:
+        return tensors, LoraSpec.from_dict(values)
+    except AdapterError as error:
+        raise AdapterError(f"{config}: {error}") from error
 
 
 def changes_nothing(tensors: Mapping[str, Tensor], spec: LoraSpec) -> bool:

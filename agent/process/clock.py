@@ -12,6 +12,7 @@ import os
 import time
 from pathlib import Path
 
+LATEST_S = 4_102_444_800.0  # the year 2100
 VARIABLE = "PERENNIAL_CLOCK"
 """The environment variable in which a parent hands its reading to its children."""
 STEP_S = 1.0
@@ -42,8 +43,10 @@ class SteadyClock:
         """Move forward to a stamp of an earlier process [Unix s], unless it is in the past.
 
         So the stamps of one file never go back, also when the clock was set back between two
-        processes that write it.
+        processes that write it. A stamp that no clock has shown is of a damaged file.
         """
+        if not 0 <= stamp_s <= LATEST_S:
+            return
         self._origin_ns += max(0, int(stamp_s * 1e9) - self.unix_ns())
 
     def unix_ns(self) -> int:

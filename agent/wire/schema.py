@@ -125,9 +125,12 @@ def _read_int(value: Any, path: str, _arrays: ArraySource) -> int:
 
 def finite_number(value: Any, path: str) -> float:
     """A float or integer from outside; raises WireError("bad_message") for anything else."""
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise WireError("bad_message", f"{path}: expected a finite number, got {brief(value)}")
-    return float(value)
+    try:
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # a whole number that no float holds
+        pass
+    raise WireError("bad_message", f"{path}: expected a finite number, got {brief(value)}")
 
 
 def _read_float(value: Any, path: str, _arrays: ArraySource) -> float:

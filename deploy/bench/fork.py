@@ -7,6 +7,7 @@ clients' logs. So nothing is ordered twice, and a recount of the copy agrees.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from agent.durable import LOCK_NAME, new_folder
+from agent.process.json_files import COUNT, read_json
 from deploy.local.placement import BadSetting
 from deploy.local.processes import ProcessFailed
-from deploy.local.runfolder import STATE_NAME, RunFolder, read_state, recorded_settings, write_state
+from deploy.local.recorded import STATE_NAME, write_state
+from deploy.local.runfolder import RunFolder, find_state, recorded_settings
 from deploy.local.settings import RunConfig
 
 FORK_FILE = "fork.json"  # the learner's: from which checkpoint other settings may go on
@@ -35,7 +38,7 @@ def fork_run(beginning: Path, run_dir: Path, config: RunConfig) -> None:
     if (run_dir / STATE_NAME).exists():
         return
     with RunFolder(beginning).lock():
-        state = read_state(beginning)
+        state = find_state(beginning)
         if not state.get("finished"):
             raise ProcessFailed(f"{beginning} is not finished: nothing can go on from it")
         _remove_unbegun(run_dir)
@@ -46,7 +49,7 @@ def fork_run(beginning: Path, run_dir: Path, config: RunConfig) -> None:
 
 
 def _make_ready(copy: Path, beginning: str, state: dict[str, Any], config: RunConfig) -> None:
-    (copy / "learner" / "results.json").unlink()
+    (copy / "learner" / "results.json").unlink(missing_ok=True)
     sha256 = _last_checkpoint(copy / "learner" / "learner.db")
     if sha256 is not None:
         _write(copy / "learner" / FORK_FILE, {"checkpoint_sha256": sha256})
@@ -72,9 +75,12 @@ def _remove_unbegun(run_dir: Path) -> None:
 
 
 def inherited_sessions(run_dir: Path) -> int:
-    """How many of the run's sessions were its beginning's."""
+    """How many of the run's sessions were its beginning's. Raises DamagedFile."""
     path = run_dir / BEGINNING_FILE
-    return int(json.loads(path.read_text())["sessions"]) if path.is_file() else 0
+    if not os.path.lexists(path):
+        return 0
+    way_out = "delete it for a cost that has the beginning's part in it"
+    return int(read_json(path, {"sessions": COUNT}, way_out)["sessions"])
 
 
 def _last_checkpoint(path: Path) -> str | None:

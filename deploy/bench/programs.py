@@ -12,6 +12,7 @@ from agent.process import StopFlag
 from agent.process.shown import LINE_MAX_CHARS, printable
 from deploy.local.processes import ProcessFailed, module_command, module_environment
 from deploy.local.progress import Plan, Progress
+from deploy.local.shapes import END, EVENT, EVENTS
 from deploy.local.tail import JsonTail
 
 POLL_S = 1.0
@@ -25,14 +26,14 @@ class RunProgress:
         """learner: its resolved settings."""
         self._progress = Progress(Plan.from_learner(learner))
         self._run_dir = run_dir
-        self._events = JsonTail(run_dir / "learner" / "progress.jsonl")
+        self._events = JsonTail(run_dir / "learner" / "progress.jsonl", EVENT, EVENTS)
         self._ends: dict[Path, JsonTail] = {}
 
     def look(self) -> tuple[float, str]:
         """Share done in [0, 1], and the stage in words."""
         self._progress.add_events(self._events.read())
         for path in sorted(self._run_dir.glob("sim-*/client.jsonl")):
-            self._progress.add_ends(self._ends.setdefault(path, JsonTail(path)).read())
+            self._progress.add_ends(self._ends.setdefault(path, JsonTail(path, END)).read())
         return self._progress.share_done(), self._progress.stage()
 
 

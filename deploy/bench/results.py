@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 from collections import Counter
@@ -12,19 +13,45 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from agent.durable import replace_file
+from agent.durable import replace_file, set_aside
+from agent.process.errors import PerennialError
+from agent.process.json_files import COUNT, DamagedFile, Misfit, read_json
 from deploy.bench.cells import Cell, compose
 from deploy.bench.fork import inherited_sessions
 from deploy.local.records import Records
 from deploy.local.runfolder import changed_settings, recorded_settings
 from deploy.local.settings import RunConfig
+from deploy.local.shapes import SUMMARY, check_summary
 from deploy.local.statistics import Matrix, Rate
 from deploy.local.summary import USED
 
 PHASES = ("wait", "learn", "publish")
+CHUNK = {"chunk_size?": range(1, 10_000), "variant?": str}  # of a model's config.json
+# What a report reads of a result; more of its summary only if it is there.
+RESULT = {
+    "name": str,
+    "overrides": [str],
+    "machine": dict,
+    "time_s": {str: float},
+    "curve": [[COUNT]],
+    "summary": SUMMARY,
+    "settings?": dict,
+    "adapters?": [str],
+    "cost?": {
+        "own_wall_s?": float,
+        "environment_steps?": (float, None),
+        "chunk_forwards?": (float, None),
+        "learned_chunks?": float,
+        "wall_s?": float,
+        "own_episodes?": COUNT,
+        "starts?": COUNT,
+    },
+}
+
+log = logging.getLogger(__name__)
 
 
-class ResultError(Exception):
+class ResultError(PerennialError):
     """A result file that cannot be used; one line with the way out."""
 
 
@@ -74,7 +101,7 @@ def collect_result(
     times_s = Counter(dict.fromkeys(PHASES, 0.0))
     for event in records.events:
         if event["event"] == "iteration":
-            times_s.update({phase: event["time_s"][phase] for phase in PHASES})
+            times_s.update({phase: event.get("time_s", {}).get(phase, 0.0) for phase in PHASES})
     return Result(
         name=name,
         overrides=list(overrides),
@@ -129,7 +156,11 @@ def chunk_size(model: Mapping[str, Any]) -> int | None:
     """Actions of one forward pass, as the model's folder or the run's settings state it."""
     stated = model["architecture"]
     path = Path(model["model_dir"]) / "config.json"
-    published = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        published = read_json(path, CHUNK, "fetch the model again") if path.is_file() else {}
+    except DamagedFile as error:
+        log.warning("%s: the result does not say how often the policy answered", error)
+        published = {}
     for source in (stated, published):
         if source.get("chunk_size"):
             return int(source["chunk_size"])
@@ -162,19 +193,34 @@ def write_result(folder: Path, result: Result) -> Path:
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in asdict(result).items()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{result.name}.json"
+    if os.path.lexists(path):
+        try:
+            read_result(path)
+        except DamagedFile:
+            log.warning("%s is kept as %s", path, set_aside(path))
     replace_file(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
     return path
 
 
 def read_result(path: Path) -> Result:
-    """Raises ResultError for a file that is no result."""
+    """Raises ResultError for a file that is no result, or another cell's; DamagedFile."""
+    values = read_json(path, RESULT, "remove it to have the cell's result made again", _check)
     try:
-        result = Result(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        result = Result(**values)
+    except TypeError as error:
         raise ResultError(f"{path} is no result ({error}); remove it and run the cell") from error
     if result.name != path.stem:
         raise ResultError(f"{path} holds the result of {result.name}; rename or remove it")
     return result
+
+
+def _check(values: dict[str, Any]) -> None:
+    """Raises Misfit for figures that do not go together."""
+    check_summary(values["summary"])
+    tasks = len(values["summary"]["train_tasks"])
+    for row in values["curve"]:
+        if len(row) != 4 or row[0] >= tasks or not row[2] <= row[3] > 0:
+            raise Misfit("curve: expected rows of task index, update, successes, trials")
 
 
 def read_cells(folder: Path, cells: Sequence[Cell]) -> tuple[dict[str, Result], list[str]]:
@@ -191,8 +237,16 @@ def read_cells(folder: Path, cells: Sequence[Cell]) -> tuple[dict[str, Result], 
 
 
 def read_results(folder: Path, names: Sequence[str]) -> tuple[dict[str, Result], list[str]]:
-    """The results that exist, by name, and the names that are missing."""
-    found = {
-        name: read_result(path) for name in names if (path := folder / f"{name}.json").is_file()
-    }
+    """The results that exist, by name, and the names that are missing.
+
+    One that is damaged counts as missing: its cell is run again, from what its run still holds.
+    """
+    found = {}
+    for name in names:
+        path = folder / f"{name}.json"
+        if os.path.lexists(path):
+            try:
+                found[name] = read_result(path)
+            except DamagedFile as error:
+                log.warning("%s: left out", error.what)
     return found, [name for name in names if name not in found]

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from agent.durable import LOCK_NAME, StorageError
+from agent.process.json_files import DamagedFile
 from agent.process.terminal import telling
 from agent.process.words import setting_of
 from deploy.bench.cells import Cell, Step, compose, plan_cell, require_model
@@ -34,7 +35,7 @@ from deploy.local.placement import BadSetting
 from deploy.local.processes import ProcessFailed
 from deploy.local.progress import Plan
 from deploy.local.records import read_records
-from deploy.local.runfolder import RunFolder, hold_lock, read_state
+from deploy.local.runfolder import RunFolder, find_state, hold_lock
 from deploy.local.summary import build_summary
 
 DISK = (OSError, StorageError)
@@ -101,7 +102,9 @@ class Runner:
                 for each in steps_left(self._runs, [step]):
                     self._finish(each)
                 result = self._collect(cells[step.folder])
-            except (ProcessFailed, RecordError, ResultError, BadSetting, *DISK) as error:
+            except (
+                ProcessFailed, RecordError, ResultError, DamagedFile, BadSetting, *DISK
+            ) as error:  # fmt: skip
                 self._failed[step.folder] = str(error)
                 told = Text.assemble(("failed", "red"), f"    {step.folder}: {error}")
                 self._console.print(told, highlight=False)
@@ -121,7 +124,7 @@ class Runner:
         run_dir.parent.mkdir(parents=True, exist_ok=True)
         self._present = f"{run_dir.name}  waiting until no other process has it"
         _wait_until_free(run_dir)
-        if read_state(run_dir).get("finished"):
+        if RunFolder(run_dir).is_finished():
             return  # by the process that was waited for
         self._tell(f"running   {step.folder}")
         config = compose(step.overrides)
@@ -199,10 +202,9 @@ def steps_left(runs: Path, plans: Sequence[Step]) -> list[Step]:
     for plan in plans:
         needed: list[Step] = []
         for step in reversed(plan.chain):
-            state = read_state(runs / step.folder)
-            if not state.get("finished"):
+            if not RunFolder(runs / step.folder).is_finished():
                 needed.append(step)
-            if state:
+            if find_state(runs / step.folder):
                 break
         left |= dict.fromkeys(reversed(needed))
     return list(left)

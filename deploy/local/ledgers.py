@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from agent.process.errors import PerennialError
+
 BUSY_LIMIT_S = 10.0
 BRIEF_LIMIT_S = 0.1  # where nobody waits for it
 PERIOD_S = 1.0  # between two readings
 
 
-class RecordError(Exception):
+class RecordError(PerennialError):
     """A record of the run is missing or unreadable; one line."""
 
 

@@ -121,7 +121,7 @@ class Progress:
         self._last_unix_s = 0.0
 
     def add_ends(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Lines of the clients' logs."""
+        """Lines of the clients' logs, of shape END."""
         for line in lines:
             if line["outcome"] == "aborted":
                 self.aborted += 1
@@ -129,7 +129,7 @@ class Progress:
                 self._add_end(line)
 
     def add_events(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Lines of the learner's progress.jsonl; without any, the row told last is complete."""
+        """Lines of the learner's log (EVENTS); without any, the row told last is complete."""
         told = list(lines)
         for line in told:
             event = line["event"]
@@ -194,16 +194,21 @@ class Progress:
             self._busy_s[phase] += pause_s
         self._last_unix_s = max(self._last_unix_s, line["unix_s"])
         self.episodes[phase] += 1
-        self.latest_slot = line["slot_id"]
         is_success = line["outcome"] == "success"
         parts = line["slot_id"].split("/")
-        if view is None:
+        if view is None or not self._is_planned(parts):
             return
+        self.latest_slot = line["slot_id"]
         if parts[0] == "eval" and parts[2] == ROLLOUT:
             _count(view.eval_rates, int(parts[1]), is_success)
         elif parts[0] == "train":
             view.recent.append(is_success)
             _count(view.update_rates, int(parts[2]), is_success)
+
+    def _is_planned(self, parts: list[str]) -> bool:
+        """Whether a slot's row or task is one of the run's: a damaged line can say anything."""
+        tasks = len(self.plan.train_tasks)
+        return parts[0] not in ("eval", "train") or int(parts[1]) < tasks + (parts[0] == "eval")
 
     def left_s(self) -> float | None:
         """Expected remaining time; None until there is something to go by.

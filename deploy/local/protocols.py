@@ -7,11 +7,11 @@ such rates compare with nobody's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.process.json_files import DamagedFile, read_json
 from deploy.local.processes import PACKAGE_ROOT
 
 PROTOCOLS = PACKAGE_ROOT / "configs" / "suite" / "protocol"
@@ -49,11 +49,11 @@ def stated_protocol(tree: Mapping[str, Any], model_dir: Path) -> str:
 def picture_path(architecture: Mapping[str, Any], model_dir: Path) -> str:
     """How pictures come to the model's size: as stated, else as its config.json says."""
     try:
-        shown = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        shown = read_json(model_dir / "config.json", dict, "fetch the model again")
+    except DamagedFile:
         shown = {}  # whoever loads the model says what is wrong
     stated = {key: value for key, value in architecture.items() if value is not None}
-    known = {**PICTURE_DEFAULTS, **(shown if isinstance(shown, dict) else {}), **stated}
+    known = {**PICTURE_DEFAULTS, **shown, **stated}
     path = str(known["image_pipeline"])
     if path == _CROPPED and not known["center_crop"]:
         path = "jpeg-lanczos without crop"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.process.json_files import DamagedFile, read_json
 from agent.process.paths import expand_home
-from agent.process.stand_ins import describe_stand_in
 
 GROWING = ("retain",)  # continual methods whose published adapter gains a rank with every task
+
+RANK_MAX = 1 << 16
 
 
 def served_rank(
@@ -34,8 +35,6 @@ def served_rank(
 def _rank_in(folder: Path) -> int:
     path = folder / "adapter_config.json"
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["r"])
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-        if what := describe_stand_in(path):
-            raise ValueError(f"start_adapter: {path} {what}") from error
-        raise ValueError(f"start_adapter: no rank in {path}; name an adapter folder") from error
+        return int(read_json(path, {"r": range(1, RANK_MAX + 1)}, "name an adapter folder")["r"])
+    except DamagedFile as error:
+        raise ValueError(f"start_adapter: no rank in {path.parent}: {error}") from error

@@ -6,26 +6,27 @@ it. Ledgers may be read while their owners run.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agent.process.errors import ConfigError
-from agent.process.shown import shown
-from agent.process.tree import explain
-from agent.process.yaml_file import read_yaml
+from agent.durable import StorageError, storage_errors
+from agent.process.json_files import DamagedFile
 from deploy.local.ledgers import RecordError, query
+from deploy.local.recorded import (
+    STATE_NAME,
+    read_results,
+    read_settings,
+    read_state,
+    rebuild_settings,
+    rebuild_state,
+)
+from deploy.local.shapes import END, EVENT, EVENTS, PROBE
 from deploy.local.tail import JsonTail
 
 ENDED = ("sealed", "acked")  # states of the agent's episodes whose end is durable
-# What a report needs of each file.
-CONFIG_KEYS = ("learner", "model")
-STATE_KEYS = ("versions", "sessions")
-RESULT_KEYS = ("suite", "seed", "tasks", "train_tasks", "held_out_tasks", "matrix", "greedy")
-END_KEYS = ("episode_id", "slot_id", "outcome", "counted", "unix_s")
-PROBE_KEYS = ("unix_s", "error")
 QUARANTINED = "quarantined"  # the agent's state of an episode that is not to be trusted
 
 
@@ -61,7 +62,8 @@ class Records:
     Episode rows cover ordered episodes only, by id; the agent's come in the order of their seals.
     set_aside: ends of episodes that turned out damaged, or were refused, when their outcome had
     been answered; their slots were run again, and `ends` holds all others. refused: ids of orders
-    that no client could carry out; nothing of them is measured.
+    that no client could carry out; nothing of them is measured. damaged: what of the files was
+    left out, or had to be found elsewhere, a line each.
     """
 
     run_dir: Path
@@ -77,6 +79,7 @@ class Records:
     activations: list[str]
     set_aside: list[dict[str, Any]] = field(default_factory=list)
     refused: frozenset[str] = frozenset()
+    damaged: list[str] = field(default_factory=list)
 
     def ended(self) -> list[EpisodeRow]:
         """Episodes that ended, as the agent has them; what it lost, as the learner has it."""
@@ -86,26 +89,25 @@ class Records:
 
 def read_records(run_dir: Path) -> Records:
     """Raises RecordError unless `run_dir` holds a run that has come to its end."""
-    if not (run_dir / "config" / "run.yaml").is_file():
+    if not (run_dir / "config" / "run.yaml").is_file() and not (run_dir / STATE_NAME).is_file():
         raise RecordError(f"{run_dir} is no run folder: it has no config/run.yaml")
-    results_path = run_dir / "learner" / "results.json"
-    if not results_path.is_file():
-        raise RecordError(f"{run_dir} is not finished; start it again to go on from where it is")
+    results = _read_results(run_dir)
+    config, state, damaged = _read_own(run_dir)
     logs = ("sim-*/client.jsonl", "sim/*/client.jsonl")  # of workers, and of services
     client_logs = sorted(path for pattern in logs for path in run_dir.glob(pattern))
     agent_db, learner_db = run_dir / "agent" / "agent.db", run_dir / "learner" / "learner.db"
     agent_rows = _read_rows(agent_db, "state", "sealed_seq")
     learner_rows = _read_rows(learner_db, "disposition", "rowid")
     bad = _read_quarantined(agent_rows, learner_db) - learner_rows.keys()
-    ends = [line for path in client_logs for line in _read_lines(path, END_KEYS)]
+    ends = [line for path in client_logs for line in _read_lines(path, damaged, END)]
     return Records(
         run_dir=run_dir,
-        config=_read_config(run_dir / "config" / "run.yaml"),
-        state=read_object(run_dir / "state.json", STATE_KEYS),
-        results=read_object(results_path, RESULT_KEYS),
-        events=JsonTail(run_dir / "learner" / "progress.jsonl").read(),
+        config=config,
+        state=state,
+        results=results,
+        events=_read_lines(run_dir / "learner" / "progress.jsonl", damaged, EVENT, EVENTS),
         ends=[end for end in ends if end["episode_id"] not in bad],
-        probe=_read_lines(run_dir / "probe.jsonl", PROBE_KEYS),
+        probe=_read_lines(run_dir / "probe.jsonl", damaged, PROBE),
         agent_rows=agent_rows,
         learner_rows=learner_rows,
         updates=[
@@ -119,7 +121,44 @@ def read_records(run_dir: Path) -> Records:
         ],
         set_aside=[end for end in ends if end["episode_id"] in bad],
         refused=_read_refused(learner_db),
+        damaged=damaged,
     )
+
+
+def _read_results(run_dir: Path) -> dict[str, Any]:
+    """The learner's own figures. Raises RecordError."""
+    path = run_dir / "learner" / "results.json"
+    if not os.path.lexists(path):
+        raise RecordError(f"{run_dir} is not finished; start it again to go on from where it is")
+    try:
+        return read_results(run_dir)
+    except DamagedFile as error:
+        raise RecordError(str(error)) from error
+
+
+def _read_own(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Settings and state of the run, and what of them is damaged and was found elsewhere.
+
+    Raises RecordError.
+    """
+    damaged = []
+    try:
+        try:
+            config = read_settings(run_dir)
+        except DamagedFile as error:
+            config = rebuild_settings(run_dir, error)
+            damaged.append(f"{error.what}; the settings are those in {STATE_NAME}")
+        try:
+            state = read_state(run_dir)
+        except DamagedFile as error:
+            state = rebuild_state(run_dir, error)
+            damaged.append(
+                f"{error.what}; the run's time is that of the learner's log, versions and restarts "
+                "are not known"
+            )
+    except DamagedFile as error:
+        raise RecordError(str(error)) from error
+    return config, state, damaged
 
 
 def _read_quarantined(agent_rows: dict[str, EpisodeRow], learner_db: Path) -> set[str]:
@@ -150,43 +189,19 @@ def _read_rows(path: Path, column: str, order: str) -> dict[str, EpisodeRow]:
     return found
 
 
-def read_object(path: Path, keys: Collection[str]) -> dict[str, Any]:
-    """The object in a JSON file. Raises RecordError unless it has these keys."""
+def _read_lines(
+    path: Path,
+    damaged: list[str],
+    shape: Mapping[str, Any],
+    kinds: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """The whole lines of a log; what it lacks is told in `damaged`. Raises RecordError."""
+    tail = JsonTail(path, shape, kinds)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path} is damaged: it holds no JSON") from error
-    if not isinstance(values, dict):
-        raise RecordError(f"{path} is damaged: expected one JSON object")
-    _require_keys(path, values, keys)
-    return values
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """The whole composition, resolved."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        config = OmegaConf.to_container(OmegaConf.create(read_yaml(path)[0]), resolve=True)
-    except ConfigError as error:
-        raise RecordError(str(error)) from error
-    except OmegaConfBaseException as error:
-        raise RecordError(f"{path} is damaged: {explain(error, None)}") from error
-    assert isinstance(config, dict)
-    _require_keys(path, config, CONFIG_KEYS)
-    return {str(key): value for key, value in config.items()}
-
-
-def _read_lines(path: Path, keys: Collection[str]) -> list[dict[str, Any]]:
-    lines = JsonTail(path).read()
-    for line in lines:
-        _require_keys(path, line, keys)
+        with storage_errors(path):
+            lines = tail.read()
+    except StorageError as error:
+        raise RecordError(f"{error}, then report again") from error
+    if tail.left_out:
+        damaged.append(f"{path}: {tail.left_out} damaged or torn lines are left out")
     return lines
-
-
-def _require_keys(path: Path, values: Mapping[Any, Any], keys: Collection[str]) -> None:
-    if missing := [key for key in keys if key not in values]:
-        raise RecordError(f"{path} is damaged: there is no {missing[0]!r} in {shown(values, 80)}")

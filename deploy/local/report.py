@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     console = new_console()
     try:
         records = read_records(arguments.run_dir.resolve())
+        for line in records.damaged:
+            complain("perennial report", line)
         recounted = recount(records)
         if arguments.recount:
             return _recount(console, records, recounted)
@@ -80,16 +82,17 @@ def _plot(console: Console, records: Records, summary: dict[str, Any]) -> list[P
 
 
 def _recount(console: Console, records: Records, recounted: Recount) -> int:
+    from agent.process.json_files import DamagedFile, read_json
     from deploy.local.ledgers import RecordError
-    from deploy.local.records import read_object
-    from deploy.local.summary import SUMMARY_KEYS, compare
+    from deploy.local.shapes import COMPARED
+    from deploy.local.summary import compare
 
     path = records.run_dir / "summary.json"
-    if not path.is_file():
-        raise RecordError(
-            f"{path} is missing; make it with perennial report {shlex.quote(str(records.run_dir))}"
-        )
-    summary = read_object(path, SUMMARY_KEYS)
+    again = f"make it again with perennial report {shlex.quote(str(records.run_dir))}"
+    try:
+        summary = read_json(path, COMPARED, again)
+    except DamagedFile as error:
+        raise RecordError(str(error)) from error
     problems = recounted.problems + compare(summary, records, recounted)
     _print_problems(console, problems)
     if problems:

@@ -82,6 +82,7 @@ def _run(overrides: list[str]) -> int:
     from deploy.local.progress import Plan, Progress
     from deploy.local.runfolder import RunFolder
     from deploy.local.settings import compose_run
+    from deploy.local.shapes import END, EVENT, EVENTS
     from deploy.local.supervisor import StopSignal, Supervisor
     from deploy.local.tail import JsonTail
 
@@ -107,9 +108,9 @@ def _run(overrides: list[str]) -> int:
         learner = config.processes["learner"]
         progress = Progress(Plan.from_learner(learner))
         under = str(Conditions.of_learner(learner))
-        events = JsonTail(folder.path / "learner" / "progress.jsonl")
+        events = JsonTail(folder.path / "learner" / "progress.jsonl", EVENT, EVENTS)
         activations = ActivationTail(folder.path / "agent" / "agent.db")
-        ends = [JsonTail(path) for path in folder.client_logs(config.settings.workers)]
+        ends = [JsonTail(path, END) for path in folder.client_logs(config.settings.workers)]
         title = f"{learner['suite']['name']}, seed {config.settings.seed}, {folder.path}"
         console.print("Resuming." if resumes else "Starting: loading the policy.", style="dim")
         flag = StopFlag()

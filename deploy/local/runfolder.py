@@ -16,16 +16,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agent.durable import LOCK_NAME, make_folder, replace_file, take_lock
+from agent.durable import LOCK_NAME, make_folder, replace_file, set_aside, take_lock
 from agent.process.changes import Difference, explain, find_differences
 from agent.process.clock import go_on_from, share_clock, unix_s
+from agent.process.json_files import DamagedFile
 from agent.process.settings import settings_text
 from deploy.local.composition import compose_tree
 from deploy.local.overrides import Override, has_value, parse_overrides
 from deploy.local.placement import BadSetting, make_socket_folder, socket_folder
+from deploy.local.recorded import (
+    STATE_NAME,
+    read_results,
+    read_state,
+    rebuild_state,
+    write_state,
+)
 from deploy.local.settings import RunConfig
 
-STATE_NAME = "state.json"
 KEEP_S = 5.0
 # What may differ when a run is resumed: it changes neither the numbers nor the files.
 FREE_SECTIONS = (
@@ -107,8 +114,15 @@ class RunFolder:
         return sorted(present | set(self.path.glob("sim-*/client.jsonl")))
 
     def is_finished(self) -> bool:
-        """Whether an earlier start of the run came to its end."""
-        return bool(read_state(self.path).get("finished"))
+        """Whether an earlier start of the run came to its end, and its results are whole."""
+        if not find_state(self.path).get("finished"):
+            return False
+        try:
+            read_results(self.path)
+        except DamagedFile as error:
+            log.warning("%s; the run goes on, for its learner to write them anew", error.what)
+            return False
+        return True
 
     def prepare(self, config: RunConfig, versions: dict[str, str]) -> bool:
         """Writes the configuration and opens a session; True if the run was begun before.
@@ -117,7 +131,7 @@ class RunFolder:
         release may differ as changes.py says.
         """
         settings = recorded_settings(config)
-        self._state = read_state(self.path)
+        self._state = find_state(self.path)
         is_resumed = bool(self._state)
         if is_resumed:
             self._refuse_changes(self._state["settings"], settings, config.overrides)
@@ -136,6 +150,7 @@ class RunFolder:
             "versions": versions,
             "sessions": [*sessions, self._session],
         }
+        _set_damaged_aside(self.state_path)
         self._save()  # before the files: they are ours from then on
         for path, values in files.items():
             replace_file(path, settings_text(values).encode())
@@ -247,7 +262,9 @@ def changed_settings(
 
 def _portable(settings: dict[str, Any]) -> dict[str, Any]:
     """`settings` as they read wherever the package lies: its own models by their place in it."""
-    model = settings["model"]
+    model = settings.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("model_dir"), str):
+        return settings  # damaged, or no run's: whoever compares says so
     for name in OWN_MODELS:
         if Path(model["model_dir"]).match(f"*/{name}"):
             return {**settings, "model": {**model, "model_dir": name}}
@@ -266,32 +283,32 @@ def _is_added_entry(difference: Difference) -> bool:
     return difference.kind == "new" and difference.key.startswith(OPEN_TABLES)
 
 
-def write_state(run_dir: Path, state: dict[str, Any]) -> None:
-    """Replaces state.json: a reader, or a loss of power, sees the old content or the new.
+def find_state(run_dir: Path) -> dict[str, Any]:
+    """The run's state.json, or what is known without it if it is damaged; empty if there is no run.
 
-    Raises StorageError.
+    Raises BadSetting where nothing is known.
     """
-    replace_file(run_dir / STATE_NAME, (json.dumps(state, indent=1) + "\n").encode())
-
-
-def read_state(run_dir: Path) -> dict[str, Any]:
-    """The run's state.json; empty if there is none. Raises BadSetting if it is not one of ours."""
     path = run_dir / STATE_NAME
-    try:
-        state = json.loads(path.read_text())
-    except FileNotFoundError:
+    # A new run writes its state first: a folder with settings and a ledger has lost it.
+    if not os.path.lexists(path) and not (run_dir / "agent" / "agent.db").is_file():
         return {}
-    except OSError as error:
-        raise BadSetting(
-            f"{path} cannot be read ({error.strerror}); choose another run_dir"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise BadSetting(f"{path} is damaged: it holds no JSON; choose another run_dir") from error
-    sessions = state.get("sessions") if isinstance(state, dict) else None
-    is_ours = isinstance(sessions, list) and all(
-        isinstance(each, dict) and "ended_unix_s" in each for each in sessions
-    )
-    settings = state.get("settings") if isinstance(state, dict) else None
-    if not is_ours or not isinstance(settings, dict) or "model" not in settings:
-        raise BadSetting(f"{path} is no run's state; choose another run_dir")
-    return state
+    try:
+        return read_state(run_dir)
+    except DamagedFile as damaged:
+        try:
+            state = rebuild_state(run_dir, damaged)
+        except DamagedFile as error:
+            if not os.path.lexists(path):
+                return {}  # somebody else's ledger
+            raise BadSetting(str(error)) from error
+        log.warning("%s; going on with config/run.yaml and the learner's log", damaged.what)
+        return state
+
+
+def _set_damaged_aside(path: Path) -> None:
+    """Makes room for a new state.json without losing what is there. Raises StorageError."""
+    if os.path.lexists(path):
+        try:
+            read_state(path.parent)
+        except DamagedFile:
+            log.warning("%s is kept as %s", path, set_aside(path))

@@ -17,7 +17,6 @@ SETTING_SECTIONS = ("algorithm", "evaluation", "temperature", "micro_batch")
 GREEDY_FIGURES = ("base_avg", "final_avg", "gain", "base_zero_shot", "final_zero_shot")
 FIRST_FIGURES = ("base_avg", "final_avg", "gain", "nbt", "base_zero_shot", "final_zero_shot")
 USED = ("trained", "filtered")  # every counted training episode is one or the other
-SUMMARY_KEYS = ("greedy", "episodes")  # what every summary has had beside its figures
 FIGURE_TOLERANCE = 1e-9
 
 
@@ -178,9 +177,9 @@ def compare(summary: dict[str, Any], records: Records, recounted: Recount) -> li
     return problems
 
 
-def _difference(name: str, reported: float | None, counted: float | None) -> list[str]:
-    if reported is None or counted is None:
-        is_same = reported is counted
-    else:
-        is_same = abs(reported - counted) <= FIGURE_TOLERANCE
+def _difference(name: str, reported: Any, counted: Any) -> list[str]:
+    try:
+        is_same = reported is counted or abs(reported - counted) <= FIGURE_TOLERANCE
+    except (TypeError, OverflowError):  # not measured in one of them, or no number that counts
+        is_same = False
     return [] if is_same else [f"{name}: summary says {reported}, recount says {counted}"]

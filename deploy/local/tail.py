@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.process.json_files import Misfit, parse_json, require_shape
 from agent.process.shown import LINE_MAX_CHARS, printable
+
+log = logging.getLogger(__name__)
 
 
 class JsonTail:
-    """The complete lines added to `path` since the last call; the file may not exist yet."""
+    """The complete lines added to `path` since the last call; the file may not exist yet.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
+    A line that is damaged, or that a crash of its writer has torn, is left out: the first one of a
+    file is logged, and `left_out` counts them.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: Mapping[str, Any] | None = None,
+        kinds: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """shape: of each line. kinds: what a line has besides, by its "event"."""
+        self._path, self._offset = path, 0
+        self._shape, self._kinds = dict(shape or {}), kinds or {}
+        self.left_out = 0
 
     def read(self) -> list[dict[str, Any]]:
-        """New lines, oldest first. A line torn by a crash of its writer is left out."""
+        """New lines, oldest first. Raises OSError."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -26,15 +41,21 @@ class JsonTail:
             return []
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
-        return [line for raw in complete.splitlines() if (line := _parse(raw)) is not None]
+        return [line for raw in complete.split(b"\n") if (line := self._parse(raw)) is not None]
 
-
-def _parse(raw: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return _harmless(line) if isinstance(line, dict) else None
+    def _parse(self, raw: bytes) -> dict[str, Any] | None:
+        if not raw:
+            return None
+        try:
+            line: dict[str, Any] = parse_json(raw, self._shape)
+            require_shape(line, self._kinds.get(str(line.get("event")), {}))
+        except Misfit as error:
+            self.left_out += 1
+            if self.left_out == 1:
+                log.warning("%s: a damaged line is left out: %s", self._path, error)
+            return None
+        harmless: dict[str, Any] = _harmless(line)
+        return harmless
 
 
 def _harmless(value: Any) -> Any:

@@ -22,6 +22,7 @@ from agent.durable import replace_file, replacing
 from agent.process import die_with
 from agent.process.errors import ConfigError
 from agent.process.folders import begin_in
+from agent.process.json_files import DamagedFile, read_json
 from agent.process.terminal import counting
 
 META_NAME = "meta.json"
@@ -89,11 +90,11 @@ def _write_meta(meta: dict[str, Any], out: Path) -> None:
     path = out / META_NAME
     if path.exists():
         try:
-            found = json.loads(path.read_text("utf-8"))
-        except ValueError:
-            raise ConfigError(
-                f"{path} is damaged; remove it and the shards beside it, or choose another --out"
-            ) from None
+            found = read_json(
+                path, dict, "remove it and the shards beside it, or choose another --out"
+            )
+        except DamagedFile as error:
+            raise ConfigError(str(error)) from error
         if found != meta:
             raise ValueError(f"{path}: describes other demonstrations; choose another --out")
         return

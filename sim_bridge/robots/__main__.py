@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from agent.durable import replace_file
 from agent.process import StopFlag, run_process
 from agent.process.errors import ConfigError
+from agent.process.json_files import DamagedFile, read_json
 from agent.process.shown import complain
 from sim_bridge.robots.config import IMAGINED, RobotConfig
 
@@ -82,11 +83,9 @@ def _refuse_foreign(path: Path) -> None:
     if not path.exists():
         return
     try:
-        is_ours = isinstance(json.loads(path.read_text("utf-8")), dict) and path.is_file()
-    except (ValueError, OSError):
-        is_ours = False
-    if not is_ours:
-        raise ConfigError(f"report_path: '{path}' is another program's file; name another path")
+        read_json(path, dict, "if it is a report, delete it; else name another path")
+    except DamagedFile as error:
+        raise ConfigError(f"report_path: no report of a robot: {error}") from error
 
 
 def _close(robot: Robot) -> None:

@@ -11,6 +11,7 @@ from episode_fixtures import make_end, make_meta, make_order
 
 from agent.durable import StorageError, may_pass
 from agent.ledger import EpisodeState, Ledger, LedgerReader
+from agent.recovery import recover_state
 
 
 def seal(ledger: Ledger, slot_id: str = "", counted: bool = True) -> str:
@@ -131,6 +132,32 @@ def test_orders_keep_their_posting_order_and_first_content(tmp_path: Path) -> No
     assert LedgerReader(tmp_path / "agent.db").orders() == orders
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"order_id": 7}', "\x00" * 9, b"\xff"])
+def test_an_entry_that_a_disk_has_altered_is_left_out_alone(tmp_path: Path, text: object) -> None:
+    ledger = Ledger(tmp_path / "agent.db")
+    orders = [make_order("a"), make_order("b")]
+    first, second = make_meta(), make_meta()
+    with ledger.transaction():
+        ledger.add_orders(orders)
+        ledger.add_episode(first)
+        ledger.add_episode(second)
+    with closing(sqlite3.connect(tmp_path / "agent.db")) as db, db:
+        db.execute("UPDATE orders SET body = ? WHERE order_id = 'a'", (text,))
+        db.execute("UPDATE episodes SET meta = ? WHERE episode_id = ?", (text, first.episode_id))
+    assert ledger.orders() == orders[1:]
+    assert ledger.metas(EpisodeState.OPEN) == {first.episode_id: None, second.episode_id: second}
+    found = recover_state(make_folder(tmp_path / "episodes"), ledger)
+    assert found.orders == orders[1:]
+    assert found.aborted == [second.episode_id]
+    states = {row.episode_id: row.state for row in ledger.episodes()}
+    assert states[first.episode_id] == EpisodeState.QUARANTINED
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
 @pytest.mark.parametrize("content", [None, b"", b"not a database" * 100])
 def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "agent.db"
@@ -154,7 +181,7 @@ def test_a_ledger_of_version_2_is_read_as_it_is_and_migrated_by_its_writer(tmp_p
     for _ in range(2):
         ledger = Ledger(path)
         assert ledger.episodes() == rows
-        assert ledger.metas(EpisodeState.OPEN) == metas == [still_open]
+        assert ledger.metas(EpisodeState.OPEN) == metas == {still_open.episode_id: still_open}
         assert ledger.owner(old) is None
         new = make_meta()
         with ledger.transaction():

@@ -95,9 +95,11 @@ class FinishedRun:
         write_lines(
             self.run_dir / "learner" / "progress.jsonl",
             [
-                {"event": "iteration", "hold_s": hold_s, "samples": 6,
+                {"event": "iteration", "unix_s": 1000.0 + update, "hold_s": hold_s, "samples": 6,
+                 "version": VERSIONS[update - 1], "task": TRAINED[update - 1], "update": update,
+                 "successes": 2, "trials": 4,
                  "time_s": {"wait": 1.0, "learn": 2.0, "publish": 0.5}}
-                for hold_s in (0.001, 0.003)
+                for update, hold_s in ((1, 0.001), (2, 0.003))
             ],
         )  # fmt: skip
         probe = [{"unix_s": t, "error": ""} for t in (1000.0, 1000.5, 1001.5)]

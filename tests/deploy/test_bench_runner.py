@@ -32,8 +32,9 @@ from deploy.bench.runner import Pace, Runner, hold, run_missing, steps_left
 from deploy.local.checker import recount
 from deploy.local.placement import BadSetting
 from deploy.local.processes import ProcessFailed
+from deploy.local.recorded import read_state, write_state
 from deploy.local.records import read_records
-from deploy.local.runfolder import read_state, recorded_settings, write_state
+from deploy.local.runfolder import recorded_settings
 from deploy.local.summary import build_summary
 
 OVERRIDES = ("suite=toy", "budget=smoke", "method=ewc")

@@ -12,7 +12,8 @@ from faulty_disk import FULL, FaultyDisk
 from agent.durable import StorageError
 from deploy.local.passing import Passing
 from deploy.local.processes import Child, ProcessFailed, ProcessSpec
-from deploy.local.runfolder import KEEP_S, RunFolder, read_state
+from deploy.local.recorded import read_state
+from deploy.local.runfolder import KEEP_S, RunFolder
 from deploy.local.settings import compose_run
 from deploy.local.signs import Signs
 

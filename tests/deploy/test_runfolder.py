@@ -8,7 +8,8 @@ from wall_clock import WallClock
 
 from deploy.local.placement import BadSetting, socket_folder
 from deploy.local.processes import PACKAGE_ROOT
-from deploy.local.runfolder import OWN_MODELS, STATE_NAME, RunFolder
+from deploy.local.recorded import STATE_NAME
+from deploy.local.runfolder import OWN_MODELS, RunFolder
 from deploy.local.settings import compose_run
 
 

@@ -56,7 +56,7 @@ class Killer:
 
     def _open_episodes(self) -> set[str]:
         with closing(LedgerReader(self._agent_dir / "agent.db")) as reader:
-            return {meta.episode_id for meta in reader.metas(EpisodeState.OPEN)}
+            return set(reader.metas(EpisodeState.OPEN))
 
 
 @pytest.mark.slow
