@@ -89,8 +89,8 @@ def _read_yaml(run_dir: Path) -> dict[str, Any]:
     try:
         loaded = OmegaConf.to_container(OmegaConf.create(read_yaml(path)[0]), resolve=True)
     except ConfigError as error:
-        what = str(error).partition(";")[0].removeprefix("--config: ")
-        raise DamagedFile(what.replace(str(path), f"{path} is damaged", 1), _FROM_BACKUP) from error
+        what = str(error).partition(";")[0].removeprefix("--config: ").removeprefix(str(path))
+        raise _damaged(path, f"is damaged: {what.lstrip(':, ')}") from error
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise _damaged(path, "is damaged: its references stand for nothing") from error
     if not isinstance(loaded, dict):
