@@ -141,7 +141,10 @@ class ServingMetrics(MetricSet):
         "Clients without a key that is known, and messages without the permission.",
         "reason=unknown_key|no_curve|wrong_server_key|bad_handshake|forbidden")
     connections_cut_total: Counter = counter(
-        "Connections that were cut because there were too many; those that said least come first.")
+        "Connections that were cut: there were too many (those that said least come first), it "
+        "sent a message without an end or of far too many parts, its address had done so, or it "
+        "was silent.",
+        "reason=too_many|flood|cooling_off|silent")
     watchdog_trips_total: Counter = counter(
         "Stalls, each counted once.", "reason=loop_stalled|inference_stalled")
 

@@ -48,7 +48,7 @@ def bind_sockets(
             insecure=config.insecure,
             door=door,
             connections_max=connections_max,
-            on_cut=metrics.connections_cut_total.inc,
+            on_cut=lambda reason: metrics.connections_cut_total.labels(reason).inc(),
         )
         stack.callback(socket.close)
         return socket

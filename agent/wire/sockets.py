@@ -29,6 +29,7 @@ from agent.wire.codec import (
 from agent.wire.connections import Connections
 from agent.wire.endpoints import address_of, check_endpoint, is_ipv6
 from agent.wire.errors import ConfigError, HandshakeRefused, RequestTimeout, WireError
+from agent.wire.flood_watch import FloodWatch
 from agent.wire.handshake import HandshakeWatch
 from agent.wire.keys import ClientKeys
 from agent.wire.messages import Fault, Welcome
@@ -37,10 +38,13 @@ from agent.wire.wakeup import Wakeup
 if TYPE_CHECKING:
     from agent.wire.curve import Door  # clients need no authenticator
 
+DROPPED_TOLD = 1 << 12  # parts that are read to be dropped, before anybody hears of them
 QUEUED_MESSAGES_MAX = 64  # per connection and direction
 CONNECTIONS_MAX = 1024  # of one socket
-# Either side asks the other for a sign of life, and gives up a connection without one: a cable was
-# pulled, a machine is gone, a process stands still. A large message on a slow line is none.
+# A client asks for a sign of life, which is one to the server, too. Either side gives up a
+# connection without: a cable was pulled, a machine is gone, a process stands still. The server
+# itself must not ask: libzmq 4.3.5 ends the process when it is about to ask a peer that has reset
+# its connection while messages of it wait.
 HEARTBEAT_S = 5.0
 SILENCE_LIMIT_S = 20.0
 HANDSHAKE_LIMIT_S = 10.0  # for a connection that is no peer yet
@@ -75,9 +79,9 @@ class RouterSocket:
         insecure: bool = False,
         door: Door | None = None,
         connections_max: int = CONNECTIONS_MAX,
-        on_cut: Callable[[], None] = lambda: None,
+        on_cut: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        """on_cut: called for every connection that is cut because there are too many."""
+        """on_cut: called with the reason for every connection that is cut, see `Connections`."""
         check_endpoint(endpoint, bind=True, insecure=insecure, encrypted=door is not None)
         self.limits = limits
         self.door = door
@@ -91,7 +95,15 @@ class RouterSocket:
         # A client that chose its own routing id and comes back takes the place of its former self.
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         on_refused = _ignore if door is None else door.note_handshake
-        self._connections = Connections(self._socket, connections_max, on_cut, on_refused)
+        watch = FloodWatch(limits.max_message_bytes, encrypted=door is not None)
+        self._connections = Connections(
+            self._socket,
+            connections_max,
+            watch,
+            on_cut,
+            on_refused,
+            silence_limit_s=HEARTBEAT_S + SILENCE_LIMIT_S,
+        )
         try:
             self._socket.bind(address_of(endpoint))
         except zmq.ZMQError as error:
@@ -109,20 +121,26 @@ class RouterSocket:
             return None
         peer = identity.bytes
         sender = ANYBODY if self.door is None else self.door.identify(identity)
+        source = _descriptor_of(identity)
+        if source is not None:
+            self._connections.note_taken(source)
         frames: list[Frame] = []
         parts = size_bytes = request_id = 0
-        while self._socket.rcvmore:
+        more = identity.more
+        while more and parts < self.limits.max_parts:
             frame = self._socket.recv(copy=False)
-            parts += 1
+            parts, more = parts + 1, frame.more
             size_bytes += len(frame.buffer)
             if parts == 1:
                 request_id = peek_request_id(frame.buffer)
-            if parts <= self.limits.max_parts and size_bytes <= self.limits.max_message_bytes:
+            if size_bytes <= self.limits.max_message_bytes:
                 frames.append(frame.buffer)
             else:
                 frames.clear()
-        if parts > self.limits.max_parts:
-            text = f"{parts} parts, at most {self.limits.max_parts} are accepted"
+        if more:
+            frames.clear()
+            dropped = self._drop_rest(identity)
+            text = f"{parts + dropped} parts, at most {self.limits.max_parts} are accepted"
         elif size_bytes > self.limits.max_message_bytes:
             text = (
                 f"{size_bytes} bytes, at most {self.limits.max_message_bytes} are accepted: send "
@@ -131,6 +149,22 @@ class RouterSocket:
         else:
             return Received(peer, frames, sender)
         return Received(peer, [], sender, WireError("too_large", text, request_id))
+
+    def _drop_rest(self, identity: zmq.Frame) -> int:
+        """Reads the message to its end: nothing else can be read before. Returns how many parts.
+
+        All others wait meanwhile, so nothing is done here that can be left. The connection is
+        accused while it goes on, or more messages of the kind would come.
+        """
+        receive, parts, more = self._socket.recv, 0, True
+        while more:
+            some = 0
+            while more and some < DROPPED_TOLD:
+                more = receive(copy=False).more
+                some += 1
+            parts += some
+            self._connections.note_dropped(_descriptor_of(identity), _address_of(identity), some)
+        return parts
 
     def send(self, peer: bytes, message: object, request_id: int) -> bool:
         """Answers a peer without waiting; False if it is gone or does not drain its replies.
@@ -173,7 +207,11 @@ class Poller:
 
     def wait(self, timeout_s: float) -> list[RouterSocket]:
         """The sockets with something to receive; empty after `timeout_s` or a wake-up."""
+        for socket in self._by_key.values():
+            socket._connections.is_drained = True  # this would return at once otherwise
         events = dict(self._poller.poll(max(0, round(timeout_s * 1000))))
+        for socket in self._by_key.values():
+            socket._connections.is_drained = False
         if self._wakeup.fd in events:
             self._wakeup.clear()
         return [socket for key, socket in self._by_key.items() if key in events]
@@ -330,6 +368,22 @@ class DealerClient:
             raise
 
 
+def _descriptor_of(frame: zmq.Frame) -> int | None:
+    """Of the connection that a message came over; None if libzmq does not tell."""
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return None
+
+
+def _address_of(frame: zmq.Frame) -> str:
+    """The address that a message came from; "" for a peer without (ipc)."""
+    try:
+        return str(frame.get("Peer-Address"))
+    except zmq.ZMQError:
+        return ""
+
+
 def _ignore(code: int, endpoint: str) -> None:
     """Without keys there is nobody to tell of a refused handshake."""
 
@@ -342,12 +396,13 @@ def _make_socket(
     socket.setsockopt(zmq.IPV6, int(is_ipv6(endpoint)))
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, limits.max_message_bytes)
-    socket.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES_MAX)
     socket.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES_MAX)
     socket.setsockopt(zmq.HANDSHAKE_IVL, round(HANDSHAKE_LIMIT_S * 1000))
-    socket.setsockopt(zmq.HEARTBEAT_IVL, round(HEARTBEAT_S * 1000))
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(SILENCE_LIMIT_S * 1000))
-    socket.setsockopt(zmq.HEARTBEAT_TTL, round((HEARTBEAT_S + SILENCE_LIMIT_S) * 1000))
+    socket.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES_MAX)
+    if kind != zmq.ROUTER:
+        socket.setsockopt(zmq.HEARTBEAT_IVL, round(HEARTBEAT_S * 1000))
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(SILENCE_LIMIT_S * 1000))
+        socket.setsockopt(zmq.HEARTBEAT_TTL, round((HEARTBEAT_S + SILENCE_LIMIT_S) * 1000))
     _keep_alive(socket)
     return socket
 

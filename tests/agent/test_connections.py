@@ -60,7 +60,9 @@ def answer(router: RouterSocket, client: DealerClient) -> None:
 
 @pytest.fixture
 def router() -> Iterator[RouterSocket]:
-    with RouterSocket("tcp://127.0.0.1:0", connections_max=KEPT, on_cut=lambda: None) as router:
+    with RouterSocket(
+        "tcp://127.0.0.1:0", connections_max=KEPT, on_cut=lambda reason: None
+    ) as router:
         yield router
 
 

@@ -1,0 +1,265 @@
+"""What tells a message without an end from a large one, and how long an address is not let in."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from patience import HANG_S
+
+from agent.wire import tcp
+from agent.wire.codec import Limits, decode
+from agent.wire.connections import COOLING_OFF, FLOOD
+from agent.wire.errors import WireError
+from agent.wire.flood import (
+    DROPPED_FOR_S,
+    DROPPED_PARTS,
+    FIRST_PAUSE_S,
+    LONGEST_PAUSE_S,
+    MANY_PARTS,
+    PART_BYTES,
+    Dropped,
+    Intake,
+    Pauses,
+    parts_per_byte,
+)
+from agent.wire.messages import Ok, Status
+from agent.wire.sockets import DealerClient, Poller, RouterSocket
+from agent.wire.wakeup import Wakeup
+
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+READY = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
+HANDSHAKE = GREETING + b"\x04" + bytes([len(READY)]) + READY
+PEEKED = 4096
+ROOT = Path(__file__).parents[2]
+LIMIT_BYTES = 1 << 20
+RETRIES = round(HANG_S / 5.0)
+FLOODS = {
+    "large parts": b"\x03" + struct.pack(">Q", 1 << 18) + bytes(1 << 18),
+    "empty parts": b"\x01\x00" * (1 << 15),
+    "parts of one byte": b"\x01\x01x" * (1 << 15),
+    "a whole message of a million parts": b"\x01\x01x" * 1_000_000 + b"\x00\x01x",
+}
+
+
+RESET = f"""
+import socket, struct, time
+from agent.wire import sockets
+sockets.HEARTBEAT_S = 0.3
+sockets._keep_alive = lambda socket: None  # in whole seconds
+with sockets.RouterSocket("tcp://127.0.0.1:0") as router:
+    host, port = router.endpoint.removeprefix("tcp://").split(":")
+    peer = socket.create_connection((host, int(port)))
+    peer.sendall({HANDSHAKE!r})
+    time.sleep(0.2)
+    peer.sendall(b"\\x00\\x01x" * 200)
+    time.sleep(0.2)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+    time.sleep(1.0)
+    print("alive")
+"""
+
+
+# ---- how closely parts stand -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 20])
+def test_short_parts_are_seen_wherever_the_piece_begins(size: int) -> None:
+    rng = np.random.default_rng(size)
+    parts = [b"\x01" + bytes([size]) + rng.bytes(size) for _ in range(PEEKED)]
+    stream = b"".join(parts)
+    for start in range(size + 2):
+        found = parts_per_byte(stream[start : start + PEEKED], encrypted=False)
+        assert found == pytest.approx(1 / (size + 2), rel=0.1)
+
+
+@pytest.mark.parametrize("level", range(4))
+def test_pictures_do_not_look_like_parts(level: int) -> None:
+    rng = np.random.default_rng(level)
+    for _ in range(200):
+        picture = rng.integers(0, 2 << (2 * level), PEEKED, dtype=np.uint8).tobytes()
+        assert parts_per_byte(picture, encrypted=False) == 0.0
+    assert parts_per_byte(bytes(PEEKED), encrypted=False) == 0.0  # all black
+
+
+def test_the_last_parts_of_a_message_are_none_without_an_end() -> None:
+    whole = b"\x01\x01x" * 63 + b"\x00\x01x"
+    assert parts_per_byte(whole * 20, encrypted=False) == 0.0
+    assert parts_per_byte(b"", encrypted=False) == parts_per_byte(b"", encrypted=True) == 0.0
+
+
+def test_encrypted_parts_are_counted() -> None:
+    part = b"\x00\x22\x07MESSAGE" + bytes(8) + b"x" * 18
+    assert parts_per_byte(part * 400, encrypted=True) == pytest.approx(1 / len(part))
+    assert parts_per_byte(part * 64 + b"x" * 9000, encrypted=True) == 0.0  # one message may
+
+
+# ---- what was sent since a message was taken ---------------------------------------------------
+
+
+def test_a_picture_that_looks_like_parts_is_told_from_them_by_the_memory() -> None:
+    intake = Intake()
+    intake.begin(10_000, 100, 1 << 30)
+    sent_bytes, density = 1 << 20, 1 / 3
+    takes = round(sent_bytes * density * PART_BYTES)
+    looks = {"sent_bytes": sent_bytes, "segments": 120, "parts_per_byte": density}
+    picture = {**looks, "memory_bytes": (1 << 30) + 2 * sent_bytes}
+    assert not intake.has_many_parts(**picture, is_certain=False)
+    assert intake.has_many_parts(**picture, is_certain=True)
+    assert intake.has_many_parts(**looks, memory_bytes=(1 << 30) + takes, is_certain=False)
+
+
+def test_few_parts_and_long_segments_are_let_be() -> None:
+    intake = Intake()
+    few = MANY_PARTS - 1
+    assert not intake.has_many_parts(2 * few, 1, 1 << 40, 0.5, True)
+    sent_bytes = 32 << 20
+    assert not intake.has_many_parts(sent_bytes, sent_bytes // 536, 1 << 40, 0.0, True)
+    assert intake.has_many_parts(sent_bytes, sent_bytes // 60, 0, 0.0, False)  # a trickle
+
+
+def test_a_message_is_too_long_only_where_none_waits_to_be_taken() -> None:
+    intake = Intake()
+    assert not any(intake.is_too_long(1000, 100, is_drained=False) for _ in range(3))
+    assert not intake.is_too_long(150, 100, is_drained=True)
+    assert intake.is_too_long(150, 100, is_drained=True)
+    intake.begin(150, 3, 0)
+    assert not intake.is_too_long(150, 100, is_drained=True)
+    assert intake.is_too_long(201, 100, is_drained=True)
+
+
+# ---- what follows ------------------------------------------------------------------------------
+
+
+def test_an_address_waits_longer_each_time_and_is_forgotten() -> None:
+    pauses = Pauses()
+    assert pauses.begin("a", 0.0, shared=False) == FIRST_PAUSE_S
+    assert pauses.begin("a", 0.5, shared=False) == FIRST_PAUSE_S - 0.5  # the same flood
+    assert pauses.is_paused("a", 0.9)
+    assert not pauses.is_paused("a", 1.0)
+    assert not pauses.is_paused("b", 0.9)
+    now_s = 1.0
+    for _ in range(40):
+        now_s += pauses.begin("a", now_s, shared=False)
+    assert pauses.begin("a", now_s, shared=False) == LONGEST_PAUSE_S
+    assert pauses.begin("b", 1e6, shared=True) == FIRST_PAUSE_S
+    assert pauses.begin("b", 1e6 + 1, shared=True) == FIRST_PAUSE_S  # others must get in
+    assert pauses.begin("a", 2e6, shared=False) == FIRST_PAUSE_S
+
+
+def test_dropped_parts_are_forgiven_in_time() -> None:
+    dropped = Dropped()
+    assert not dropped.add("a", DROPPED_PARTS, 0.0)
+    assert not dropped.add("b", DROPPED_PARTS, 0.0)
+    assert not dropped.add("a", DROPPED_PARTS, DROPPED_FOR_S)
+    assert dropped.add("a", DROPPED_PARTS, DROPPED_FOR_S + 1.0)
+
+
+# ---- with libzmq -------------------------------------------------------------------------------
+
+
+class Answering(threading.Thread):
+    """Answers whatever is asked, and remembers why connections were cut."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.cuts: list[str] = []
+        self.router = RouterSocket(
+            "tcp://127.0.0.1:0", Limits(LIMIT_BYTES), on_cut=self.cuts.append
+        )
+        self.endpoint = self.router.endpoint
+        self._wakeup, self._is_over = Wakeup(), False
+        self.start()
+
+    def run(self) -> None:
+        with self.router:
+            poller = Poller([self.router], self._wakeup)
+            while not self._is_over:
+                poller.wait(0.2)
+                while (received := self.router.receive()) is not None:
+                    with suppress(WireError):  # the other peers' are none of ours
+                        envelope = decode(received.frames)
+                        self.router.send(received.peer, Ok(), envelope.request_id)
+
+    def end(self) -> None:
+        self._is_over = True
+        self._wakeup.set()
+        self.join(HANG_S)
+        self._wakeup.close()
+
+
+@pytest.fixture
+def answering() -> Iterator[Answering]:
+    thread = Answering()
+    yield thread
+    thread.end()
+
+
+def connect(endpoint: str) -> socket.socket:
+    host, port = endpoint.removeprefix("tcp://").split(":")
+    peer = socket.create_connection((host, int(port)), HANG_S)
+    peer.sendall(HANDSHAKE)
+    received = b""
+    while b"READY" not in received:  # libzmq takes no message before it has said so
+        received += peer.recv(4096)
+    return peer
+
+
+def pour(peer: socket.socket, block: bytes) -> None:
+    """Sends the same again and again until the connection is cut."""
+    deadline_s = time.monotonic() + HANG_S
+    with suppress(ConnectionError):
+        while time.monotonic() < deadline_s:
+            peer.sendall(block)
+        pytest.fail("was not cut")
+
+
+@pytest.mark.parametrize("block", FLOODS.values(), ids=FLOODS.keys())
+def test_a_flood_is_cut_its_address_waits_and_others_are_answered(
+    answering: Answering, block: bytes
+) -> None:
+    with DealerClient(answering.endpoint, HANG_S) as honest:
+        assert honest.request(Status()) == Ok()
+        memory_bytes = tcp.resident_bytes()
+        with connect(answering.endpoint) as peer:
+            pour(peer, block)
+        assert honest.request(Status()) == Ok()
+        assert answering.cuts[0] == FLOOD
+        assert tcp.resident_bytes() - memory_bytes < 256 << 20
+        with DealerClient(answering.endpoint, HANG_S) as late:  # waits until the pause is over
+            assert late.request(Status(), timeout_s=5.0, retries=RETRIES) == Ok()
+        assert honest.request(Status()) == Ok()
+        assert set(answering.cuts[1:]) <= {COOLING_OFF}
+
+
+def test_the_largest_message_passes_also_slowly(answering: Answering) -> None:
+    """Also one that looks like parts."""
+    frame = b"\x02" + struct.pack(">Q", LIMIT_BYTES) + b"\x01" * LIMIT_BYTES
+    with connect(answering.endpoint) as peer, DealerClient(answering.endpoint, HANG_S) as honest:
+        for start in range(0, len(frame), 1 << 14):
+            peer.sendall(frame[start : start + (1 << 14)])
+            time.sleep(0.002)
+        peer.sendall(frame * 3)
+        assert honest.request(Status()) == Ok()
+        peer.sendall(frame)
+        assert honest.request(Status()) == Ok()
+    assert answering.cuts == []
+
+
+def test_a_peer_that_resets_its_connection_while_messages_wait_ends_no_process() -> None:
+    """libzmq's own heartbeat asserts then; a program of its own, for it would end this one."""
+    words = [sys.executable, "-c", RESET]
+    done = subprocess.run(
+        words, check=False, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["alive"]), done.stderr
