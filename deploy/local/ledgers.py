@@ -41,12 +41,14 @@ def query(
 def achieved(run_dir: Path, name: str) -> int | None:
     """How much the run's process `name` has made durable; None where that cannot be read.
 
-    learner: episodes that it keeps, and updates. A simulator: answered episode ends that count.
-    Agent and probe: counted episodes, of whoever played them.
+    learner: counted episodes that it keeps, and updates. A simulator: answered episode ends that
+    count. Agent and probe: counted episodes, of whoever played them.
     """
     try:
         if name == "learner":
-            sql = "SELECT (SELECT COUNT(*) FROM episodes) + (SELECT COUNT(*) FROM updates)"
+            # Robots and the probe go on whatever the learner does: their episodes do not count.
+            kept = "SELECT COUNT(*) FROM episodes WHERE counted = 1"
+            sql = f"SELECT ({kept}) + (SELECT COUNT(*) FROM updates)"
             ((count,),) = query(run_dir / "learner" / "learner.db", sql, limit_s=BRIEF_LIMIT_S)
             return int(count)
         if name.startswith("sim"):
