@@ -13,7 +13,7 @@ from typing import Any
 from agent.model.libraries import check_target_module_exists
 from agent.wire.errors import PerennialError
 
-RANK_MAX, ALPHA_MAX = 1 << 16, 1e9  # beyond, a file is damaged
+RANK_MAX, ALPHA_MAX = 1 << 16, 1e100  # beyond, a file is damaged
 ALL_LINEAR = "all-linear"
 OUTSIDE_ALL_LINEAR = ("patch_embed.proj", "lm_head")
 """PEFT's all-linear takes no convolution, and an output head only in some releases."""

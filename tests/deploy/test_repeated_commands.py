@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import json
 import shlex
 import shutil
 import sqlite3
@@ -183,6 +184,8 @@ def run_words(folder: Path, budget: str = "budget=smoke") -> list[str]:
     with made.lock():
         made.prepare(config, {})
         made.keep({}, finished=True)
+    (made.path / "learner").mkdir()
+    (made.path / "learner" / "results.json").write_text(json.dumps(FinishedRun(folder).results()))
     return words
 
 
