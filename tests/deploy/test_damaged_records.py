@@ -179,7 +179,9 @@ def test_a_run_goes_on_without_its_state(tmp_path: Path, caplog: pytest.LogCaptu
         {"event": "x", "unix_s": 1.8e9},
     ]
     write_lines(folder.path / PROGRESS, stamps)
-    for damage in damaged_lines(folder.state_path):
+    for number, damage in enumerate(damaged_lines(folder.state_path)):
+        if number % 6:
+            continue  # each composes the settings anew
         refused(
             lambda: (folder.is_finished(), RunFolder(folder.path).prepare(config, {})),
             folder.state_path,
