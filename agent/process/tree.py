@@ -121,7 +121,7 @@ def explain(error: Exception, tree: Any, word: Word | None = None) -> str:
         refers = f"{where}{shown(name[1])} does not exist" if name else f"{where}{first}"
         return f"{refers}; a '${{' that stands for itself is written \\${{"
     if isinstance(error, UnsupportedInterpolationType | InterpolationResolutionError):
-        return _explain_reference(error, where, first)
+        return _explain_reference(where, first)
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return unknown_setting(key, tree)
     if isinstance(error, ValidationError):
@@ -132,15 +132,13 @@ def explain(error: Exception, tree: Any, word: Word | None = None) -> str:
     return f"{where}{first}"
 
 
-def _explain_reference(error: Exception, where: str, first: str) -> str:
-    """Say why a `${...}` stands for no value."""
-    from omegaconf.errors import OmegaConfBaseException
-
-    cause = error.__cause__
-    if isinstance(cause, ConfigError | ValueError) and not isinstance(
-        cause, OmegaConfBaseException
+def _explain_reference(where: str, first: str) -> str:
+    """Say why a `${...}` stands for no value; first: the line that OmegaConf says."""
+    # OmegaConf's own resolvers raise its own errors; these are of ours, and say what to do.
+    if match := re.match(
+        r"(?:ValueError|ConfigError) raised while resolving interpolation: ", first
     ):
-        return re.sub(r"^\w+ raised while resolving interpolation: ", "", first)  # one of ours
+        return first[match.end() :]
     if match := re.search(r"Unsupported interpolation type (\S+)", first):
         what = f"nothing can be referred to with ${{{match[1]}:...}}"
     elif "Recursive" in first:
