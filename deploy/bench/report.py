@@ -39,8 +39,8 @@ def refuse_foreign(grid: Grid) -> None:
     try:
         is_ours = _FIRST_LINE.match(path.read_text("utf-8", "replace")) is not None
     except FileNotFoundError:
-        path = grid.out / CURVES  # never without a report
-        is_ours = not os.path.lexists(path)
+        path = grid.out / CURVES  # drawn before the report is written, of results
+        is_ours = grid.results.is_dir() or not os.path.lexists(path)
     except NotADirectoryError as error:
         raise BadSetting(f"out: {grid.out} is no folder; choose another out=FOLDER") from error
     if not is_ours:

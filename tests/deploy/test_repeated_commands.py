@@ -329,6 +329,10 @@ def test_a_report_of_ours_is_replaced(tmp_path: Path) -> None:
     for _ in range(2):
         assert bench_report(tmp_path / "out") == 0
     (tmp_path / "out" / "notes").write_text("a person's")
+    (tmp_path / "out" / "report.md").unlink()
+    (tmp_path / "out" / "results").mkdir()
+    (tmp_path / "out" / "curves.png").touch()  # as one leaves it that was killed then
+    assert bench_report(tmp_path / "out") == 0
     before = snapshot(tmp_path)
     assert bench_report(tmp_path / "out") == 0
     assert snapshot(tmp_path) == before
