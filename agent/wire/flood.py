@@ -18,7 +18,9 @@ DROPPED_FOR_S = 10.0  # ... within this time
 SUSPECT_BYTES = 2 * MANY_PARTS  # no message of fewer bytes has so many parts
 PEEKED_BYTES = 4096
 PEEKED_ENCRYPTED_BYTES = 4 * PEEKED_BYTES  # an empty part has about 40
-SHORT_SEGMENT_BYTES = 256  # no sender of large messages sends so little at a time
+SHORT_SEGMENT_BYTES = 256  # a sender of large messages seldom sends so little at a time
+TRICKLE_GROWTH = 4  # times what came in short segments: parts take more memory, a message does not
+TRICKLE_BYTES = 16 << 20  # the process grows by less for reasons of its own
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 FORGET_AFTER_S = 120.0
@@ -76,11 +78,12 @@ class Intake:
             is_certain: those are parts for certain. Otherwise a picture may look like them, whose
                 bytes are all 1: then the memory tells, for parts take more of it than a picture.
         """
+        grown_bytes = memory_bytes - self.memory_bytes
         short = SHORT_SEGMENT_BYTES * (segments - self.segments)
         if SUSPECT_BYTES <= sent_bytes < short:
-            return True
+            # A slow link or a tunnel may cut a picture as small: then the memory tells.
+            return grown_bytes >= max(TRICKLE_BYTES, TRICKLE_GROWTH * sent_bytes)
         parts = sent_bytes * parts_per_byte
-        grown_bytes = memory_bytes - self.memory_bytes
         return parts >= MANY_PARTS and (is_certain or grown_bytes >= parts * PART_BYTES / 2)
 
 

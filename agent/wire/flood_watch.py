@@ -72,7 +72,8 @@ class FloodWatch:
                 floods[descriptor] = why
         self.is_suspicious = bool(sent)
         rest = {d: s for d, s in sent.items() if d not in floods}
-        if sum(rest.values()) > self._total_bytes:
+        # While the server stands still, whole messages wait; their number is bounded.
+        if is_drained and sum(rest.values()) > self._total_bytes:
             worst = max(rest, key=rest.__getitem__)
             floods[worst] = f"{rest[worst]} bytes of all connections' {sum(rest.values())}"
         return floods

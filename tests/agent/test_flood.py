@@ -27,6 +27,8 @@ from agent.wire.flood import (
     LONGEST_PAUSE_S,
     MANY_PARTS,
     PART_BYTES,
+    SUSPECT_BYTES,
+    TRICKLE_BYTES,
     Dropped,
     Intake,
     Pauses,
@@ -125,7 +127,17 @@ def test_few_parts_and_long_segments_are_let_be() -> None:
     assert not intake.has_many_parts(2 * few, 1, 1 << 40, 0.5, True)
     sent_bytes = 32 << 20
     assert not intake.has_many_parts(sent_bytes, sent_bytes // 536, 1 << 40, 0.0, True)
-    assert intake.has_many_parts(sent_bytes, sent_bytes // 60, 0, 0.0, False)  # a trickle
+
+
+def test_a_trickle_is_told_from_a_slow_link_by_the_memory() -> None:
+    intake = Intake()
+    sent_bytes = 1 << 20
+    segments = sent_bytes // 60
+    trickle = sent_bytes // 2 * PART_BYTES  # of empty parts
+    assert not intake.has_many_parts(sent_bytes, segments, 2 * sent_bytes, 0.0, True)
+    assert intake.has_many_parts(sent_bytes, segments, trickle, 0.0, False)
+    early = TRICKLE_BYTES - 1  # the process grows meanwhile
+    assert not intake.has_many_parts(sent_bytes, segments, early, 0.0, True)
 
 
 def test_a_message_is_too_long_only_where_none_waits_to_be_taken() -> None:
@@ -254,6 +266,52 @@ def test_the_largest_message_passes_also_slowly(answering: Answering) -> None:
         peer.sendall(frame)
         assert honest.request(Status()) == Ok()
     assert answering.cuts == []
+
+
+def test_a_picture_in_small_segments_passes(answering: Answering) -> None:
+    """As through a tunnel or a slow link that takes little at a time."""
+    frame = b"\x02" + struct.pack(">Q", LIMIT_BYTES) + bytes(LIMIT_BYTES)
+    with connect(answering.endpoint) as peer, DealerClient(answering.endpoint, HANG_S) as honest:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        slow_bytes = 3 * SUSPECT_BYTES
+        for start in range(0, slow_bytes, 128):
+            peer.sendall(frame[start : start + 128])
+            time.sleep(0.0002)  # else the kernel puts segments together
+        peer.sendall(frame[slow_bytes:])
+        assert honest.request(Status()) == Ok()
+    assert answering.cuts == []
+
+
+def test_many_tiny_messages_pass(answering: Answering) -> None:
+    with connect(answering.endpoint) as peer, DealerClient(answering.endpoint, HANG_S) as honest:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(20_000):
+            peer.sendall(b"\x00\x01x")
+        assert honest.request(Status()) == Ok()
+    assert answering.cuts == []
+
+
+@pytest.mark.parametrize("size", [40, LIMIT_BYTES // 2])
+def test_what_waits_while_the_server_stands_still_is_no_flood(size: int) -> None:
+    """Robots of one address, each with as many messages as may wait."""
+    frame = b"\x02" + struct.pack(">Q", size) + bytes(size)
+    cuts: list[str] = []
+    with RouterSocket("tcp://127.0.0.1:0", Limits(LIMIT_BYTES), on_cut=cuts.append) as router:
+        peers = [connect(router.endpoint) for _ in range(4)]
+        senders = [threading.Thread(target=p.sendall, args=(frame * 64,)) for p in peers]
+        for sender in senders:
+            sender.start()
+        time.sleep(0.5)  # nobody takes a message; several looks
+        wakeup = Wakeup()
+        poller, taken, deadline_s = Poller([router], wakeup), 0, time.monotonic() + HANG_S
+        while taken < 4 * 64 and not cuts and time.monotonic() < deadline_s:
+            poller.wait(0.2)
+            taken += sum(1 for _ in iter(router.receive, None))
+        for sender, peer in zip(senders, peers, strict=True):
+            sender.join(HANG_S)
+            peer.close()
+        wakeup.close()
+    assert (cuts, taken) == ([], 4 * 64)
 
 
 def test_a_peer_that_resets_its_connection_while_messages_wait_ends_no_process() -> None:
