@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -12,14 +14,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from patience import HANG_S
 
 from agent.http import HTTP_CONNECTIONS_MAX, Health, HttpServer
 from agent.process.descriptors import free_descriptors, raise_descriptor_limit
+from agent.process.startup import BAD_INPUT
 from agent.wire import connections
 from agent.wire.messages import Ok, Status
 from agent.wire.sockets import DealerClient, RouterSocket
 
 LIMIT_S = 60.0
+ROOT = Path(__file__).parents[2]
 KEPT = 8
 
 
@@ -143,3 +148,15 @@ def test_a_process_may_open_what_its_administrator_allows() -> None:
             assert free_descriptors() == free - 1
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_too_few_open_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "agent", f"state_dir={tmp_path}"]
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'ulimit -n 20; exec "$@"', "sh", *words],
+        check=False, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S,
+    )  # fmt: skip
+    assert done.returncode == BAD_INPUT
+    assert len(done.stderr.splitlines()) == 1
+    assert "may hold 20 files open" in done.stderr
+    assert "ulimit -Hn" in done.stderr
