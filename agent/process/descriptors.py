@@ -21,8 +21,8 @@ def raise_descriptor_limit() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < LEAST_DESCRIPTORS:
         raise ConfigError(
-            f"this process may hold {hard} files open, and needs {LEAST_DESCRIPTORS} at least; raise "
-            "the hard limit (ulimit -Hn, or LimitNOFILE= of a systemd unit)"
+            f"this process may hold {hard} files open, and needs {LEAST_DESCRIPTORS} at least; "
+            "raise the hard limit (ulimit -Hn, or LimitNOFILE= of a systemd unit)"
         )
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
