@@ -27,7 +27,7 @@ from agent.server.episodes import Episodes
 from agent.server.exchange import Mailbox
 from agent.server.faults import answering
 from agent.server.inference import Inference
-from agent.server.loop import Handlers, Loop
+from agent.server.loop import MAX_WAIT_S, Handlers, Loop
 from agent.server.measuring import measure_when_asked
 from agent.server.open_episode import EpisodeRules
 from agent.server.operator import Operator
@@ -49,7 +49,7 @@ RESTORE_LIMIT_S = 120.0  # for loading the active version at start
 DRAIN_LIMIT_S = 5.0  # for answering what is in flight when stopping
 SEAL_LIMIT_S = 10.0  # for seals that somebody waits for when stopping
 ABORT_LIMIT_S = 1.0  # for those that nobody waits for: else the next start does it
-STANDSTILL_SHARE = 0.5  # of lease_s between two turns: what clients sent meanwhile is not read yet
+STANDSTILL_SHARE = 0.5  # of lease_s, beyond a wait for messages: those that came are not read yet
 ALIVE_LIMIT_S = 30.0  # without a turn of the loop the process counts as stuck
 
 
@@ -266,7 +266,7 @@ class Server:
         """What is done once a turn of the loop, besides answering."""
         gap_s, self._turned_s = now_s - self._turned_s, now_s
         with answering(None, "housekeeping"):
-            if gap_s > self._config.lease_s * STANDSTILL_SHARE:
+            if gap_s - MAX_WAIT_S > self._config.lease_s * STANDSTILL_SHARE:
                 log.warning("the server stood still for %.1f s: no lease ran out by that", gap_s)
                 self._clients.renew(now_s, gap_s)
                 self._episodes.renew(now_s)
