@@ -210,8 +210,9 @@ class Worker:
         # An open Assign stays: its answer may be the new server's. A lease of the old one is lost
         # when it is started.
         for lane in self.lanes:
-            # An end may already be durable there: its request stays and gets its true answer.
-            if lane.phase not in (Phase.IDLE, Phase.ENDING):
+            # An end may already be durable there, and a start may be the new server's: the request
+            # stays and gets its true answer. An episode that nobody knows of would keep its slot.
+            if lane.phase not in (Phase.IDLE, Phase.STARTING, Phase.ENDING):
                 self._drop(lane, "the server restarted")
 
     def _on_assign(self, reply: object) -> None:

@@ -15,7 +15,16 @@ from patience import HANG_S
 from scripted_server import CHUNK_STEPS, ScriptedServer, make_lease
 
 from agent.wire.errors import ConfigError
-from agent.wire.messages import Act, Assign, Chunk, EpisodeEnd, EpisodeSealed, EpisodeStart, Fault
+from agent.wire.messages import (
+    Act,
+    Assign,
+    Chunk,
+    EpisodeEnd,
+    EpisodeSealed,
+    EpisodeStart,
+    Fault,
+    Hello,
+)
 from agent.wire.sockets import DealerClient
 from sim_bridge import lines
 from sim_bridge.client import RequestTable
@@ -185,6 +194,26 @@ def test_an_end_sealed_before_a_restart_is_still_logged(tmp_path: Path) -> None:
         (line,) = assert_logged_once(server, tmp_path / "client.jsonl")
         assert line.outcome == "success"
         assert worker.counts["dropped"] == 0
+
+
+def test_an_episode_that_a_new_server_has_begun_is_played(tmp_path: Path) -> None:
+    """Its start was answered, and the answer lost, before the hello told of the new server."""
+    with ScriptedServer([make_lease(0)]) as server:
+
+        def begin_unheard(message: object, reply: object) -> list[object]:
+            if isinstance(message, EpisodeStart):
+                server.server_id = "second"
+                return [reply] if greeted else []
+            if isinstance(message, Hello) and server.server_id == "second":
+                greeted.append(message)
+            return [reply]
+
+        greeted: list[object] = []
+        server.answer = begin_unheard
+        worker = work(server, tmp_path / "client.jsonl", ends(1))
+        (line,) = assert_logged_once(server, tmp_path / "client.jsonl")
+        assert (line.outcome, worker.counts["dropped"]) == ("success", 0)
+        assert greeted
 
 
 @pytest.mark.parametrize("code", ["bad_array", "unknown_episode", "wrong_step", "lease_lost"])
