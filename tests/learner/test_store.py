@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import sqlite3
 import threading
 
 import numpy as np
@@ -32,6 +33,11 @@ def store(tmp_path):
 @pytest.fixture
 def inbox(tmp_path, store):
     return Inbox(tmp_path / "episodes", store)
+
+
+def test_a_kill_in_the_middle_of_a_commit_is_undone_from_a_journal_on_disk(tmp_path, store):
+    with sqlite3.connect(tmp_path / "learner.db") as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_epochs_are_never_reused_even_after_a_restart(tmp_path, store):
