@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 
+from agent.process.json_files import DamagedFile
 from agent.process.shown import complain
 from benchmarks.tabletop_grpo.cells import REPORTS, RESULTS, RUNS, declare_cells, tabletop_tasks
 from deploy.bench.results import ResultError
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run_cells(chosen, RUNS, RESULTS, new_console())
-    except (ResultError, BadSetting, RecordError) as error:
+    except (ResultError, DamagedFile, BadSetting, RecordError) as error:
         complain("tabletop_grpo", error)
         return BAD_INPUT
     except ProcessFailed as error:

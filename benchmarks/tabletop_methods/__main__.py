@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := sorted(set(arguments.parts) - set(PARTS)):
         parser.error(f"unknown part '{unknown[0]}'; there are: {', '.join(PARTS)}")
 
+    from agent.process.json_files import DamagedFile
     from agent.process.terminal import new_console
     from deploy.bench.results import ResultError
     from deploy.local.placement import BadSetting
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         for path in write_report():
             console.print(f"Report   {path}", highlight=False)
         return 0
-    except (BadSetting, ResultError, OSError) as error:
+    except (BadSetting, ResultError, DamagedFile, OSError) as error:
         complain("tabletop_methods", error)
         return BAD_INPUT
     except KeyboardInterrupt:

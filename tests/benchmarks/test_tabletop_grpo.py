@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from agent.process.json_files import DamagedFile
 from benchmarks.tabletop_grpo.cells import (
     RESULTS,
     RUNS,
@@ -196,7 +197,7 @@ def test_results_come_back_as_written_and_nothing_else_is_taken(tmp_path: Path) 
     with pytest.raises(ResultError, match="holds the result of grpo-seed0"):
         read_result(tmp_path / "other.json")
     (tmp_path / "other.json").write_text(json.dumps({"name": "other"}))
-    with pytest.raises(ResultError, match="remove it and run the cell"):
+    with pytest.raises(DamagedFile, match="remove it to have the cell's result made again"):
         read_result(tmp_path / "other.json")
 
 

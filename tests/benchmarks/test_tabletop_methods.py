@@ -94,6 +94,7 @@ def in_time(result: Result, learn_s: float) -> Result:
     return dataclasses.replace(result, time_s={"wait": 0.0, "learn": learn_s, "publish": 0.0})
 
 
+@pytest.mark.slow
 def test_every_kind_of_cell_is_a_run_that_the_learner_takes() -> None:
     for cell in representatives():
         values = compose(cell.overrides).processes["learner"]
@@ -101,6 +102,7 @@ def test_every_kind_of_cell_is_a_run_that_the_learner_takes() -> None:
         assert isinstance(OmegaConf.to_object(merged), LearnerConfig), cell.name
 
 
+@pytest.mark.slow
 def test_every_kind_of_cell_has_its_steps() -> None:
     for cell in representatives():
         assert plan_cell(cell).overrides == cell.overrides

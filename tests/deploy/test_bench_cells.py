@@ -92,6 +92,7 @@ def test_a_beginning_is_another_where_a_setting_counts_before_its_end() -> None:
     assert chains("method=ewc", "seeds=1", "workers=2")["ewc-seed0"][:2] == [base, first]
 
 
+@pytest.mark.slow
 def test_every_step_of_every_method_is_a_run_that_the_learner_takes() -> None:
     methods = ",".join(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
     steps = {

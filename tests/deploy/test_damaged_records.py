@@ -167,6 +167,7 @@ def test_a_live_view_leaves_damaged_lines_out(run_dir: Path, name: str) -> None:
             refused(look, run_dir / name, damage)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_its_state(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = compose_run(["suite=tabletop", f"run_dir={tmp_path / 'run'}"])
     other = compose_run([*config.overrides, "seed=7"])

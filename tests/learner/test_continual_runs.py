@@ -25,6 +25,7 @@ METHODS = {
     "slca": ContinualConfig("slca", slca=SlcaConfig(0.1)),
     "dwe": ContinualConfig("dwe"),
 }
+IN_FULL = ("ewc", "er")  # of the methods, by the fast tests; the others by the slow ones
 IN_SHORT = "er"  # killed in the middle of a task by the fast tests; the others by the slow ones
 WITH_STATE = (IN_SHORT, "ewc", "der", "retain")
 AT_ONCE = ("retain", "slca")  # what these make of the first task already is not what was trained
@@ -64,7 +65,10 @@ def test_one_task_merged_whole_is_not_merged(sequential, tmp_path):
     assert ours[1] != theirs[1]  # what follows is learned by a fresh adapter
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in IN_FULL else pytest.param(n, marks=pytest.mark.slow) for n in METHODS],
+)
 def test_a_method_changes_the_second_task_and_resumes_as_if_never_killed(
     name, sequential, tmp_path
 ):

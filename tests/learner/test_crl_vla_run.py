@@ -42,6 +42,7 @@ def whole(tmp_path_factory, request):
     return request.param, run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", [3, 4], ids=["between the tasks", "within the second"])
 def test_a_run_killed_and_resumed_freezes_and_learns_the_same(whole, update, tmp_path):
     kind, run = whole

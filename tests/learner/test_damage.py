@@ -232,7 +232,7 @@ class Refusing(FakeAgent):
                 super().post_orders([order], held or {})
 
 
-@pytest.mark.parametrize("method", [{}, {"grouping": "task"}])
+@pytest.mark.parametrize("method", [{}, pytest.param({"grouping": "task"}, marks=pytest.mark.slow)])
 def test_a_refused_order_is_given_up_alone(tmp_path, method):
     algorithm = {"resample_degenerate": 0, "iterations_per_task": 2, **method}
     (tmp_path / "one").mkdir()
