@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent.process.errors import ConfigError
+from agent.process.nodes import member, members
 from agent.process.paths import expand_home, is_path
-from agent.process.tree import explain, member, members, require_kind, set_word
+from agent.process.tree import explain, require_kind, set_word
+from agent.process.truth import settle_references, with_truths
 from agent.process.words import literal, parse_word
 from agent.process.yaml_file import read_yaml
 
@@ -40,6 +42,7 @@ def load_config(schema: type[Config], path: Path | None, overrides: Sequence[str
     for text in overrides:
         set_word(node, parse_word(text))
     try:
+        settle_references(node)
         _expand_paths(node)
         _require_finite("", OmegaConf.to_container(node))
         loaded = OmegaConf.to_object(node)
@@ -115,7 +118,14 @@ def _keep_scalars(node: Any, plain: Any, raw: Any, name: str = "") -> None:
     Raises:
         ConfigError: a table stands where none can, or none where one has to.
     """
-    from omegaconf import DictConfig, FloatNode, IntegerNode, OmegaConf, StringNode
+    from omegaconf import (
+        BooleanNode,
+        DictConfig,
+        FloatNode,
+        IntegerNode,
+        OmegaConf,
+        StringNode,
+    )
 
     for key, below in members(plain):
         if isinstance(plain, DictConfig):
@@ -128,7 +138,9 @@ def _keep_scalars(node: Any, plain: Any, raw: Any, name: str = "") -> None:
         inner = f"{name}.{key}" if name else str(key)
         require_kind(place, below, inner)
         is_number = isinstance(place, IntegerNode | FloatNode) and plain[key] is not None
-        if isinstance(known, str) and (is_number or isinstance(place, StringNode)):
+        if isinstance(place, BooleanNode):
+            plain[key] = with_truths(place, plain[key] if known is None else known, inner)
+        elif isinstance(known, str) and (is_number or isinstance(place, StringNode)):
             plain[key] = known
         elif place is not None:
             _keep_scalars(place, below, known, inner)

@@ -15,8 +15,10 @@ from enum import Enum
 from typing import Any
 
 from agent.process.errors import ConfigError
+from agent.process.nodes import holds, member, members
 from agent.process.paths import is_path
 from agent.process.shown import printable, shown
+from agent.process.truth import with_truths
 from agent.process.words import Word, read_text, read_texts, read_value
 
 _MISSING = "???"  # OmegaConf's mark of a setting that has to be given
@@ -55,41 +57,6 @@ def set_word(tree: Any, word: Word, tables: Mapping[str, Kind] | None = None) ->
             place.put(place.read())
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(explain(error, tree, word)) from error
-
-
-def holds(container: Any, key: Any) -> bool:
-    """Whether a container has an entry of its own at `key`."""
-    return any(str(key) == str(name) for name, _ in members(container))
-
-
-def members(container: Any) -> list[tuple[Any, Any]]:
-    """Key and node of every entry; none of what is no container or refers to another."""
-    from omegaconf import DictConfig, ListConfig
-
-    if not isinstance(container, DictConfig | ListConfig) or container._is_none():
-        return []
-    if container._is_missing() or container._is_interpolation():
-        return []
-    names = list(container) if isinstance(container, DictConfig) else list(range(len(container)))
-    if isinstance(container, DictConfig):
-        names = list(container._content)  # type: ignore[arg-type]  # iterating skips missing ones
-    return [(name, container._get_node(name)) for name in names]
-
-
-def member(container: Any, key: Any) -> Any:
-    """The node at `key`; for an entry that a typed table may get, a fresh one; else None."""
-    from omegaconf import DictConfig, ListConfig, OmegaConf, StringNode
-
-    for name, node in members(container):
-        if str(name) == str(key):
-            return node
-    if isinstance(container, DictConfig | ListConfig):
-        kind = container._metadata.element_type
-        if is_dataclass(kind) and not is_dataclass(OmegaConf.get_type(container)):
-            return OmegaConf.structured(kind)
-        if kind is str:
-            return StringNode()
-    return None
 
 
 def explain(error: Exception, tree: Any, word: Word | None = None) -> str:
@@ -208,6 +175,7 @@ class _Place:
 
     def put(self, value: Any) -> None:
         """Set `value`; a table entry by entry, so that the others stay."""
+        value = with_truths(member(self._section, self._key), value, self._word.key)
         self._assign(self._section, self._name, self._key, value)
 
     def remove(self) -> None:

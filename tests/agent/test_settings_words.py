@@ -30,6 +30,7 @@ class Section:
 
     note: str = ""
     size: int = 3
+    is_on: bool = False
 
 
 @dataclass
@@ -255,3 +256,29 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         load_config(Settings, path, [])
     path.write_text("")
     assert load_config(Settings, path, []) == Settings()
+
+
+@pytest.mark.parametrize("word", ["true", "True", "TRUE", "false", "'true'", "${oc.env:IS_ON}"])
+def test_a_truth_value_is_one_of_two_words(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IS_ON", "true")
+    expected = word != "false"
+    assert read(f"is_on={word}").is_on is expected
+    assert load_from(f"is_on: {word}\n").is_on is expected
+    rows = read(f"rows=[{{is_on: {word}}}]", f"parts.a.is_on={word}")
+    assert rows.rows[0].is_on is rows.parts["a"].is_on is expected
+
+
+@pytest.mark.parametrize(
+    "word", ["0", "1", "2", "-1", "yes", "no", "on", "off", "y", "n", "1.0", "'1'", "'yes'", "null",
+             "${oc.env:IS_ON}", "${size}"],
+)  # fmt: skip
+def test_nothing_else_is_true_or_false(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IS_ON", "2")
+    word = word.replace("${size}", "${section.size}")
+    said = r"is_on: expected true or false, got '\S+'"
+    for words in ([f"is_on={word}"], [f"rows=[{{is_on: {word}}}]"], [f"parts.a.is_on={word}"]):
+        with pytest.raises(ConfigError, match=said):
+            read(*words)
+    for above in ("", "rows:\n- ", "parts:\n  a:\n    "):
+        with pytest.raises(ConfigError, match=said):
+            load_from(f"{above}is_on: {word}\n")
