@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from agent.adapters import MANIFEST_NAME, AdapterCorrupt, AdapterStore, Manifest
+from agent.adapters import MANIFEST_NAME, AdapterCorrupt, AdapterStore, Manifest, verify_copy
 from agent.durable import new_folder, storage_errors
 from agent.records import from_json
 from agent.wire.errors import ConfigError, WireError
@@ -36,16 +36,13 @@ def export_version(store: AdapterStore, version: str, out: Path, base_name: str)
 
 
 def read_origin(folder: Path) -> Manifest | None:
-    """The manifest of a version in its store (verified) or of an exported one; None for others.
+    """The manifest of a version, stored or copied (verified), or of an exported one; else None.
 
     Raises:
         AdapterCorrupt: the version is not as it was published, or its manifest is unreadable.
     """
     if (folder / MANIFEST_NAME).exists():
-        folder = folder.resolve()
-        store = AdapterStore(folder.parent)
-        store.verify(folder.name)
-        return store.manifest(folder.name)
+        return verify_copy(folder)
     exported = folder / EXPORTED_MANIFEST_NAME
     if not exported.exists():
         return None

@@ -150,42 +150,15 @@ class AdapterStore:
 
         Raises UnknownAdapter, AdapterCorrupt.
         """
-        path = self._folder(version) / MANIFEST_NAME
-        try:
-            with storage_errors(path), open(path, "rb") as file:
-                data = file.read(_MAX_MANIFEST_BYTES + 1)
-            manifest = from_json(Manifest, data, MANIFEST_NAME)
-        except (StorageError, WireError) as error:
-            what = describe_stand_in(path) or f"is unreadable: {error}"
-            raise AdapterCorrupt(f"{version}: {MANIFEST_NAME} {what}") from error
-        expected = version_name(manifest.number, manifest.files)
-        if not manifest.version == version == expected:
-            raise AdapterCorrupt(
-                f"{version}: {MANIFEST_NAME} describes {shown(manifest.version)}, its files "
-                f"{expected}"
-            )
-        return manifest
+        return _read_manifest(self._folder(version), version)
 
     def verify(self, version: str) -> Path:
         """The folder of a version whose every byte is as published.
 
         Raises UnknownAdapter, AdapterCorrupt.
         """
-        manifest = self.manifest(version)
         folder = self._folder(version)
-        with storage_errors(folder):
-            found = {path.name for path in folder.iterdir()} - {MANIFEST_NAME}
-        if found != manifest.files.keys():
-            raise AdapterCorrupt(
-                f"{version}: has files {sorted(found)}, expected {sorted(manifest.files)}"
-            )
-        for name, expected in manifest.files.items():
-            sha256 = _file_sha256(folder / name)
-            if sha256 != expected:
-                what = describe_stand_in(folder / name) or (
-                    f"has SHA-256 {sha256[:12]}, published was {expected[:12]}"
-                )
-                raise AdapterCorrupt(f"{version}/{name} {what}")
+        _check_files(folder, _read_manifest(folder, version))
         return folder
 
     def _is_intact(self, version: str) -> bool:
@@ -226,6 +199,55 @@ class AdapterStore:
             sync_folder(folder)
             os.rename(folder, self._root / manifest.version)
             sync_folder(self._root)
+
+
+def verify_copy(folder: Path) -> Manifest:
+    """The manifest of a folder whose every byte is as some version was published.
+
+    Its name does not count: a version may have been copied to a plainer one.
+
+    Raises:
+        AdapterCorrupt: the folder holds anything else.
+    """
+    manifest = _read_manifest(folder, None)
+    _check_files(folder, manifest)
+    return manifest
+
+
+def _read_manifest(folder: Path, version: str | None) -> Manifest:
+    """version: which one `folder` has to hold; None for any."""
+    path, name = folder / MANIFEST_NAME, version or str(folder)
+    try:
+        with storage_errors(path), open(path, "rb") as file:
+            data = file.read(_MAX_MANIFEST_BYTES + 1)
+        manifest = from_json(Manifest, data, MANIFEST_NAME)
+    except (StorageError, WireError) as error:
+        what = describe_stand_in(path) or f"is unreadable: {error}"
+        raise AdapterCorrupt(f"{name}: {MANIFEST_NAME} {what}") from error
+    expected = version_name(manifest.number, manifest.files)
+    if manifest.version != expected or version not in (None, expected):
+        raise AdapterCorrupt(
+            f"{name}: {MANIFEST_NAME} describes {shown(manifest.version)}, its files {expected}"
+        )
+    return manifest
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Raises AdapterCorrupt unless the folder holds exactly the files that were published."""
+    version = manifest.version
+    with storage_errors(folder):
+        found = {path.name for path in folder.iterdir()} - {MANIFEST_NAME}
+    if found != manifest.files.keys():
+        raise AdapterCorrupt(
+            f"{version}: has files {sorted(found)}, expected {sorted(manifest.files)}"
+        )
+    for name, expected in manifest.files.items():
+        sha256 = _file_sha256(folder / name)
+        if sha256 != expected:
+            what = describe_stand_in(folder / name) or (
+                f"has SHA-256 {sha256[:12]}, published was {expected[:12]}"
+            )
+            raise AdapterCorrupt(f"{version}/{name} {what}")
 
 
 def version_number(version: str) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -205,12 +206,14 @@ def test_export_is_plain_peft_and_knows_its_origin(
     assert adapters_command(words) == 2
     assert "exists" in capsys.readouterr().err
 
-    for number, adapter in enumerate((out, tmp_path / "run" / "adapters" / version)):
+    published, copy = tmp_path / "run" / "adapters" / version, tmp_path / "a"
+    shutil.copytree(published, copy)
+    for number, adapter in enumerate((out, published, copy)):
         assert model_command(["merge", str(base), str(adapter), str(tmp_path / f"m{number}")]) == 0
     assert read_origin(tmp_path / "lora") is None
     capsys.readouterr()
     stated = ["--set", "keep_stop_token=false"]
-    assert model_command(["merge", str(base), str(out), str(tmp_path / "m2"), *stated]) == 1
+    assert model_command(["merge", str(base), str(out), str(tmp_path / "m3"), *stated]) == 1
     assert "was trained on the base" in capsys.readouterr().err
 
 
@@ -224,6 +227,9 @@ def test_a_damaged_version_is_neither_exported_nor_merged(tmp_path: Path) -> Non
     weights.write_bytes(data)
     with pytest.raises(AdapterCorrupt):
         export_version(store, version, tmp_path / "out", "")
-    with pytest.raises(AdapterCorrupt):
-        read_origin(weights.parent)
+    copy = tmp_path / "a"
+    shutil.copytree(weights.parent, copy)
+    for folder in (weights.parent, copy):
+        with pytest.raises(AdapterCorrupt):
+            read_origin(folder)
     assert not (tmp_path / "out").exists()
