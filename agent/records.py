@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from agent.process.json_files import json_fault
 from agent.wire.errors import WireError
 from agent.wire.schema import reader_of
 
@@ -41,7 +42,7 @@ def from_json(cls: type[T], text: str | bytes, path: str) -> T:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise WireError("bad_message", f"{path}: not JSON: {error}") from error
+        raise WireError("bad_message", f"{path}: not JSON: {json_fault(error)}") from error
     return from_plain(cls, value, path)
 
 

@@ -14,7 +14,7 @@ from agent.model.errors import ModelFolderError
 from agent.model.images import PipelineKind
 from agent.model.libraries import LlamaConfig
 from agent.model.towers import PUBLISHED_TOWERS, TowerConfig, check_towers, parse_tower
-from agent.process.shown import shown
+from agent.process.json_files import json_fault
 from agent.process.stand_ins import describe_stand_in
 
 VARIANTS = ("openvla", "oft-l1", "oft-discrete", "cnn")
@@ -298,7 +298,7 @@ def read_json(path: Path) -> dict[str, Any]:
         what = describe_stand_in(path) or f"cannot be read ({error.strerror}): fetch it again"
         raise ModelFolderError(f"{path} {what}") from error
     except (ValueError, RecursionError) as error:
-        what = describe_stand_in(path) or f"is not JSON ({shown(error)}): fetch it again"
+        what = describe_stand_in(path) or f"is not JSON ({json_fault(error)}): fetch it again"
         raise ModelFolderError(f"{path} {what}") from error
     if not isinstance(values, dict):
         raise ModelFolderError(f"{path} must hold a JSON object, got {type(values).__name__}")

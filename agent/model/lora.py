@@ -26,6 +26,7 @@ from agent.model.libraries import (
 )
 from agent.model.network import PolicyNetwork
 from agent.model.openvla import OpenVLA
+from agent.process.json_files import json_fault
 from agent.process.shown import shown
 from agent.process.stand_ins import describe_stand_in
 
@@ -173,7 +174,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], LoraSpec]:
             f"{folder} must hold {CONFIG_NAME} and {WEIGHTS_NAME}: {error}"
         ) from error
     except (ValueError, RecursionError) as error:
-        what = describe_stand_in(config) or f"is not JSON ({shown(error)})"
+        what = describe_stand_in(config) or f"is not JSON ({json_fault(error)})"
         raise AdapterError(f"{config} {what}") from error
     except SafetensorError as error:
         what = describe_stand_in(weights) or (

@@ -87,20 +87,25 @@ def parse_json(data: bytes, shape: Any) -> Any:
         raise Misfit(f"expected at most {MAX_BYTES >> 20} MiB")
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise Misfit(f"byte {error.start} is no UTF-8 text") from error
-    except json.JSONDecodeError as error:
-        if not data.strip(b"\0 \t\r\n"):
-            raise Misfit("it is empty" if not data else "it holds nothing but blanks") from error
-        where = f"line {error.lineno}, column {error.colno}"
-        is_cut = error.pos >= len(error.doc.rstrip())
-        raise Misfit(f"it ends at {where}" if is_cut else f"no JSON at {where}") from error
-    except RecursionError as error:
-        raise Misfit("its values are nested too deeply") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise Misfit("it holds a number that is none") from error
+    except (ValueError, RecursionError) as error:
+        raise Misfit(json_fault(error)) from error
     require_shape(value, shape)
     return value
+
+
+def json_fault(error: Exception) -> str:
+    """What is wrong with a text, where `json.loads` or decoding it raised `error`."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is no UTF-8 text"
+    if isinstance(error, RecursionError):
+        return "its values are nested too deeply"
+    if not isinstance(error, json.JSONDecodeError):
+        return "it holds a number that is none"  # of thousands of digits
+    if not error.doc.strip("\0 \t\r\n"):
+        return "it is empty" if not error.doc else "it holds nothing but blanks"
+    where = f"line {error.lineno}, column {error.colno}"
+    is_cut = error.pos >= len(error.doc.rstrip())
+    return f"it ends at {where}" if is_cut else f"no JSON at {where}"
 
 
 def require_shape(value: Any, shape: Any, place: str = "") -> None:
