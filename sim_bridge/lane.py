@@ -71,6 +71,7 @@ class Lane:
         self.answered_at_s = 0.0  # [worker's clock] when its last answer came
         self._client_id, self._instance_id = client_id, instance_id
         self._episode: Episode | None = None
+        self._start: EpisodeStart | None = None
 
     @property
     def slot_id(self) -> str:
@@ -82,9 +83,17 @@ class Lane:
         self._episode = Episode(lease, cameras)
         self.phase = Phase.STARTING
         start_key = uuid.uuid4().hex
-        return EpisodeStart(
+        self._start = EpisodeStart(
             self._client_id, start_key, slot_id=lease.slot_id, instance_id=self._instance_id
         )
+        return self._start
+
+    @property
+    def start(self) -> EpisodeStart:
+        """The start that it waits for; asked again, it is the same episode."""
+        if self._start is None:
+            raise BridgeError(f"lane is {self.phase.name} and has started nothing")
+        return self._start
 
     def started(self, reply: EpisodeStarted) -> None:
         """The server minted the episode; the body is to be reset. Raises BadReply."""

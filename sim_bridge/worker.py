@@ -263,6 +263,11 @@ class Worker:
     def _on_fault(self, lane: Lane, fault: Fault) -> None:
         if fault.code == "server_restarted":
             self._say_hello()
+            if lane.phase is Phase.STARTING:
+                # Another copy of it may come after the hello and begin the episode: only the same
+                # start finds that one.
+                self._requests.ask(lane, lane.start, PAUSE_S)
+                return
         if fault.code in GONE_CODES:
             self._drop(lane, describe_reply(fault))
         else:

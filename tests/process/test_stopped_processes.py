@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -82,9 +82,16 @@ def test_a_server_that_stands_still_is_waited_for_and_nothing_is_lost(tmp_path: 
         noop_server(tmp_path, TASK, *settings) as (endpoint, server_pid),
         watching(tmp_path) as server,
         worker(tmp_path / "sim", endpoint) as simulator,
-        process(robot_words(tmp_path, endpoint), tmp_path / "robot.log") as robot,
+        ExitStack() as stack,
     ):
         port = int(endpoint.rpartition(":")[2])
+        # Neither may be near its end when the server stops, however slowly they start.
+        seconds_until(
+            lambda: simulator_is_connected(simulator.pid, port), "the simulator is there", HANG_S
+        )
+        words = robot_words(tmp_path, endpoint)
+        robot = stack.enter_context(process(words, tmp_path / "robot.log"))
+        seconds_until(lambda: server.status().open_episodes == 1, "the robot begins", HANG_S)
         server.order("a")
         seconds_until(lambda: server.status().open_episodes == 2, "both begin", HANG_S)
         said = (tmp_path / "robot.log").read_text

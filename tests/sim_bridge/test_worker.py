@@ -216,6 +216,22 @@ def test_an_episode_that_a_new_server_has_begun_is_played(tmp_path: Path) -> Non
         assert greeted
 
 
+def test_a_start_that_is_refused_before_the_hello_is_asked_again(tmp_path: Path) -> None:
+    """Another copy of it came after the hello and began the episode."""
+    with ScriptedServer([make_lease(0)]) as server:
+
+        def refuse_once(message: object, reply: object) -> list[object]:
+            if isinstance(message, EpisodeStart) and server.server_id == "first":
+                server.server_id = "second"
+                return [Fault("server_restarted", "say hello")]
+            return [reply]
+
+        server.answer = refuse_once
+        worker = work(server, tmp_path / "client.jsonl", ends(1))
+        (line,) = assert_logged_once(server, tmp_path / "client.jsonl")
+        assert (line.outcome, worker.counts["dropped"]) == ("success", 0)
+
+
 @pytest.mark.parametrize("code", ["bad_array", "unknown_episode", "wrong_step", "lease_lost"])
 def test_a_fault_of_one_body_does_not_disturb_the_others(tmp_path: Path, code: str) -> None:
     with ScriptedServer([make_lease(k) for k in range(6)]) as server:
