@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 DROPPED_TOLD = 1 << 12  # parts that are read to be dropped, before anybody hears of them
 QUEUED_MESSAGES_MAX = 64  # per connection and direction
+# Of one connection, at the server. libzmq 4.3.5 ends the process when it answers a peer that has
+# reset its connection while more than this wait: a server that stands still must not reach it.
+WAITING_MESSAGES_MAX = 1024
 CONNECTIONS_MAX = 1024  # of one socket
 # A client asks for a sign of life, which is one to the server, too. Either side gives up a
 # connection without: a cable was pulled, a machine is gone, a process stands still. The server
@@ -398,8 +401,9 @@ def _make_socket(
     socket.setsockopt(zmq.MAXMSGSIZE, limits.max_message_bytes)
     socket.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES_MAX)
     socket.setsockopt(zmq.HANDSHAKE_IVL, round(HANDSHAKE_LIMIT_S * 1000))
-    socket.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES_MAX)
-    if kind != zmq.ROUTER:
+    is_server = kind == zmq.ROUTER
+    socket.setsockopt(zmq.RCVHWM, WAITING_MESSAGES_MAX if is_server else QUEUED_MESSAGES_MAX)
+    if not is_server:
         socket.setsockopt(zmq.HEARTBEAT_IVL, round(HEARTBEAT_S * 1000))
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(SILENCE_LIMIT_S * 1000))
         socket.setsockopt(zmq.HEARTBEAT_TTL, round((HEARTBEAT_S + SILENCE_LIMIT_S) * 1000))
