@@ -125,9 +125,9 @@ class Connections(threading.Thread):
                 if self._open and time.monotonic() >= self._next_look_s:
                     self._look()
 
-    def note_taken(self, descriptor: int) -> None:
+    def note_taken(self, descriptor: int, size_bytes: int) -> None:
         """A message of this connection was taken."""
-        self._watch.note_taken(descriptor)
+        self._watch.note_taken(descriptor, size_bytes)
 
     def note_dropped(self, descriptor: int | None, address: str, parts: int) -> None:
         """So many parts were read only to be dropped; for the thread that reads them."""

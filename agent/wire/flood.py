@@ -19,8 +19,9 @@ SUSPECT_BYTES = 2 * MANY_PARTS  # no message of fewer bytes has so many parts
 PEEKED_BYTES = 4096
 PEEKED_ENCRYPTED_BYTES = 4 * PEEKED_BYTES  # an empty part has about 40
 SHORT_SEGMENT_BYTES = 256  # a sender of large messages seldom sends so little at a time
-TRICKLE_GROWTH = 4  # times what came in short segments: parts take more memory, a message does not
+TINY_GROWTH = 4  # times what came: parts and tiny messages take more memory, large ones do not
 TRICKLE_BYTES = 16 << 20  # the process grows by less for reasons of its own
+WAITING_GROWTH_BYTES = 64 << 20  # tiny messages may wait until the process has grown by so much
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 FORGET_AFTER_S = 120.0
@@ -82,7 +83,7 @@ class Intake:
         short = SHORT_SEGMENT_BYTES * (segments - self.segments)
         if SUSPECT_BYTES <= sent_bytes < short:
             # A slow link or a tunnel may cut a picture as small: then the memory tells.
-            return grown_bytes >= max(TRICKLE_BYTES, TRICKLE_GROWTH * sent_bytes)
+            return grown_bytes >= max(TRICKLE_BYTES, TINY_GROWTH * sent_bytes)
         parts = sent_bytes * parts_per_byte
         return parts >= MANY_PARTS and (is_certain or grown_bytes >= parts * PART_BYTES / 2)
 

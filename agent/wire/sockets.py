@@ -39,10 +39,7 @@ if TYPE_CHECKING:
     from agent.wire.curve import Door  # clients need no authenticator
 
 DROPPED_TOLD = 1 << 12  # parts that are read to be dropped, before anybody hears of them
-QUEUED_MESSAGES_MAX = 64  # per connection and direction
-# Of one connection, at the server. libzmq 4.3.5 ends the process when it answers a peer that has
-# reset its connection while more than this wait: a server that stands still must not reach it.
-WAITING_MESSAGES_MAX = 1024
+QUEUED_MESSAGES_MAX = 64  # per connection, until the network takes them
 CONNECTIONS_MAX = 1024  # of one socket
 # A client asks for a sign of life, which is one to the server, too. Either side gives up a
 # connection without: a cable was pulled, a machine is gone, a process stands still. The server
@@ -124,9 +121,6 @@ class RouterSocket:
             return None
         peer = identity.bytes
         sender = ANYBODY if self.door is None else self.door.identify(identity)
-        source = _descriptor_of(identity)
-        if source is not None:
-            self._connections.note_taken(source)
         frames: list[Frame] = []
         parts = size_bytes = request_id = 0
         more = identity.more
@@ -140,6 +134,9 @@ class RouterSocket:
                 frames.append(frame.buffer)
             else:
                 frames.clear()
+        source = _descriptor_of(identity)
+        if source is not None:
+            self._connections.note_taken(source, size_bytes)
         if more:
             frames.clear()
             dropped = self._drop_rest(identity)
@@ -401,9 +398,11 @@ def _make_socket(
     socket.setsockopt(zmq.MAXMSGSIZE, limits.max_message_bytes)
     socket.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES_MAX)
     socket.setsockopt(zmq.HANDSHAKE_IVL, round(HANDSHAKE_LIMIT_S * 1000))
-    is_server = kind == zmq.ROUTER
-    socket.setsockopt(zmq.RCVHWM, WAITING_MESSAGES_MAX if is_server else QUEUED_MESSAGES_MAX)
-    if not is_server:
+    # libzmq 4.3.5 ends the process where a peer reset its connection while its next message was one
+    # too many and a PING is due or behind that. `FloodWatch` bounds what waits at a server; at a
+    # client its requests do.
+    socket.setsockopt(zmq.RCVHWM, 0)
+    if kind != zmq.ROUTER:
         socket.setsockopt(zmq.HEARTBEAT_IVL, round(HEARTBEAT_S * 1000))
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(SILENCE_LIMIT_S * 1000))
         socket.setsockopt(zmq.HEARTBEAT_TTL, round((HEARTBEAT_S + SILENCE_LIMIT_S) * 1000))
