@@ -224,7 +224,7 @@ class OrderBook:
         self._attendance.forget(now_s, {slot.who for slot in self._held.values()})
         silent = [slot for slot in self._held.values() if slot.expires_s <= now_s]
         leased = [slot for slot in silent if slot.state is SlotState.LEASED]
-        leased += [slot for slot in self._hoarded(now_s) if slot not in leased]
+        leased += self._hoarded(now_s)
         holders = frozenset(slot.who for slot in leased)
         for slot in leased:
             self._set_free(slot)
@@ -335,11 +335,16 @@ class OrderBook:
         return self._attendance.there(suite, now_s, holding)
 
     def _hoarded(self, now_s: float) -> list[Slot]:
-        """Leases that others want, all but the oldest of those who left them unstarted for long."""
+        """Leases that others want, all but the oldest of those who left them unstarted for long.
+
+        None that has run out: those are freed whoever wants them.
+        """
         old = [
             slot
             for slot in self._held.values()
-            if slot.state is SlotState.LEASED and now_s - slot.spoken_of_s >= self._lease_s
+            if slot.state is SlotState.LEASED
+            and now_s - slot.spoken_of_s >= self._lease_s
+            and now_s < slot.expires_s
         ]
         kept: set[str] = set()
         hoarded = []

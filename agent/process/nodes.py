@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, cast
 
 
 def holds(container: Any, key: Any) -> bool:
@@ -19,9 +20,9 @@ def members(container: Any) -> list[tuple[Any, Any]]:
         return []
     if container._is_missing() or container._is_interpolation():
         return []
-    names = list(container) if isinstance(container, DictConfig) else list(range(len(container)))
+    names: Iterable[Any] = range(len(container))
     if isinstance(container, DictConfig):
-        names = list(container._content)  # type: ignore[arg-type]  # iterating skips missing ones
+        names = cast("dict[Any, Any]", container._content)  # iterating itself skips missing ones
     return [(name, container._get_node(name)) for name in names]
 
 

@@ -46,7 +46,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Connection:
-    """addresses: ours and the peer's, None for one that was gone at once."""
+    """A connection that was accepted.
+
+    Attributes:
+        addresses: ours and the peer's, None for one that was gone at once.
+        heard_bytes, heard_s: what had come in all, and when the last of it did.
+    """
 
     since_s: float
     addresses: tuple[Any, Any] | None
@@ -73,10 +78,10 @@ class Connections(threading.Thread):
         watch: of what they send.
         on_cut: called for each that is cut, with TOO_MANY, FLOOD, COOLING_OFF or SILENT.
         on_refused: called with each handshake that libzmq has refused: (code, our address).
-        silence_limit_s: without a byte of a peer over a network, after which it is given up.
 
     Attributes:
         is_drained: to be set while no message waits to be taken, by whoever takes them.
+        silence_limit_s: without a byte of a peer over a network, after which it is given up.
     """
 
     def __init__(
@@ -90,12 +95,12 @@ class Connections(threading.Thread):
     ) -> None:
         super().__init__(name="connections", daemon=True)
         self.is_drained = False
+        self.silence_limit_s = silence_limit_s
         self._limit = limit
         self._watch = watch
         self._on_cut = on_cut
         self._on_refused = on_refused
         self._open: dict[int, _Connection] = {}  # by descriptor, the oldest first
-        self.silence_limit_s = silence_limit_s
         self._own: set[str] = set()  # addresses of this machine
         self._pauses = Pauses()
         self._dropped = Dropped()

@@ -122,14 +122,15 @@ class RouterSocket:
         peer = identity.bytes
         sender = ANYBODY if self.door is None else self.door.identify(identity)
         frames: list[Frame] = []
-        parts = size_bytes = request_id = 0
+        header: Frame = b""
+        parts = size_bytes = 0
         more = identity.more
         while more and parts < self.limits.max_parts:
             frame = self._socket.recv(copy=False)
             parts, more = parts + 1, frame.more
             size_bytes += len(frame.buffer)
             if parts == 1:
-                request_id = peek_request_id(frame.buffer)
+                header = frame.buffer
             if size_bytes <= self.limits.max_message_bytes:
                 frames.append(frame.buffer)
             else:
@@ -148,7 +149,7 @@ class RouterSocket:
             )
         else:
             return Received(peer, frames, sender)
-        return Received(peer, [], sender, WireError("too_large", text, request_id))
+        return Received(peer, [], sender, WireError("too_large", text, peek_request_id(header)))
 
     def _drop_rest(self, identity: zmq.Frame) -> int:
         """Reads the message to its end: nothing else can be read before. Returns how many parts.

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.process.json_files import DamagedFile, read_json
+from agent.process.json_files import COUNT, DamagedFile, read_json
 from agent.process.paths import expand_home
 
 GROWING = ("retain",)  # continual methods whose published adapter gains a rank with every task
-
-RANK_MAX = 1 << 16
 
 
 def served_rank(
@@ -35,6 +33,6 @@ def served_rank(
 def _rank_in(folder: Path) -> int:
     path = folder / "adapter_config.json"
     try:
-        return int(read_json(path, {"r": range(1, RANK_MAX + 1)}, "name an adapter folder")["r"])
+        return int(read_json(path, {"r": COUNT[1:]}, "name an adapter folder")["r"])
     except DamagedFile as error:
         raise ValueError(f"start_adapter: no rank in {path.parent}: {error}") from error
