@@ -51,6 +51,7 @@ class Episode:
 
     lease: SlotLease
     cameras: tuple[str, ...]
+    start: EpisodeStart
     episode_id: str = ""
     version: str = ""
     versions: list[str] = field(default_factory=list)  # distinct, as the chunks named them
@@ -71,7 +72,6 @@ class Lane:
         self.answered_at_s = 0.0  # [worker's clock] when its last answer came
         self._client_id, self._instance_id = client_id, instance_id
         self._episode: Episode | None = None
-        self._start: EpisodeStart | None = None
 
     @property
     def slot_id(self) -> str:
@@ -80,20 +80,18 @@ class Lane:
 
     def take(self, lease: SlotLease, cameras: tuple[str, ...]) -> EpisodeStart:
         """Starts the episode of a leased slot; `cameras` are those that the policy looks at."""
-        self._episode = Episode(lease, cameras)
-        self.phase = Phase.STARTING
         start_key = uuid.uuid4().hex
-        self._start = EpisodeStart(
+        start = EpisodeStart(
             self._client_id, start_key, slot_id=lease.slot_id, instance_id=self._instance_id
         )
-        return self._start
+        self._episode = Episode(lease, cameras, start)
+        self.phase = Phase.STARTING
+        return start
 
     @property
     def start(self) -> EpisodeStart:
-        """The start that it waits for; asked again, it is the same episode."""
-        if self._start is None:
-            raise BridgeError(f"lane is {self.phase.name} and has started nothing")
-        return self._start
+        """How its episode was started; asked again, it is the same episode."""
+        return self._open().start
 
     def started(self, reply: EpisodeStarted) -> None:
         """The server minted the episode; the body is to be reset. Raises BadReply."""
