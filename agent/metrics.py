@@ -144,7 +144,7 @@ class ServingMetrics(MetricSet):
         "Connections that were cut: there were too many (those that said least come first), it "
         "sent a message without an end or of far too many parts, its address had done so, or it "
         "was silent.",
-        "reason=too_many|flood|cooling_off|silent")
+        "reason=too_many|flood|silent")
     watchdog_trips_total: Counter = counter(
         "Stalls, each counted once.", "reason=loop_stalled|inference_stalled")
 

@@ -62,7 +62,7 @@ def test_only_the_wire_uses_zmq_in_the_agent() -> None:
         for module in imported_modules(path)
         if is_under(module, "zmq")
     }
-    names = ("sockets", "keys", "curve", "handshake", "connections", "monitor")
+    names = ("sockets", "keys", "curve", "admission", "handshake", "connections", "monitor")
     assert users == {f"agent/wire/{name}.py" for name in names}
 
 

@@ -108,7 +108,7 @@ class Server:
             return Health(True, False, "stopping")
         if self._is_ready and self._state.active_fault:
             return Health(True, False, self._state.active_fault)
-        if self._robots.door is not None and not self._robots.door.is_open:
+        if not self._robots.is_open:
             return Health(True, False, "nobody new is let in: the authenticator has ended")
         if not self._is_ready:
             return Health(True, False, "starting")

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Any, Exchange], None]
 Handlers = Mapping[type, Handler]
 
-BURST = 64  # messages of one socket before the others get their turn
+BURST = 64  # messages of one socket before the others get their turn ...
+BURST_S = 0.05  # ... and the time after which no further one is taken
 MAX_WAIT_S = 0.25
 
 
@@ -72,11 +73,14 @@ class Loop:
 
     def _receive(self, socket: RouterSocket) -> None:
         _, handlers = self._tables[id(socket)]
+        until_s = time.monotonic() + BURST_S
         for _ in range(BURST):
             received = socket.receive()
             if received is None:
                 return
             self._dispatch(socket, handlers, received)
+            if time.monotonic() >= until_s:
+                return
 
     def _dispatch(self, socket: RouterSocket, handlers: Handlers, received: Received) -> None:
         now_s = time.monotonic()

@@ -27,7 +27,7 @@ from agent.wire.wakeup import Wakeup
 
 LOG_EVERY_S = 10.0
 YOUNG_S = 2.0  # a connection that is younger may not have had time to say anything
-TOO_MANY, FLOOD, COOLING_OFF, SILENT = "too_many", "flood", "cooling_off", "silent"
+TOO_MANY, FLOOD, SILENT = "too_many", "flood", "silent"
 _IDLE_S = 1.0  # between two looks where there is no connection
 _LOOK_S = 0.02  # between two looks at what they send ...
 _NEXT_LOOK_S = 0.005  # ... and where somebody has sent much
@@ -76,7 +76,8 @@ class Connections(threading.Thread):
     Args:
         limit: connections at most.
         watch: of what they send.
-        on_cut: called for each that is cut, with TOO_MANY, FLOOD, COOLING_OFF or SILENT.
+        pauses: of addresses that have sent a flood; whoever lets connections in heeds them.
+        on_cut: called for each that is cut, with TOO_MANY, FLOOD or SILENT.
         on_refused: called with each handshake that libzmq has refused: (code, our address).
 
     Attributes:
@@ -89,6 +90,7 @@ class Connections(threading.Thread):
         watched: zmq.Socket[bytes],
         limit: int,
         watch: FloodWatch,
+        pauses: Pauses,
         on_cut: Callable[[str], None],
         on_refused: Callable[[int, str], None],
         silence_limit_s: float,
@@ -102,7 +104,7 @@ class Connections(threading.Thread):
         self._on_refused = on_refused
         self._open: dict[int, _Connection] = {}  # by descriptor, the oldest first
         self._own: set[str] = set()  # addresses of this machine
-        self._pauses = Pauses()
+        self._pauses = pauses
         self._dropped = Dropped()
         self._told: deque[tuple[int | None, str, int]] = deque()  # of dropped parts
         self._logged_s: dict[str, float] = {}  # by reason
@@ -169,16 +171,11 @@ class Connections(threading.Thread):
             self._open.pop(value, None)
             self._watch.forget(value)
             if kind == zmq.EVENT_ACCEPTED:
-                self._let_in(value, _Connection(time.monotonic(), tcp.addresses_of(value)))
+                connection = _Connection(time.monotonic(), tcp.addresses_of(value))
+                self._open[value] = connection
+                self._own.add(connection.own)
+                self._watch.begin(value)
         return True
-
-    def _let_in(self, descriptor: int, connection: _Connection) -> None:
-        self._open[descriptor] = connection
-        self._own.add(connection.own)
-        if self._pauses.is_paused(connection.peer, connection.since_s):
-            self._shut(descriptor, connection, COOLING_OFF)
-        else:
-            self._watch.begin(descriptor)
 
     def _cut_surplus(self) -> None:
         kept = self._kept()
@@ -220,6 +217,8 @@ class Connections(threading.Thread):
         while self._told:
             descriptor, address, parts = self._told.popleft()
             now_s = time.monotonic()
+            # Or more would come each second than can be dropped in one.
+            self._pauses.prolong(address, now_s)
             if not self._dropped.add(address or f"descriptor {descriptor}", parts, now_s):
                 continue
             what = f"messages of more than {DROPPED_PARTS} parts in all"

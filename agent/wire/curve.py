@@ -14,12 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import zmq
-from zmq.auth.thread import ThreadAuthenticator
 
+from agent.wire.admission import ZAP_DOMAIN, Admission, address_in
 from agent.wire.client_list import CLIENTS_FILE, Client, ClientList, brief_key
 from agent.wire.keys import load_server_keys
 
-ZAP_DOMAIN = "perennial"
 LOG_EVERY_S = 5.0  # of one peer
 PEERS_MAX = 64  # with a line in that time
 _CROWD = "..."  # stands for all the others; no address and no client's name
@@ -84,24 +83,16 @@ class Door:
         self._pair = load_server_keys(folder)
         self._clients = ClientList(folder / CLIENTS_FILE)
         self.refusals = Refusals(count)
-        # Of its own: the question whether a key is known is asked once for a whole context.
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._authenticator = _Authenticator(self.context, self._clients, self.refusals)
-        self._authenticator.configure_curve_callback(ZAP_DOMAIN, self._authenticator)
-        self._authenticator.start()
-
-    @property
-    def is_open(self) -> bool:
-        """False if new clients cannot be let in any more, which would be a bug."""
-        return self._authenticator.is_alive()
+        self.admission = _KnownClients(self._clients, self.refusals)
+        self.admission.configure_curve_callback(ZAP_DOMAIN, self.admission)
+        self.admission.start()
 
     def secure(self, socket: zmq.Socket[bytes]) -> None:
-        """Makes a socket of `context` a CURVE server; to be called before it is bound."""
+        """Makes a socket of the admission's context a CURVE server, before it is bound."""
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_PUBLICKEY, self._pair.public.encode())
         socket.setsockopt(zmq.CURVE_SECRETKEY, self._pair.secret.encode())
-        socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN.encode())
-        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # no authenticator: nobody gets in
+        self.admission.guard(socket)
 
     def note_handshake(self, code: int, endpoint: str) -> None:
         """A handshake at our address `endpoint` was refused by libzmq, with its protocol error."""
@@ -121,25 +112,22 @@ class Door:
 
     def close(self) -> None:
         """Stops the threads; the sockets are closed before."""
-        self._authenticator.stop()
-        self.context.destroy(linger=0)
+        self.admission.close()
 
 
-class _Authenticator(ThreadAuthenticator):
+class _KnownClients(Admission):
     """Lets in the keys of a list. The default user id, which is the key, stays: a client that was
     removed and made anew under the same name is another one."""
 
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], clients: ClientList, refusals: Refusals
-    ) -> None:
-        super().__init__(context)
+    def __init__(self, clients: ClientList, refusals: Refusals) -> None:
+        super().__init__()
         self._known = clients
         self._refusals = refusals
         self._peer = ""
 
-    async def handle_zap_message(self, msg: list[bytes]) -> None:
-        self._peer = msg[3].decode("ascii", "replace") if len(msg) > 3 else ""
-        await super().handle_zap_message(msg)
+    async def answer(self, question: list[bytes]) -> None:
+        self._peer = address_in(question)
+        await super().answer(question)
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether a key is known; called on the authenticator's thread, one at a time."""

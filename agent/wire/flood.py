@@ -157,9 +157,16 @@ class Pauses:
             pause.floods = min(pause.floods + 1, 16)
         return pause.until_s - now_s
 
+    def prolong(self, address: str, now_s: float) -> None:
+        """What an address that is not let in had sent still has to be dropped."""
+        if self.is_paused(address, now_s):
+            pause = self._of[address]
+            pause.until_s = max(pause.until_s, now_s + FIRST_PAUSE_S)
+
     def is_paused(self, address: str, now_s: float) -> bool:
-        """Whether it is not let in now."""
-        return address in self._of and now_s < self._of[address].until_s
+        """Whether it is not let in now; for any thread."""
+        pause = self._of.get(address)
+        return pause is not None and now_s < pause.until_s
 
     def is_known(self, address: str, now_s: float) -> bool:
         """Whether it sent a flood not long ago."""

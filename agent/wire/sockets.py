@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import zmq
 
+from agent.wire.admission import Admission
 from agent.wire.client_list import ANYBODY, Client
 from agent.wire.codec import (
     CLIENT_HEADER_BYTES,
@@ -29,6 +30,7 @@ from agent.wire.codec import (
 from agent.wire.connections import Connections
 from agent.wire.endpoints import address_of, check_endpoint, is_ipv6
 from agent.wire.errors import ConfigError, HandshakeRefused, RequestTimeout, WireError
+from agent.wire.flood import Pauses
 from agent.wire.flood_watch import FloodWatch
 from agent.wire.handshake import HandshakeWatch
 from agent.wire.keys import ClientKeys
@@ -85,11 +87,13 @@ class RouterSocket:
         check_endpoint(endpoint, bind=True, insecure=insecure, encrypted=door is not None)
         self.limits = limits
         self.door = door
-        self._socket = _make_socket(
-            zmq.ROUTER, limits, endpoint, zmq.Context.instance() if door is None else door.context
-        )
+        self._admission = _admission_of(endpoint) if door is None else door.admission
+        context = zmq.Context.instance() if self._admission is None else self._admission.context
+        self._socket = _make_socket(zmq.ROUTER, limits, endpoint, context)
         if door is not None:
             door.secure(self._socket)
+        elif self._admission is not None:
+            self._admission.guard(self._socket)
         # Mandatory: a reply that cannot be routed raises here and is counted, not lost silently.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # A client that chose its own routing id and comes back takes the place of its former self.
@@ -100,6 +104,7 @@ class RouterSocket:
             self._socket,
             connections_max,
             watch,
+            Pauses() if self._admission is None else self._admission.pauses,
             on_cut,
             on_refused,
             silence_limit_s=HEARTBEAT_S + SILENCE_LIMIT_S,
@@ -112,6 +117,11 @@ class RouterSocket:
                 f"cannot bind {endpoint}: {zmq.strerror(error.errno or 0)}; choose another"
             ) from error
         self.endpoint = bytes(self._socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+
+    @property
+    def is_open(self) -> bool:
+        """False if new clients cannot be let in any more, which would be a bug."""
+        return self._admission is None or self._admission.is_alive()
 
     def receive(self) -> Received | None:
         """The next message, or None at once if there is none."""
@@ -186,6 +196,8 @@ class RouterSocket:
     def close(self) -> None:
         self._connections.close()
         self._socket.close()
+        if self.door is None and self._admission is not None:
+            self._admission.close()
 
     def __enter__(self) -> Self:
         return self
@@ -383,6 +395,15 @@ def _address_of(frame: zmq.Frame) -> str:
         return str(frame.get("Peer-Address"))
     except zmq.ZMQError:
         return ""
+
+
+def _admission_of(endpoint: str) -> Admission | None:
+    """Of a socket without keys; None where its peers have no addresses."""
+    if not endpoint.startswith("tcp://"):
+        return None
+    admission = Admission()
+    admission.start()
+    return admission
 
 
 def _ignore(code: int, endpoint: str) -> None:

@@ -449,7 +449,7 @@ def test_clients_come_back_by_themselves_after_a_restart(ring, tmp_path):
 def test_without_its_authenticator_a_server_lets_nobody_in(ring, server):
     door = server.server._robots.door
     assert server.server.health().ready
-    door._authenticator.stop()
+    door.admission.stop()
     assert not server.server.health().ready
     with (
         robot(server, ring.client("arm-1", "act"), 0.5) as client,

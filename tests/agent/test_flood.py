@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from patience import HANG_S
 
 from agent.wire import tcp
 from agent.wire.codec import Limits, decode
-from agent.wire.connections import COOLING_OFF, FLOOD
+from agent.wire.connections import FLOOD
 from agent.wire.errors import WireError
 from agent.wire.flood import (
     DROPPED_FOR_S,
@@ -174,6 +174,19 @@ def test_an_address_waits_longer_each_time_and_is_forgotten() -> None:
     assert pauses.begin("a", 2e6, shared=False) == FIRST_PAUSE_S
 
 
+def test_an_address_waits_until_what_it_had_sent_is_dropped() -> None:
+    pauses = Pauses()
+    pauses.prolong("a", 0.0)
+    assert not pauses.is_paused("a", 0.0)  # a message of too many parts alone is no flood
+    pauses.begin("a", 0.0, shared=True)
+    for tenth in range(50):
+        pauses.prolong("a", tenth / 10)
+    assert pauses.is_paused("a", 5.0)
+    assert not pauses.is_paused("a", 4.9 + FIRST_PAUSE_S)
+    pauses.prolong("a", 6.0)
+    assert not pauses.is_paused("a", 6.0)
+
+
 def test_dropped_parts_are_forgiven_in_time() -> None:
     dropped = Dropped()
     assert not dropped.add("a", DROPPED_PARTS, 0.0)
@@ -222,13 +235,32 @@ def answering() -> Iterator[Answering]:
     thread.end()
 
 
-def connect(endpoint: str) -> socket.socket:
+def greet(endpoint: str) -> socket.socket:
     host, port = endpoint.removeprefix("tcp://").split(":")
     peer = socket.create_connection((host, int(port)), HANG_S)
     peer.sendall(HANDSHAKE)
+    return peer
+
+
+def peek(peer: socket.socket) -> bytes:
+    try:
+        return peer.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return b""
+
+
+def wait_for_ready(peer: socket.socket) -> None:
+    """libzmq takes no message before it has said so."""
     received = b""
-    while b"READY" not in received:  # libzmq takes no message before it has said so
-        received += peer.recv(4096)
+    while b"READY" not in received:
+        more = peer.recv(4096)
+        assert more, "was cut"
+        received += more
+
+
+def connect(endpoint: str) -> socket.socket:
+    peer = greet(endpoint)
+    wait_for_ready(peer)
     return peer
 
 
@@ -256,7 +288,24 @@ def test_a_flood_is_cut_its_address_waits_and_others_are_answered(
         with DealerClient(answering.endpoint, HANG_S) as late:  # waits until the pause is over
             assert late.request(Status(), timeout_s=0.5, retries=RETRIES) == Ok()
         assert honest.request(Status()) == Ok()
-        assert set(answering.cuts[1:]) <= {COOLING_OFF}
+        assert answering.cuts == [FLOOD]
+
+
+def test_nothing_is_read_of_an_address_that_has_to_wait(answering: Answering) -> None:
+    """However often it connects, or that would be a flood by itself."""
+    with connect(answering.endpoint) as peer:
+        pour(peer, FLOODS["empty parts"])
+    pauses = answering.router._admission.pauses
+    until_s = pauses._of["127.0.0.1"].until_s
+    with ExitStack() as stack:
+        held = [stack.enter_context(greet(answering.endpoint)) for _ in range(20)]
+        while time.monotonic() < until_s - 0.2:
+            is_in = any(b"READY" in peek(peer) for peer in held)
+            assert not is_in or time.monotonic() >= until_s
+            time.sleep(0.02)
+        for peer in held:
+            wait_for_ready(peer)  # and none of them was cut
+    assert answering.cuts == [FLOOD]
 
 
 def test_the_largest_message_passes_also_slowly(answering: Answering) -> None:

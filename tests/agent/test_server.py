@@ -28,7 +28,7 @@ from agent.episode import read_episode
 from agent.metrics import AgentMetrics
 from agent.orders import SLOT_ABORTS_MAX
 from agent.policy import slot_hash
-from agent.server import app
+from agent.server import app, loop
 from agent.server.app import Server
 from agent.wire.errors import ConfigError, WireError
 from agent.wire.messages import (
@@ -56,6 +56,21 @@ def code_of(call, *args) -> str:
     with pytest.raises(WireError) as caught:
         call(*args)
     return caught.value.code
+
+
+def test_messages_that_take_long_are_taken_over_several_turns(server, monkeypatch):
+    """Or a crowd of them keeps everything else waiting, and looks like a loop that stands still."""
+    monkeypatch.setattr(loop, "BURST_S", 0.0)
+    state, taken = server.server._state, []
+    turn = server.server._loop._turn
+    monkeypatch.setattr(
+        server.server._loop, "_turn", lambda now_s: (taken.append(state.requests), turn(now_s))[1]
+    )
+    client = server.client()
+    for _ in range(50):
+        client.send(Status())
+    server.wait_until(lambda: len(taken) > 1 and taken[-1] >= 50)
+    assert max(np.diff(taken)) <= 1
 
 
 def test_an_ordered_episode_reaches_the_learner_as_it_was_served(server):
