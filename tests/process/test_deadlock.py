@@ -61,20 +61,21 @@ class Locker:
         self.troubles: set[str] = set()
         self._log = JsonTail(run_dir / "sim-0" / "client.jsonl")
         self._sent_s: float | None = None
-        self._restarts = 0
+        self._sent_to = ""
+        self._restarts = 0  # of that one when it was sent
 
     def look(self, running: Supervisor) -> None:
         self.troubles.add(running.trouble())
-        restarts = sum(running.restarts().values())
-        if self._sent_s is not None and restarts > self._restarts:
+        restarts = running.restarts()  # of others, too: a starved process may be found as well
+        if self._sent_s is not None and restarts[self._sent_to] > self._restarts:
             self.hung_s.append(time.monotonic() - self._sent_s)
             self._sent_s = None
-        self._restarts = restarts
         works = bool(self._log.read()) and all(c.is_ready for c in running.children.values())
         if works and self._sent_s is None and self.pending:
             name, number = self.pending.pop(0)
             pid = running.children[name].pid
             assert pid is not None
+            self._sent_to, self._restarts = name, restarts[name]
             os.kill(pid, number)
             self._sent_s = time.monotonic()
 
@@ -101,7 +102,7 @@ def test_each_process_that_deadlocks_is_started_again(
             running.start()
             running.run(lambda: locker.look(running))
     assert not locker.pending
-    restarts = running.restarts()  # a starved process may be found as well
+    restarts = running.restarts()
     assert all(restarts[name] >= count for name, count in Counter(LOCKED).items())
     for name in LOCKED:
         log = (folder.path / "logs" / f"{name}.log").read_text()
