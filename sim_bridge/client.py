@@ -41,13 +41,18 @@ class Dealer(Protocol):
 
 @dataclass(slots=True)
 class Request:
-    """One open request. sent: how often it went out; resend_at_s: when it does next."""
+    """One open request.
+
+    sent: how often it went out. resend_at_s: when it does next. heard: sendings that were refused
+    for now. refused: those of them that were the newest one.
+    """
 
     key: Hashable
     message: Any
     asked_at_s: float
     resend_at_s: float
     sent: int = 1
+    heard: int = 0
     refused: int = 0
     ids: list[int] = field(default_factory=list)
 
@@ -121,7 +126,7 @@ class RequestTable:
     def unanswered(self) -> int:
         """The most often that any open request was sent without a word from the server."""
         open_requests = self._by_key.values()
-        return max((request.sent - request.refused for request in open_requests), default=0)
+        return max((request.sent - request.heard for request in open_requests), default=0)
 
     def receive(self, wait_s: float) -> list[Answer]:
         """Sends what is due, again or at last, then returns the answers, waiting up to `wait_s`.
@@ -163,6 +168,9 @@ class RequestTable:
         if isinstance(reply, Fault) and reply.code == "forbidden":
             raise ConfigError(f"{self.endpoint}: {reply.message}")
         if isinstance(reply, Fault) and reply.code in TRANSIENT_CODES:
+            request.heard += 1
+            if request_id != request.ids[-1]:
+                return None  # after a silence all come at once; the newest is yet to be answered
             request.refused += 1
             if request.refused < MAX_REFUSALS:
                 pause_s = FIRST_PAUSE_S * 2**request.refused

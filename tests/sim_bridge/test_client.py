@@ -79,6 +79,21 @@ def test_a_transient_fault_is_retried_sooner_than_silence_and_not_for_ever() -> 
     assert answer.reply == Fault("overloaded", "later")
 
 
+def test_only_the_newest_sending_can_be_refused() -> None:
+    """A server that stood still refuses the repeats that it finds waiting, but for the last ones."""
+    dealer, table = make(timeout_s=1.0)
+    table.ask("a", Status())
+    while len(dealer.sent) < 5 * MAX_REFUSALS:
+        dealer.now_s += 1.0
+        table.receive(0.0)
+    newest = len(dealer.sent)
+    dealer.inbox = [(number, Fault("overloaded", "asked again")) for number in range(1, newest)]
+    assert table.receive(0.0) == []
+    assert table.unanswered() == 1
+    dealer.inbox = [(newest, Ok())]
+    assert [answer.reply for answer in table.receive(0.0)] == [Ok()]
+
+
 def test_waits_end_when_the_next_request_is_overdue() -> None:
     dealer, table = make(timeout_s=1.0)
     table.ask("a", Status())
