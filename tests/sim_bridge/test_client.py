@@ -80,7 +80,7 @@ def test_a_transient_fault_is_retried_sooner_than_silence_and_not_for_ever() -> 
 
 
 def test_only_the_newest_sending_can_be_refused() -> None:
-    """A server that stood still refuses the repeats that it finds waiting, but for the last ones."""
+    """A server that stood still refuses the repeats that it finds waiting, but for the last."""
     dealer, table = make(timeout_s=1.0)
     table.ask("a", Status())
     while len(dealer.sent) < 5 * MAX_REFUSALS:
