@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ from deploy.local.tail import JsonTail
 pytestmark = pytest.mark.slow
 
 HANG_LIMIT_S = 10.0  # also a busy machine works more often than that
-LOCKED = ["agent", "learner", "learner", "sim-0", "probe"]
+# Without the probe alone the run would go on, and might be done before that is found.
+LOCKED = [("agent", "probe"), ("learner",), ("learner",), ("sim-0",)]
 # Python imports it in every process. A signal makes the main thread wait for a lock that nobody
 # gives back; another one lets a thread take the learner's inbox, which both of its threads need.
 DEADLOCK = """
@@ -55,28 +57,29 @@ class Locker:
 
     def __init__(self, run_dir: Path) -> None:
         numbers = [signal.SIGUSR1] * len(LOCKED)
-        numbers[LOCKED.index("learner")] = signal.SIGUSR2
+        numbers[LOCKED.index(("learner",))] = signal.SIGUSR2
         self.pending = list(zip(LOCKED, numbers, strict=True))
         self.hung_s: list[float] = []
         self.troubles: set[str] = set()
         self._log = JsonTail(run_dir / "sim-0" / "client.jsonl")
         self._sent_s: float | None = None
-        self._sent_to = ""
-        self._restarts = 0  # of that one when it was sent
+        self._restarts: dict[str, int] = {}  # of those that were sent one, before that
 
     def look(self, running: Supervisor) -> None:
         self.troubles.add(running.trouble())
         restarts = running.restarts()  # of others, too: a starved process may be found as well
-        if self._sent_s is not None and restarts[self._sent_to] > self._restarts:
+        is_found = all(restarts[name] > count for name, count in self._restarts.items())
+        if self._sent_s is not None and is_found:
             self.hung_s.append(time.monotonic() - self._sent_s)
             self._sent_s = None
         works = bool(self._log.read()) and all(c.is_ready for c in running.children.values())
         if works and self._sent_s is None and self.pending:
-            name, number = self.pending.pop(0)
-            pid = running.children[name].pid
-            assert pid is not None
-            self._sent_to, self._restarts = name, restarts[name]
-            os.kill(pid, number)
+            names, number = self.pending.pop(0)
+            self._restarts = {name: restarts[name] for name in names}
+            for name in names:
+                pid = running.children[name].pid
+                assert pid is not None
+                os.kill(pid, number)
             self._sent_s = time.monotonic()
 
 
@@ -102,9 +105,9 @@ def test_each_process_that_deadlocks_is_started_again(
             running.start()
             running.run(lambda: locker.look(running))
     assert not locker.pending
-    restarts = running.restarts()
-    assert all(restarts[name] >= count for name, count in Counter(LOCKED).items())
-    for name in LOCKED:
+    locked, restarts = Counter(chain.from_iterable(LOCKED)), running.restarts()
+    assert all(restarts[name] >= count for name, count in locked.items())
+    for name in locked:
         log = (folder.path / "logs" / f"{name}.log").read_text()
         assert "killed, because it gave no sign of life for" in log
         assert any(name in told and "it gave no sign of life" in told for told in locker.troubles)
