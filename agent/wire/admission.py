@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import wait
 
 import zmq
 from zmq.auth import Authenticator
@@ -18,6 +19,7 @@ from agent.wire.flood import Pauses
 ZAP_DOMAIN = "perennial"
 _QUESTIONS = "inproc://zeromq.zap.01"  # as ZAP has it; once for a whole context
 _LOOK_S = 0.05  # between two looks whether the pause is over
+_STOP_S = 1.0
 _MANY = 4096  # questions that wait; those of connections that are gone are among them
 
 
@@ -41,6 +43,7 @@ class Admission(ThreadAuthenticator, _Desk):
         super().__init__(zmq.Context())
         self.pauses = Pauses()
         self._waiting: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the thread, once one has waited
         self._route: list[bytes] = []
 
     def guard(self, socket: zmq.Socket[bytes]) -> None:
@@ -55,6 +58,7 @@ class Admission(ThreadAuthenticator, _Desk):
         if not self._must_wait(question):
             await self._send_answer(route, question)
         elif len(self._waiting) < _MANY:
+            self._loop = asyncio.get_running_loop()
             task = asyncio.create_task(self._answer_later(route, question))
             self._waiting.add(task)
             task.add_done_callback(self._waiting.discard)
@@ -86,9 +90,17 @@ class Admission(ThreadAuthenticator, _Desk):
         super()._send_zap_reply(request_id, status_code, status_text, user_id)
 
     def close(self) -> None:
-        """Stops the threads."""
+        """Stops the threads; whoever waits gets no answer."""
+        if self._loop is not None and self.is_alive():
+            wait([asyncio.run_coroutine_threadsafe(self._give_up(), self._loop)], _STOP_S)
         self.stop()
         self.context.destroy(linger=0)
+
+    async def _give_up(self) -> None:
+        waiting = list(self._waiting)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 def address_in(question: list[bytes]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import struct
 import subprocess
@@ -273,6 +274,17 @@ def pour(peer: socket.socket, block: bytes) -> None:
         pytest.fail("was not cut")
 
 
+def pause(answering: Answering) -> float:
+    """Sends a flood; until when this address then has to wait."""
+    with connect(answering.endpoint) as peer:
+        pour(peer, FLOODS["empty parts"])
+    pauses, deadline_s = answering.router._admission.pauses, time.monotonic() + HANG_S
+    while "127.0.0.1" not in pauses._of:  # it is cut before
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+    return pauses._of["127.0.0.1"].until_s
+
+
 @pytest.mark.parametrize("block", FLOODS.values(), ids=FLOODS.keys())
 def test_a_flood_is_cut_its_address_waits_and_others_are_answered(
     answering: Answering, block: bytes
@@ -293,10 +305,7 @@ def test_a_flood_is_cut_its_address_waits_and_others_are_answered(
 
 def test_nothing_is_read_of_an_address_that_has_to_wait(answering: Answering) -> None:
     """However often it connects, or that would be a flood by itself."""
-    with connect(answering.endpoint) as peer:
-        pour(peer, FLOODS["empty parts"])
-    pauses = answering.router._admission.pauses
-    until_s = pauses._of["127.0.0.1"].until_s
+    until_s = pause(answering)
     with ExitStack() as stack:
         held = [stack.enter_context(greet(answering.endpoint)) for _ in range(20)]
         while time.monotonic() < until_s - 0.2:
@@ -306,6 +315,22 @@ def test_nothing_is_read_of_an_address_that_has_to_wait(answering: Answering) ->
         for peer in held:
             wait_for_ready(peer)  # and none of them was cut
     assert answering.cuts == [FLOOD]
+
+
+def test_a_server_ends_while_an_address_waits(
+    answering: Answering, caplog: pytest.LogCaptureFixture
+) -> None:
+    pause(answering)
+    admission, deadline_s = answering.router._admission, time.monotonic() + HANG_S
+    admission.pauses._of["127.0.0.1"].until_s += 2 * HANG_S
+    with greet(answering.endpoint):
+        while not admission._waiting:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        answering.end()
+    gc.collect()
+    assert not answering.is_alive()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def test_the_largest_message_passes_also_slowly(answering: Answering) -> None:
