@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import socket
 import struct
 import subprocess
@@ -317,9 +316,7 @@ def test_nothing_is_read_of_an_address_that_has_to_wait(answering: Answering) ->
     assert answering.cuts == [FLOOD]
 
 
-def test_a_server_ends_while_an_address_waits(
-    answering: Answering, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_server_ends_while_an_address_waits(answering: Answering) -> None:
     pause(answering)
     admission, deadline_s = answering.router._admission, time.monotonic() + HANG_S
     admission.pauses._of["127.0.0.1"].until_s += 2 * HANG_S
@@ -328,9 +325,8 @@ def test_a_server_ends_while_an_address_waits(
             assert time.monotonic() < deadline_s
             time.sleep(0.01)
         answering.end()
-    gc.collect()
     assert not answering.is_alive()
-    assert not [record for record in caplog.records if record.name == "asyncio"]
+    assert not admission._waiting  # or Python complains of what was never finished
 
 
 def test_the_largest_message_passes_also_slowly(answering: Answering) -> None:
