@@ -14,11 +14,13 @@ from agent.process.startup import (
     thread_variables,
 )
 from agent.process.stopping import Ended, StopFlag, run_command, stoppable
+from agent.process.streams import OutputFailed
 
 __all__ = [
     "BAD_INPUT",
     "FAILED",
     "Ended",
+    "OutputFailed",
     "ProcessConfig",
     "StopFlag",
     "die_with",

@@ -23,15 +23,16 @@ from types import FrameType
 from typing import ClassVar, NoReturn
 
 from agent.process.shown import complain
-from agent.process.streams import prepare_streams
+from agent.process.streams import prepare_streams, printing
 
+PROGRAM = "perennial"
 LIMIT_S = 1.7  # from the signal to the cut: with the exit itself, a process ends within 2 s
 FINISHING_LIMIT_S = 30.0  # the longest that answers, seals or a robot may put the cut off
 EXIT_S = 0.5  # for leaving the interpreter once they are finished
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LOOK_S = 0.05
 _FIRST_PID = 1  # of a container, without an init process
-_STDOUT, _STDERR = 1, 2
+_STDERR = 2
 
 
 class Ended(SystemExit):
@@ -223,7 +224,8 @@ def stoppable(program: str, status: int | None = None) -> Iterator[None]:
     prepare_streams()
     ending = _Ending.current = _Ending(program, status)
     try:
-        yield
+        with printing(program):
+            yield
     finally:
         ending.release()
 
@@ -238,13 +240,10 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     prepare_streams()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    try:
-        status = main()
-        sys.stdout.flush()
-    except OSError as error:
-        where = error.filename or "the output cannot be written"
-        complain("perennial", f"{where}: {error.strerror or error}")
-        # What is still to be written would fail once more while the interpreter leaves.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
-        status = 1
-    sys.exit(status)
+    with printing(PROGRAM):
+        try:
+            sys.exit(main())
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            complain(PROGRAM, f"{where}{error.strerror or error}")
+            sys.exit(1)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from agent.process.streams import prepare_streams, printing
 from deploy.local.processes import module_command, module_environment
 
 
@@ -85,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Replaces this process by the chosen program; returns only through SystemExit."""
-    chosen = _parser().parse_args(argv)
+    prepare_streams()
+    with printing("perennial"):
+        chosen = _parser().parse_args(argv)
     command = COMMANDS[chosen.command]
     module, arguments = command.module, [*command.fixed, *chosen.arguments]
     if arguments and arguments[0] in command.inner:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agent.durable import StorageError, explain_trouble, may_pass
+from agent.process import OutputFailed
 
 
 class Passing:
@@ -23,11 +24,12 @@ class Passing:
         """
         try:
             yield
-        except (OSError, StorageError) as error:
-            if not may_pass(error):
+        except (OSError, StorageError, OutputFailed) as error:
+            trouble = error.trouble if isinstance(error, OutputFailed) else error
+            if not may_pass(trouble):
                 raise
-            named = getattr(error, "filename", None)
-            self._told[part] = f"{part}: {explain_trouble(error, Path(named or path))}"
+            named = getattr(trouble, "filename", None)
+            self._told[part] = f"{part}: {explain_trouble(trouble, Path(named or path))}"
         else:
             self._told.pop(part, None)
 

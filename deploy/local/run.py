@@ -7,11 +7,13 @@ import errno
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.durable import StorageError
-from agent.process import BAD_INPUT, FAILED, Ended, StopFlag, die_with, stoppable
+from agent.process import BAD_INPUT, FAILED, Ended, OutputFailed, StopFlag, die_with, stoppable
 from agent.process.errors import ConfigError
 from agent.process.shown import complain
 from deploy.local.processes import (
@@ -79,6 +81,7 @@ def _run(overrides: list[str]) -> int:
     from deploy.local.conditions import Conditions
     from deploy.local.ledgers import ActivationTail
     from deploy.local.live import new_view
+    from deploy.local.preflight import preflight
     from deploy.local.progress import Plan, Progress
     from deploy.local.runfolder import RunFolder
     from deploy.local.settings import compose_run
@@ -103,8 +106,10 @@ def _run(overrides: list[str]) -> int:
             )
             return 0
         resumes = folder.prepare(config, installed_versions())
-        with telling(lambda: "looking at model and settings", console):
-            _ask_first(folder, config, is_new=not resumes)
+        with _taken_back_if_refused(folder, config, is_new=not resumes):
+            with telling(lambda: "looking at model and settings", console):
+                preflight(folder.path / "config", config.processes)
+            console.print("Resuming." if resumes else "Starting: loading the policy.", style="dim")
         learner = config.processes["learner"]
         progress = Progress(Plan.from_learner(learner))
         under = str(Conditions.of_learner(learner))
@@ -112,7 +117,6 @@ def _run(overrides: list[str]) -> int:
         activations = ActivationTail(folder.path / "agent" / "agent.db")
         ends = [JsonTail(path, END) for path in folder.client_logs(config.settings.workers)]
         title = f"{learner['suite']['name']}, seed {config.settings.seed}, {folder.path}"
-        console.print("Resuming." if resumes else "Starting: loading the policy.", style="dim")
         flag = StopFlag()
         with flag.working(), flag.finishing(), Supervisor(config, stop) as supervisor:
             passing = supervisor.passing
@@ -150,15 +154,15 @@ def _run(overrides: list[str]) -> int:
     return _report(folder.path) if config.settings.report else 0
 
 
-def _ask_first(folder: RunFolder, config: RunConfig, *, is_new: bool) -> None:
-    """Raises BadSetting for what is known to fail; a new run is then as if it had never been."""
+@contextmanager
+def _taken_back_if_refused(folder: RunFolder, config: RunConfig, *, is_new: bool) -> Iterator[None]:
+    """Leaves no trace of a new run that cannot begin, or whose beginning nobody would see."""
     from deploy.local.placement import BadSetting
-    from deploy.local.preflight import preflight
 
     try:
         with StopFlag().unwinding():
-            preflight(folder.path / "config", config.processes)
-    except (BadSetting, Ended):
+            yield
+    except (BadSetting, Ended, OutputFailed):
         if is_new:
             folder.withdraw(config)
         raise

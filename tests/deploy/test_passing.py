@@ -10,6 +10,7 @@ import pytest
 from faulty_disk import FULL, FaultyDisk
 
 from agent.durable import StorageError
+from agent.process import OutputFailed
 from deploy.local.passing import Passing
 from deploy.local.processes import Child, ProcessFailed, ProcessSpec
 from deploy.local.recorded import read_state
@@ -27,8 +28,13 @@ def test_what_may_pass_is_told_while_it_lasts_and_the_rest_is_raised(tmp_path: P
     with passing.borne("the state is not written", tmp_path):
         pass
     assert passing.describe() == ""
+    with passing.borne("the progress is not shown", Path("stdout")):
+        raise OutputFailed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert passing.describe().startswith("the progress is not shown: stdout: No space left on")
     with pytest.raises(PermissionError), passing.borne("x", tmp_path):
         raise PermissionError(errno.EACCES, "no")
+    with pytest.raises(OutputFailed), passing.borne("x", tmp_path):  # nobody reads it
+        raise OutputFailed(BrokenPipeError(errno.EPIPE, "gone"))
 
 
 def test_the_state_is_written_again_once_the_disk_takes_it(
