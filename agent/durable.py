@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agent.process.errors import PerennialError
+from agent.process.folders import try_writing
 
 LOCK_NAME = "lock"
 
@@ -133,14 +134,8 @@ def _database_code(error: sqlite3.Error) -> int:
 
 def require_writable(folder: Path) -> None:
     """Raises StorageError unless this user can write into `folder`, or make it; changes nothing."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     with storage_errors(folder):
-        if not there.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(there, os.W_OK | os.X_OK):
-            is_read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
-            code = errno.EROFS if is_read_only else errno.EACCES
-            raise OSError(code, os.strerror(code))
+        try_writing(folder)
 
 
 def sync_folder(folder: Path) -> None:
@@ -293,7 +288,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: something is at `path`, or the disk refused; nothing is left at `path` then.
     """
-    with storage_errors(path):
+    with storage_errors(path), _removed_unless_used(path.parent):
         if path.is_symlink() or path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         make_folder(path.parent)
@@ -314,6 +309,18 @@ def new_folder(path: Path) -> Iterator[Path]:
         finally:
             os.close(descriptor)
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _removed_unless_used(folder: Path) -> Iterator[None]:
+    """Removes the folders again, `folder` and above, that the block made and left empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # from here on they hold something, or are not there
+            for path in missing:
+                path.rmdir()
 
 
 def _sync_tree(folder: Path) -> None:

@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def set_up(target: Target, state_dir: Path, keys_dir: Path, overrides: list[str]) -> None:
-    """Makes the keys and writes the settings; neither if a setting is one that is chosen here.
+    """Writes the settings and makes the keys; neither if one of both is refused.
 
     Raises BadSetting, OSError, StorageError.
     """
@@ -182,10 +182,15 @@ def set_up(target: Target, state_dir: Path, keys_dir: Path, overrides: list[str]
     config = compose_run(overrides, service_placement(target, state_dir, keys_dir))
     own = {name: _from_here(values) for name, values in config.processes.items()}
     config = replace(config, processes=own)  # services start in another folder
-    make_keys(keys_dir)
     folder = RunFolder(config.settings.run_dir)
     with folder.lock():
-        folder.prepare(config, installed_versions())
+        is_new = not folder.prepare(config, installed_versions())
+        try:
+            make_keys(keys_dir)
+        except BadSetting:
+            if is_new:
+                folder.withdraw(config)
+            raise
 
 
 def _from_here(value: Any, key: str = "") -> Any:

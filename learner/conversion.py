@@ -116,9 +116,9 @@ def convert(base: Path, out: Path, settings: ConversionSettings) -> tuple[Agreem
         settings.device,
     )
     student = TokenStudent(model, settings.rank, settings.alpha, settings.seed)
+    conversion = Conversion(student, demos, settings)
     begin_in(work, LOCK_NAME, "work")
     with locked(work):
-        conversion = Conversion(student, demos, settings)
         before = conversion.measure()
         _show("before", before)
         _train(conversion, work / CHECKPOINT_NAME)

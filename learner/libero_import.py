@@ -18,7 +18,7 @@ import numpy as np
 
 from agent.durable import replace_file
 from agent.model.images import ImagePipeline
-from agent.process.folders import begin_in
+from agent.process.folders import begin_in, check_begun
 from agent.process.json_files import DamagedFile, read_json
 from agent.process.shown import printable
 from agent.process.terminal import counting
@@ -78,8 +78,9 @@ def import_files(paths: list[Path], out: Path, settings: ImportSettings) -> Impo
     """
     read, refused = _survey(paths)
     sources = _arrange(paths, read, refused, settings, out)
-    begin_in(out, META_FILE, "--out")
-    replace_file(out / META_FILE, json.dumps(_meta(paths, sources, settings), indent=1).encode())
+    check_begun(out, META_FILE, "--out")
+    meta = json.dumps(_meta(paths, sources, settings), indent=1).encode()
+    shards = _Shards(out, meta)
     imported = frames = first = 0
     expected = sum(source.demonstrations for source in read.values())
     with counting("demonstrations", expected) as count:
@@ -87,7 +88,7 @@ def import_files(paths: list[Path], out: Path, settings: ImportSettings) -> Impo
             count.say(f"skipped {printable(error, 1000)}")
         for task, source in enumerate(sources):
             path = paths[source.file]
-            for found in _import_source(path, source, task, first, out, settings):
+            for found in _import_source(path, source, task, first, shards, settings):
                 if isinstance(found, int):
                     imported, frames = imported + 1, frames + found
                 else:
@@ -98,6 +99,7 @@ def import_files(paths: list[Path], out: Path, settings: ImportSettings) -> Impo
         raise DemonstrationError(
             f"none of {expected} demonstrations in {', '.join(map(str, paths))} can be used"
         )
+    shards.describe()
     return Imported(imported, frames, expected - imported, len(refused))
 
 
@@ -226,7 +228,7 @@ def _meta(paths: list[Path], sources: list[_Source], settings: ImportSettings) -
 
 
 def _import_source(
-    path: Path, source: _Source, task: int, first: int, out: Path, settings: ImportSettings
+    path: Path, source: _Source, task: int, first: int, shards: _Shards, settings: ImportSettings
 ) -> Iterator[int | DemonstrationError]:
     """Import a file's demonstrations; yields the frames of each, or why it has none.
 
@@ -238,7 +240,7 @@ def _import_source(
         with open_file(path) as file:
             for episode, name in enumerate(source.names, first):
                 try:
-                    yield _import_one(file, name, task, episode, out, settings)
+                    yield _import_one(file, name, task, episode, shards, settings)
                 except DemonstrationError as error:
                     yield error
     except DemonstrationError as error:  # it could be opened a moment ago
@@ -246,11 +248,15 @@ def _import_source(
 
 
 def _import_one(
-    file: DemonstrationFile, name: str, task: int, episode: int, out: Path, settings: ImportSettings
+    file: DemonstrationFile,
+    name: str,
+    task: int,
+    episode: int,
+    shards: _Shards,
+    settings: ImportSettings,
 ) -> int:
     """Writes the shard unless it is there; returns its frames."""
-    path = out / f"shard-{episode:05d}.npz"
-    if path.exists():
+    if (path := shards.path(episode)).exists():
         return len(read_arrays(path, ("task",))["task"])
     demo = file.read(name)
     if not settings.keep_noops:
@@ -261,7 +267,32 @@ def _import_one(
     count = len(arrays["proprio"])
     arrays["task"] = np.full(count, task, np.int16)
     arrays["episode"] = np.full(count, episode, np.int32)
-    shard = io.BytesIO()
-    np.savez(shard, **arrays)
-    replace_file(path, shard.getvalue())
+    shards.write(episode, arrays)
     return count
+
+
+class _Shards:
+    """The shards of one set. An import that has none to write leaves the folder as it was."""
+
+    def __init__(self, out: Path, meta: bytes) -> None:
+        """meta: what describes the set; it is written before the first shard."""
+        self._out, self._meta = out, meta
+        self._is_described = False
+
+    def path(self, episode: int) -> Path:
+        """Where the shard of that number is."""
+        return self._out / f"shard-{episode:05d}.npz"
+
+    def write(self, episode: int, arrays: dict[str, Any]) -> None:
+        """Raises ConfigError, StorageError."""
+        self.describe()
+        shard = io.BytesIO()
+        np.savez(shard, **arrays)
+        replace_file(self.path(episode), shard.getvalue())
+
+    def describe(self) -> None:
+        """Writes what describes the set, once."""
+        if not self._is_described:
+            begin_in(self._out, META_FILE, "--out")
+            replace_file(self._out / META_FILE, self._meta)
+            self._is_described = True

@@ -25,7 +25,7 @@ from learner.given import scaled_files
 from learner.nano import NanoConfig, _refuse_out
 from learner.pretrain import Stage
 from learner.progress import ProgressLog, last_stamp_s
-from sim_bridge.demos.shards import _write_meta
+from sim_bridge.demos.shards import _check_meta
 from sim_bridge.heartbeat import Heartbeat, check
 from sim_bridge.libero.tasks import LiberoTask
 from sim_bridge.log import EndLine, EndLog, open_lines
@@ -135,7 +135,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
         lambda path: picture_path({}, path.parent),
     ),
     "demonstrations": (put_shards, lambda path: load_demonstrations([path.parent])),
-    "collected demonstrations": (put_shards, lambda path: _write_meta(META, path.parent)),
+    "collected demonstrations": (put_shards, lambda path: _check_meta(META, path.parent)),
     "server's key": (put_keys, lambda path: load_client_keys(path.parent)),
     "progress": (put_progress, read_progress),
     "heartbeat": (

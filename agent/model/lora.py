@@ -170,9 +170,9 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], LoraSpec]:
         for file in (config, weights):
             if what := describe_stand_in(file):
                 raise AdapterError(f"{file} {what}") from error
-        raise AdapterError(
-            f"{folder} must hold {CONFIG_NAME} and {WEIGHTS_NAME}: {error}"
-        ) from error
+        missing = next((file.name for file in (config, weights) if not file.exists()), "")
+        why = f"{missing} is missing" if missing else error.strerror or "one cannot be read"
+        raise AdapterError(f"{folder} must hold {CONFIG_NAME} and {WEIGHTS_NAME}: {why}") from error
     except (ValueError, RecursionError) as error:
         what = describe_stand_in(config) or f"is not JSON ({json_fault(error)})"
         raise AdapterError(f"{config} {what}") from error

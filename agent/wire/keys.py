@@ -87,6 +87,7 @@ def ensure_server_keys(folder: Path) -> KeyPair:
 
     Raises ConfigError, StorageError.
     """
+    _refuse_half_pair(folder, SERVER)  # before anything is made or changed
     _make_private(folder)
     with locked(folder):
         pair = _ensure_pair(folder, SERVER)
@@ -108,6 +109,7 @@ def ensure_client(folder: Path, name: str, may: Iterable[str], out: Path) -> boo
         if known is not None and not _path(out, CLIENT, secret=True).exists():
             clients[name] = check_client(name, known.key, may)
             return False
+        _refuse_half_pair(out, CLIENT)
         if folder in out.parents:
             _make_private(out.parent)
         _make_private(out)
@@ -182,17 +184,21 @@ def _make_private(folder: Path) -> None:
 
 def _ensure_pair(folder: Path, who: str) -> KeyPair:
     if not _path(folder, who, secret=True).exists():
-        if _path(folder, who).exists():
-            raise ConfigError(
-                f"{_path(folder, who)} is there without its {who}.key_secret; bring that back, or "
-                f"delete {who}.key for a new pair"
-            )
+        _refuse_half_pair(folder, who)
         public, secret = (key.decode() for key in zmq.curve_keypair())
         text = _certificate("SECRET: for its owner's eyes only", public, secret)
         replace_file(_path(folder, who, secret=True), text, OWNER_ONLY, is_of_folder=True)
     pair = _load_pair(folder, who)
     _write_public(folder, who, pair.public)
     return pair
+
+
+def _refuse_half_pair(folder: Path, who: str) -> None:
+    if _path(folder, who).exists() and not _path(folder, who, secret=True).exists():
+        raise ConfigError(
+            f"{_path(folder, who)} is there without its {who}.key_secret; bring that back, or "
+            f"delete {who}.key for a new pair"
+        )
 
 
 def _write_public(folder: Path, who: str, key: str) -> None:

@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from deploy.bench.results import Result
-from deploy.local.plots import COLOURS, GREY, plt
+from deploy.local.plots import COLOURS, GREY, plt, save_figure
 
 DPI = 90  # a small file: it is committed
 COLUMNS = 3
@@ -49,8 +49,7 @@ def draw_curves(rows: Mapping[str, Sequence[Result]], path: Path) -> None:
     panels[0][0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
     figure.supxlabel("iteration", fontsize=10)
     figure.supylabel("success of training episodes", fontsize=10)
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    save_figure(figure, path, DPI)
 
 
 def rates(result: Result) -> list[float]:

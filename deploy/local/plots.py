@@ -11,7 +11,9 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from agent.durable import replacing
 from deploy.local.progress import ROLLOUT
 from deploy.local.records import Records
 from deploy.local.statistics import Matrix, Rate
@@ -39,6 +41,13 @@ def draw_plots(records: Records, summary: dict[str, Any]) -> list[Path]:
     if draw_before_after(matrix, strips, before_after):
         paths.append(before_after)
     return paths
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = DPI) -> None:
+    """Writes the picture whole, or leaves the one before: a disk fills up, a process is killed."""
+    with replacing(path) as file:
+        figure.savefig(file, dpi=dpi, format="png")
+    plt.close(figure)
 
 
 def training_ends(records: Records) -> list[dict[str, Any]]:
@@ -78,8 +87,7 @@ def draw_success(records: Records, matrix: Matrix, summary: dict[str, Any], path
     axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _change(summary: dict[str, Any]) -> str:
@@ -177,8 +185,7 @@ def draw_matrix(matrix: Matrix, summary: dict[str, Any], path: Path) -> None:
     axes.set_yticks(range(len(rows)), rows)
     axes.set_title(f"success matrix\n{conditions_of(summary)}")
     figure.colorbar(image, ax=axes, format=mpl.ticker.PercentFormatter(1.0, decimals=0))
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def draw_before_after(matrix: Matrix, strips: Path, path: Path) -> bool:
@@ -199,6 +206,5 @@ def draw_before_after(matrix: Matrix, strips: Path, path: Path) -> bool:
             axes[row][column].imshow(plt.imread(file))
             axes[row][column].set_title(f"{task}, {when} ({ROLLOUT})", fontsize=10, loc="left")
             axes[row][column].axis("off")
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    save_figure(figure, path)
     return True

@@ -71,9 +71,14 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the folder for this process, making it if needed."""
+        """Holds the folder for this process, making it if needed.
+
+        A run that could not begin leaves no lock, and no folder that was made for it.
+        """
+        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
             make_folder(self.path)
+            before = set(os.listdir(self.path))
             descriptor = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise BadSetting(
@@ -82,7 +87,11 @@ class RunFolder:
             ) from error
         in_use = f"{self.path} is in use by another run; stop that, or choose another run_dir"
         with hold_lock(descriptor, self.path / LOCK_NAME, in_use):
-            yield
+            try:
+                yield
+            finally:
+                if set(os.listdir(self.path)) - before == {LOCK_NAME}:
+                    _remove_lock(self.path, missing)
 
     @contextmanager
     def sockets(self) -> Iterator[None]:
@@ -135,11 +144,11 @@ class RunFolder:
         is_resumed = bool(self._state)
         if is_resumed:
             self._refuse_changes(self._state["settings"], settings, config.overrides)
-        for name in ("config", "logs"):
-            (self.path / name).mkdir(exist_ok=True)
         files = _settings_files(self.path, config)
         if not is_resumed:
             _refuse_foreign(files)
+        for name in ("config", "logs"):
+            (self.path / name).mkdir(exist_ok=True)
         sessions = self._state.get("sessions", [])
         go_on_from(max((session["ended_unix_s"] for session in sessions), default=0.0))
         share_clock()
@@ -215,11 +224,30 @@ def hold_lock(descriptor: int, path: Path, in_use: str) -> Iterator[None]:
     Raises BadSetting if another process does, StorageError where files cannot be locked.
     """
     try:
-        if not take_lock(descriptor, path):
+        if not take_lock(descriptor, path) or not _is_at(descriptor, path):
             raise BadSetting(in_use)
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one at `path`: who held it before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_lock(folder: Path, made: list[Path]) -> None:
+    """Removes the lock, which is held, of a folder that holds nothing new, and folders made for it.
+
+    made: from the innermost outwards.
+    """
+    with contextlib.suppress(OSError):  # something else is in one of them by now
+        (folder / LOCK_NAME).unlink()
+        for path in made:
+            path.rmdir()
 
 
 def _refuse_foreign(files: Iterable[Path]) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from agent.durable import replace_file, replacing
 from agent.process import die_with
 from agent.process.errors import ConfigError
-from agent.process.folders import begin_in
+from agent.process.folders import begin_in, check_begun
 from agent.process.json_files import DamagedFile, read_json
 from agent.process.terminal import counting
 
@@ -50,8 +50,8 @@ def write_shards(
     Raises ValueError if `out` holds the demonstrations of another `meta`, ConfigError if it holds
     anything else.
     """
-    begin_in(out, META_NAME, "--out")
-    _write_meta(meta, out)
+    check_begun(out, META_NAME, "--out")
+    _check_meta(meta, out)
     counts = [min(shard_frames, frames - first) for first in range(0, frames, shard_frames)]
     missing = [i for i in range(len(counts)) if not _shard_path(out, i).exists()]
     done_frames = frames - sum(counts[i] for i in missing)
@@ -62,7 +62,7 @@ def write_shards(
         ) as pool,
     ):
         count.say(f"{len(counts)} shards, {len(counts) - len(missing)} complete")
-        jobs = {pool.submit(_write_shard, record, i, counts[i], out): i for i in missing}
+        jobs = {pool.submit(_write_shard, record, i, counts[i], out, meta): i for i in missing}
         for job in as_completed(jobs):
             job.result()
             count.advance(counts[jobs[job]])
@@ -79,23 +79,27 @@ def _shard_path(out: Path, shard: int) -> Path:
     return out / f"shard-{shard:05d}.npz"
 
 
-def _write_shard(record: Record, shard: int, frames: int, out: Path) -> None:
+def _write_shard(record: Record, shard: int, frames: int, out: Path, meta: dict[str, Any]) -> None:
     arrays: dict[str, Any] = {**record(shard, frames)}
-    path = _shard_path(out, shard)
-    with replacing(path) as file:
+    _describe(meta, out)  # not before: settings that cannot be recorded would bind the folder
+    with replacing(_shard_path(out, shard)) as file:
         np.savez(file, **arrays)
 
 
-def _write_meta(meta: dict[str, Any], out: Path) -> None:
+def _describe(meta: dict[str, Any], out: Path) -> None:
+    """Writes what describes the set before its first shard; all workers write the same."""
+    begin_in(out, META_NAME, "--out")
+    if not (out / META_NAME).exists():
+        replace_file(out / META_NAME, json.dumps(meta, indent=1).encode())
+
+
+def _check_meta(meta: dict[str, Any], out: Path) -> None:
     path = out / META_NAME
-    if path.exists():
-        try:
-            found = read_json(
-                path, dict, "remove it and the shards beside it, or choose another --out"
-            )
-        except DamagedFile as error:
-            raise ConfigError(str(error)) from error
-        if found != meta:
-            raise ValueError(f"{path}: describes other demonstrations; choose another --out")
+    if not os.path.lexists(path):
         return
-    replace_file(path, json.dumps(meta, indent=1).encode())
+    try:
+        found = read_json(path, dict, "remove it and the shards beside it, or choose another --out")
+    except DamagedFile as error:
+        raise ConfigError(str(error)) from error
+    if found != meta:
+        raise ValueError(f"{path}: describes other demonstrations; choose another --out")

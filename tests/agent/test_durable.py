@@ -123,3 +123,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new"
     assert mine.read_bytes() == b"mine"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_is_not_made_leaves_none_above_it(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("a/b/out", "mine/out"):
+        with pytest.raises(ZeroDivisionError), new_folder(tmp_path / name):
+            raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    with new_folder(tmp_path / "a" / "b" / "out"):
+        pass
+    assert (tmp_path / "a" / "b" / "out").is_dir()

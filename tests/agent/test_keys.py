@@ -387,3 +387,16 @@ def test_a_folder_of_somebody_else_is_named_in_one_line(server, capsys, monkeypa
 def test_the_command_answers_help_without_heavy_imports():
     code = "import agent.cli_keys, agent.wire.keys, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=HANG_S)
+
+
+def test_what_is_refused_changes_no_folder(server: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    half.mkdir(mode=0o755)
+    for name in ("server.key", "client.key"):
+        (half / name).write_bytes((server / "server.key").read_bytes())
+    with pytest.raises(ConfigError, match=r"without its server\.key_secret"):
+        keys.ensure_server_keys(half)
+    with pytest.raises(ConfigError, match=r"without its client\.key_secret"):
+        add(server, out=half)
+    assert mode(half) == 0o755
+    assert {path.name for path in half.iterdir()} == {"server.key", "client.key"}

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from faulty_disk import FULL, FaultyDisk
 from finished_run import FinishedRun, change_ledger, write_lines
 
+from agent.durable import StorageError
 from deploy.local import report
-from deploy.local.plots import training_ends
+from deploy.local.plots import draw_plots, training_ends
 from deploy.local.records import read_records
 from deploy.local.summary import measure_swaps
 
@@ -162,6 +164,19 @@ def test_plots_are_made(run: FinishedRun) -> None:
         "success.png",
         "matrix.png",
     }
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(
+    run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in run.run_dir.rglob("*") if path.is_file()}
+    FaultyDisk(monkeypatch, "fsync").error = FULL
+    assert report.main([str(run.run_dir)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device; free disk space" in line
+    with pytest.raises(StorageError, match="free disk space"):
+        draw_plots(read_records(run.run_dir), json.loads(before[run.run_dir / "summary.json"]))
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_recount_of_an_untouched_run_agrees(run: FinishedRun) -> None:

@@ -1,6 +1,7 @@
 """The folder of a run's sockets comes and goes with the run; its settings stay what they were."""
 
 import json
+import os
 import socket
 
 import pytest
@@ -9,7 +10,7 @@ from wall_clock import WallClock
 from deploy.local.placement import BadSetting, socket_folder
 from deploy.local.processes import PACKAGE_ROOT
 from deploy.local.recorded import STATE_NAME
-from deploy.local.runfolder import OWN_MODELS, RunFolder
+from deploy.local.runfolder import OWN_MODELS, RunFolder, hold_lock
 from deploy.local.settings import compose_run
 
 
@@ -200,3 +201,24 @@ def test_another_programs_folder_is_not_begun_in(folder, compose):
     with folder.lock(), pytest.raises(BadSetting, match="the folder is another program's"):
         folder.prepare(compose(), {})
     assert mine.read_text() == "mine"
+    assert os.listdir(folder.path) == ["config"]
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(tmp_path, compose):
+    deep = RunFolder(tmp_path / "a" / "b")
+    with deep.lock():
+        deep.prepare(compose(), {})
+        deep.withdraw(compose())
+    assert not (tmp_path / "a").exists()
+    with deep.lock():
+        deep.prepare(compose(), {})
+    assert (deep.path / "lock").is_file()  # it stays: two could hold it
+
+
+def test_a_lock_that_was_removed_is_held_by_nobody(folder):
+    folder.path.mkdir()
+    path = folder.path / "lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    path.unlink()  # by who held it, and could not begin
+    with pytest.raises(BadSetting, match="in use"), hold_lock(descriptor, path, "in use"):
+        pass

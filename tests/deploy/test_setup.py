@@ -83,6 +83,24 @@ def test_a_lost_key_folder_is_named_with_the_way_out(
     assert f"perennial keys remove {tmp_path}/keys/agent learner, then set up again" in line
 
 
+def test_what_is_refused_leaves_neither_keys_nor_settings(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "state" / "config" / "run.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert main(["compose", *arguments]) == BAD_INPUT
+    assert "another program's" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.rglob("*")} == {"state", "config", "run.yaml"}
+    mine.unlink()
+    (tmp_path / "keys").write_text("a file")
+    (tmp_path / "state" / "config").rmdir()
+    (tmp_path / "state").rmdir()
+    assert main(["compose", *arguments]) == BAD_INPUT
+    assert "keys: " in capsys.readouterr().err
+    assert {path.name for path in tmp_path.rglob("*")} == {"keys"}
+
+
 def test_options_may_stand_before_settings(arguments: list[str], tmp_path: Path) -> None:
     assert main([*arguments[:4], "compose", *arguments[4:]]) == 0
 

@@ -168,8 +168,23 @@ def test_what_is_no_demonstration_is_named(
         said = refusal(path)
         assert "demo_0" in said
         assert word in said
-    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
-    assert meta["config"]["files"] == ["x_demo.hdf5"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_refused_leaves_a_set_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths, out = [tmp_path / f"{name}_demo.hdf5" for name in "ab"], tmp_path / "out"
+    write_task(paths[0], [episode(0)])
+    assert run_all(paths, out) == demos_import.SKIPPED
+    before = {each.name: each.read_bytes() for each in out.iterdir()}
+    paths[0].unlink()
+    write_task(paths[1], [episode(1)])
+    with h5py.File(paths[1], "r+") as file:
+        del file["data/demo_0/obs"]
+    assert run_all(paths, out) == 1
+    assert "can be used" in capsys.readouterr().err
+    assert {each.name: each.read_bytes() for each in out.iterdir()} == before
 
 
 def damage(path: Path, name: str) -> None:

@@ -97,3 +97,17 @@ def test_only_missing_shards_are_written(
     assert np.load(shards[1])["task"].tolist() == list(range(100, 110))
     with pytest.raises(ValueError, match="other demonstrations"):
         write_shards(tmp_path, {"tasks": ["x"]}, 25, 10, count_up, 1)
+
+
+def refuse(shard: int, frames: int) -> dict[str, np.ndarray]:
+    raise ValueError("no such picture")
+
+
+@pytest.mark.slow  # starts a process
+def test_what_cannot_be_recorded_binds_no_folder(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "out"
+    with pytest.raises(ValueError, match="no such picture"):
+        write_shards(out, META, 25, 10, refuse, 1)
+    assert list(tmp_path.iterdir()) == []
+    write_shards(out, {"tasks": ["x"]}, 5, 10, count_up, 1)  # with a setting that was mended
+    assert {path.name for path in out.iterdir()} == {"meta.json", "shard-00000.npz"}
