@@ -45,8 +45,6 @@ _PARSE_ERRORS = (
     struct.error,
     ValueError,
     OverflowError,
-    MemoryError,
-    WireError,
 )
 
 
@@ -298,8 +296,12 @@ def _read_records(stream: Any) -> EpisodePrefix:
                 prefix.end = end
             else:
                 raise EpisodeInvalid(f"unexpected {topic!r:.40} record")
-    except (*_PARSE_ERRORS, EpisodeInvalid) as error:
-        prefix.problem = f"{type(error).__name__}: {error}"
+    except (EpisodeInvalid, WireError) as error:
+        prefix.problem = str(error)
+    except MemoryError:
+        prefix.problem = "it needs more memory than there is"
+    except _PARSE_ERRORS:  # in words of mcap or of what it decompresses with
+        prefix.problem = f"torn or damaged before byte {stream.tell():,}"
     return prefix
 
 

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from agent.process.archives import BAD_ARCHIVE
+from agent.process.archives import BAD_ARCHIVE, describe_bad_archive
 from agent.process.instruction import clean_instruction
 from agent.process.json_files import DamagedFile, read_json
-from agent.process.shown import printable
 from agent.process.stand_ins import describe_stand_in
 from agent.wire.errors import PerennialError
 
@@ -231,8 +230,7 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in names}
     except BAD_ARCHIVE as error:
         what = describe_stand_in(path) or (
-            f"is damaged ({type(error).__name__}: {printable(error)}): make it anew, or take it "
-            "out of the folder"
+            f"{describe_bad_archive(error)}: make it anew, or take it out of the folder"
         )
         raise DemonstrationError(f"{path} {what}") from error
 

@@ -12,6 +12,8 @@ which, but its joints do: they are compared with those in `states`.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ import numpy as np
 from agent.model.images import MAX_SIDE
 from agent.process.instruction import clean_instruction
 from agent.process.optional import needing
-from agent.process.shown import printable, shown
+from agent.process.shown import shown
 from agent.process.stand_ins import describe_stand_in
 from learner.demonstrations import DemonstrationError
 
@@ -38,6 +40,7 @@ NOOP_LIMIT = 1e-4
 STEPS_MAX = 100_000
 ARRAY_BYTES_MAX = 8 << 30
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+_CUT = re.compile(r"truncated file: eof = (\d+),.* stored_eof = (\d+)")  # as HDF5 says it
 _SCENE = re.compile(r"^[A-Z_]+SCENE\d+_")  # where a task of libero_90 and libero_10 takes place
 
 
@@ -122,23 +125,39 @@ def open_file(path: Path) -> Iterator[DemonstrationFile]:
 
 
 def _why_closed(path: Path, error: OSError) -> str:
-    """Why a file could not be opened, in words that follow its name."""
-    if error.errno is not None and error.strerror and not error.strerror.startswith("Unable"):
-        return f"cannot be opened ({error.strerror})"
+    """Why a file could not be opened, in words that follow its name; HDF5's are its own."""
+    if error.errno == errno.EAGAIN:
+        return "is open in a program that writes it: end that, or copy the file"
+    if error.errno is not None:
+        return f"cannot be opened ({os.strerror(error.errno)})"
     try:
         if path.stat().st_size == 0:
             return "is empty"
         if not h5py.is_hdf5(path):
             return "is no HDF5 file"
     except OSError:
-        pass  # the first error says enough
-    return f"is damaged or not whole ({printable(error)})"
+        pass  # that it could not be opened is enough
+    if cut := _CUT.search(str(error)):
+        return f"is cut off, {int(cut[1]):,} of {int(cut[2]):,} bytes are there: fetch it again"
+    return "is damaged: fetch it again"
+
+
+def _why_unread(error: Exception) -> str:
+    """Why something in an open file could not be read, in words that follow its place."""
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read ({os.strerror(error.errno)})"
+    return "is damaged: fetch the file again"
 
 
 def _look_into(path: Path, file: h5py.File) -> DemonstrationFile:
     data = file.get("data")
     if not isinstance(data, h5py.Group):
-        raise DemonstrationError(f"{path} has no group 'data': not a LIBERO demonstration file")
+        raise DemonstrationError(
+            f"{path} has no group 'data' that can be read: not a LIBERO demonstration file, or "
+            "damaged"
+        )
     convention = _text(data, "macros_image_convention", "opengl", path)
     if convention != "opengl":
         raise DemonstrationError(
@@ -169,9 +188,7 @@ def _reading(place: str) -> Iterator[None]:
     except DemonstrationError:
         raise
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, MemoryError) as error:
-        raise DemonstrationError(
-            f"{place}: damaged ({printable(error)}): fetch the file again"
-        ) from error
+        raise DemonstrationError(f"{place} {_why_unread(error)}") from error
 
 
 def _text(data: h5py.Group, name: str, default: str, path: Path) -> str:
@@ -227,9 +244,12 @@ def _numbers(
             f"{place}: {name} has shape {stored.shape}, expected ({rows}, {width or 'any'}) and 2 "
             f"to {STEPS_MAX} steps"
         )
-    values = stored[()] if stored.dtype.kind == "f" else None
-    if values is None or not np.isfinite(values).all():
-        raise DemonstrationError(f"{place}: {name} ({stored.dtype}) are not finite numbers")
+    values = _content(stored, f"{place}: {name}") if stored.dtype.kind == "f" else None
+    # Kept as float32, in which larger ones would be infinite.
+    if values is None or not (np.abs(values) <= np.finfo(np.float32).max).all():
+        raise DemonstrationError(
+            f"{place}: {name} ({stored.dtype}) are not finite numbers that float32 can hold"
+        )
     return values
 
 
@@ -241,13 +261,13 @@ def _pictures(obs: h5py.Group, name: str, place: str, steps: int) -> np.ndarray:
             f"{place}: {name} is {stored.dtype} {stored.shape}, expected uint8 ({steps}, H, W, 3) "
             f"with sides up to {MAX_SIDE}"
         )
-    return stored[()][:, ::-1, ::-1]
+    return _content(stored, f"{place}: {name}")[:, ::-1, ::-1]
 
 
 def _group(parent: h5py.Group, name: str, place: str) -> h5py.Group:
     found = parent.get(name)
     if not isinstance(found, h5py.Group):
-        raise DemonstrationError(f"{place} has no group {name}")
+        raise DemonstrationError(f"{place} has no group {name} that can be read")
     return found
 
 
@@ -255,9 +275,31 @@ def _dataset(group: h5py.Group, name: str, place: str) -> h5py.Dataset:
     """An array that is there and not yet read: a few bytes can claim any size."""
     found = group.get(name)
     if not isinstance(found, h5py.Dataset) or found.ndim == 0:
-        raise DemonstrationError(f"{place}: {name} is missing")
+        raise DemonstrationError(f"{place}: {name} is missing or damaged")
     if found.nbytes > ARRAY_BYTES_MAX:
         raise DemonstrationError(
             f"{place}: {name} has shape {found.shape}, more than {ARRAY_BYTES_MAX >> 30} GiB"
         )
     return found
+
+
+def _content(stored: h5py.Dataset, place: str) -> np.ndarray:
+    """The array, read."""
+    with _reading(place):
+        try:
+            values: np.ndarray = stored[()]
+        except OSError as error:
+            if unknown := _unknown_filters(stored):
+                raise DemonstrationError(
+                    f"{place} is packed with HDF5 filter {unknown[0]}, which is not there: have "
+                    "h5repack write the file with gzip"
+                ) from error
+            raise
+    return values
+
+
+def _unknown_filters(stored: h5py.Dataset) -> list[int]:
+    """The numbers of the filters that its values went through and that nobody here knows."""
+    made = stored.id.get_create_plist()
+    filters = [made.get_filter(index)[0] for index in range(made.get_nfilters())]
+    return [number for number in filters if not h5py.h5z.filter_avail(number)]

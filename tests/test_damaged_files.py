@@ -198,7 +198,7 @@ def test_damaged_init_states_are_one_line(tmp_path: Path) -> None:
     assert header != content
     remove(path)
     path.write_bytes(header)
-    assert "missing or damaged" in complaint(lambda _: task.init_states(), path)
+    assert "is damaged or cut off; reinstall" in complaint(lambda _: task.init_states(), path)
 
 
 def test_a_client_log_whose_first_line_is_damaged_is_still_its_own(tmp_path: Path) -> None:

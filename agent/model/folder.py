@@ -25,7 +25,6 @@ from torch import Tensor
 
 from agent.model.config import read_json
 from agent.model.errors import ModelFolderError
-from agent.process.shown import shown
 from agent.process.stand_ins import describe_stand_in
 
 SINGLE_FILE = "model.safetensors"
@@ -120,8 +119,7 @@ def open_shard(file: Path) -> Iterator[Any]:
             yield shard
     except SafetensorError as error:
         what = describe_stand_in(file) or (
-            f"is damaged or incomplete ({file.stat().st_size:,} bytes; {shown(error)}): fetch it "
-            "again"
+            f"is damaged or incomplete ({file.stat().st_size:,} bytes): fetch it again"
         )
         raise ModelFolderError(f"{file} {what}") from error
 

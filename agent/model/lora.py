@@ -27,7 +27,6 @@ from agent.model.libraries import (
 from agent.model.network import PolicyNetwork
 from agent.model.openvla import OpenVLA
 from agent.process.json_files import json_fault
-from agent.process.shown import shown
 from agent.process.stand_ins import describe_stand_in
 
 VISION_SUFFIXES = ("proj", "qkv", "fc1", "fc2", "q", "kv", "fc3")
@@ -177,9 +176,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], LoraSpec]:
         what = describe_stand_in(config) or f"is not JSON ({json_fault(error)})"
         raise AdapterError(f"{config} {what}") from error
     except SafetensorError as error:
-        what = describe_stand_in(weights) or (
-            f"is truncated or no safetensors file ({shown(error)})"
-        )
+        what = describe_stand_in(weights) or ("is truncated or no safetensors file: copy it again")
         raise AdapterError(f"{weights} {what}") from error
     if not isinstance(values, dict):
         raise AdapterError(f"{config} must hold a JSON object, got {type(values).__name__}")

@@ -9,7 +9,6 @@ from torch import Tensor
 from agent.model.config import OpenVLAConfig
 from agent.model.errors import ModelFolderError
 from agent.process.instruction import clean_instruction
-from agent.process.shown import shown
 from agent.process.stand_ins import describe_stand_in
 
 PROMPT_TEMPLATE = "In: What action should the robot take to {task}?\nOut:"
@@ -50,7 +49,7 @@ class PromptEncoder:
             self.tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises no narrower type
             what = describe_stand_in(path) or (
-                f"is no tokenizer ({shown(error)}): copy it from the published checkpoint"
+                "is no tokenizer, or damaged: copy it from the published checkpoint"
             )
             raise ModelFolderError(f"{path} {what}") from error
         self.config = config

