@@ -34,7 +34,7 @@ from agent.server.operator import Operator
 from agent.server.recording import Recording
 from agent.server.residency import Residency
 from agent.server.state import ServerState, Task
-from agent.server.watchdog import BATCH_LIMIT_S, watch
+from agent.server.watchdog import watch
 from agent.success import SuccessRecord
 from agent.wire import messages as m
 from agent.wire.codec import DEFAULT_LIMITS
@@ -100,7 +100,7 @@ class Server:
         silence_s = now_s - self._loop.last_turn_s
         if self._is_ready and silence_s > ALIVE_LIMIT_S:
             return Health(False, False, f"the loop has not turned for {silence_s:.0f} s")
-        if batch_since_s is not None and now_s - batch_since_s > BATCH_LIMIT_S:
+        if batch_since_s is not None and now_s - batch_since_s > self._inference.batch_limit_s:
             return Health(False, False, f"one batch has taken {now_s - batch_since_s:.0f} s so far")
         if self._journal.failure is not None:
             return Health(False, False, str(self._journal.failure))

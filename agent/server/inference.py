@@ -28,6 +28,9 @@ _REFUSALS = {
 }
 
 BATCH_BYTES = 64 << 20  # of observations; one that is larger is a batch of its own
+FIRST_BATCH_LIMIT_S = 300.0  # a 7B on a CPU needs minutes
+BATCH_LIMIT_S = 60.0  # on top of ...
+MAX_SLOWDOWN = 50.0  # ... so many times the slowest so far: of one row, perhaps, on an idle machine
 
 ActDone = Callable[[ActResult | WireError], None]
 InstallDone = Callable[[float | WireError], None]
@@ -72,6 +75,7 @@ class Inference:
         self._queues: dict[str, deque[Job]] = {}  # by party; the one whose turn it is first
         self._queued = 0
         self._running_since_s: float | None = None
+        self._slowest_s: float | None = None  # batch so far
         self._executor = ThreadPoolExecutor(1, "inference")
 
     @property
@@ -83,6 +87,16 @@ class Inference:
     def running_since_s(self) -> float | None:
         """When the batch that runs now was started; for any thread."""
         return self._running_since_s
+
+    @property
+    def batch_limit_s(self) -> float:
+        """How long a batch may take before it counts as one that hangs; for any thread.
+
+        No machine is known before its first batch. Later ones may be larger than all before.
+        """
+        if self._slowest_s is None:
+            return FIRST_BATCH_LIMIT_S
+        return BATCH_LIMIT_S + MAX_SLOWDOWN * self._slowest_s
 
     def submit(self, job: Job) -> None:
         """Queues an observation; `job.done` gets its result on the loop's thread."""
@@ -194,6 +208,7 @@ class Inference:
         self._running_since_s = None
         self._metrics.inflight_requests.dec(len(batch))
         elapsed_s = time.monotonic() - started_s
+        self._slowest_s = max(elapsed_s, self._slowest_s or 0.0)
         error = future.exception()
         if error is not None:
             refusal = wire_error_of(error, "inference")

@@ -16,15 +16,14 @@ log = logging.getLogger(__name__)
 
 CHECK_PERIOD_S = 1.0
 LOOP_LIMIT_S = 5.0
-BATCH_LIMIT_S = 300.0  # of the policy; a 7B on a CPU needs minutes
 
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """since_s: when the present turn or batch began, None while there is none."""
+    """since_s: when the present turn or batch began, None while there is none. limit_s: for it."""
 
     since_s: Callable[[], float | None]
-    limit_s: float
+    limit_s: Callable[[], float]
 
 
 class Watchdog:
@@ -65,7 +64,7 @@ class Watchdog:
             if since_s is None or since_s == self._counted.get(name):
                 continue
             silence_s = self._clock() - since_s
-            if silence_s > pulse.limit_s:
+            if silence_s > pulse.limit_s():
                 self._counted[name] = since_s
                 self._trips.labels(name).inc()
                 log.error("%s: nothing for %.1f s", name, silence_s)
@@ -78,7 +77,9 @@ class Watchdog:
 def watch(loop: Loop, inference: Inference, metrics: AgentMetrics) -> Watchdog:
     """The watchdog of a server, to be started once its loop turns."""
     pulses = {
-        "loop_stalled": Pulse(lambda: loop.last_turn_s, LOOP_LIMIT_S),
-        "inference_stalled": Pulse(lambda: inference.running_since_s, BATCH_LIMIT_S),
+        "loop_stalled": Pulse(lambda: loop.last_turn_s, lambda: LOOP_LIMIT_S),
+        "inference_stalled": Pulse(
+            lambda: inference.running_since_s, lambda: inference.batch_limit_s
+        ),
     }
     return Watchdog(pulses, metrics)

@@ -8,15 +8,16 @@ from patience import HANG_S
 from server_fixtures import CountingPolicy, observe, running, start_own
 
 from agent.metrics import AgentMetrics
-from agent.server.watchdog import BATCH_LIMIT_S, Pulse, Watchdog
+from agent.server.inference import BATCH_LIMIT_S, FIRST_BATCH_LIMIT_S, MAX_SLOWDOWN
+from agent.server.watchdog import Pulse, Watchdog
 
 
 def test_a_stall_is_counted_once():
     now_s, since_s = [0.0], [0.0]
     metrics = AgentMetrics()
     pulses = {
-        "loop_stalled": Pulse(lambda: since_s[0], 5.0),
-        "inference_stalled": Pulse(lambda: None, 5.0),
+        "loop_stalled": Pulse(lambda: since_s[0], lambda: 5.0),
+        "inference_stalled": Pulse(lambda: None, lambda: 5.0),
     }
     watchdog = Watchdog(pulses, metrics, lambda: now_s[0])
 
@@ -39,13 +40,28 @@ def test_a_stall_is_counted_once():
 @pytest.mark.parametrize("is_over", [False, True])
 def test_a_batch_counts_as_stalled_when_the_server_counts_as_dead(tmp_path, monkeypatch, is_over):
     with running(tmp_path) as server:
-        began_s = time.monotonic() - BATCH_LIMIT_S + (-1.0 if is_over else 100.0)
+        began_s = time.monotonic() - FIRST_BATCH_LIMIT_S + (-1.0 if is_over else 100.0)
         monkeypatch.setattr(server.server._inference, "_running_since_s", began_s)
         assert server.server.health().alive == (not is_over)
         server.server._watchdog.check()
         name = "perennial_watchdog_trips_total"
         assert (server.sample(name, reason="inference_stalled") > 0) == is_over
         monkeypatch.undo()
+
+
+def test_a_machine_that_is_known_has_a_limit_of_its_own(tmp_path):
+    """A policy that hangs is found in a minute, and a slow one is waited for."""
+    policy = CountingPolicy(adapter_slots=3)
+    with running(tmp_path, policy) as server:
+        client, inference = server.client(), server.server._inference
+        started = start_own(client)
+        assert inference.batch_limit_s == FIRST_BATCH_LIMIT_S
+        client.request(observe(started.episode_id, 0))
+        limit_s = inference.batch_limit_s
+        assert BATCH_LIMIT_S < limit_s < BATCH_LIMIT_S + MAX_SLOWDOWN * HANG_S
+        inference._slowest_s = 60.0  # as of a 7B on a CPU
+        client.request(observe(started.episode_id, 1))
+        assert inference.batch_limit_s == BATCH_LIMIT_S + MAX_SLOWDOWN * 60.0
 
 
 def test_a_real_servers_inference_shows_when_it_began(tmp_path):
