@@ -24,7 +24,13 @@ from agent.wire.messages import (
     Telemetry,
     Welcome,
 )
-from sim_bridge.client import Answer, RequestTable, describe_reply
+from sim_bridge.client import (
+    TRANSIENT_CODES,
+    Answer,
+    RequestTable,
+    Unreadable,
+    describe_reply,
+)
 from sim_bridge.contract import require_fit
 from sim_bridge.lane import BadReply, Lane, Phase
 from sim_bridge.log import EndLog
@@ -76,7 +82,7 @@ class Worker:
         self._welcome: Welcome | None = None
         self._ready: deque[Lane] = deque()
         self._assign_at_s = self._hello_at_s = self._busy_at_s = clock()
-        self._silence_warning_at_s = self._telemetry_at_s = clock()
+        self._silence_warning_at_s = self._start_warning_at_s = self._telemetry_at_s = clock()
 
     def run(self, should_stop: Callable[[], bool], idle_exit_s: float | None = None) -> None:
         """Works until `should_stop`, or until nothing was leased for `idle_exit_s`.
@@ -242,7 +248,9 @@ class Worker:
         lane.answered_at_s = self._clock()
         self._unkept.note(reply)
         try:
-            if isinstance(reply, Fault):
+            if lane.phase is Phase.STARTING and _is_no_answer_to_a_start(reply):
+                self._start_again(lane, reply)
+            elif isinstance(reply, Fault):
                 self._on_fault(lane, reply)
             elif lane.phase is Phase.STARTING and isinstance(reply, EpisodeStarted):
                 lane.started(reply)
@@ -263,15 +271,23 @@ class Worker:
     def _on_fault(self, lane: Lane, fault: Fault) -> None:
         if fault.code == "server_restarted":
             self._say_hello()
-            if lane.phase is Phase.STARTING:
-                # Another copy of it may come after the hello and begin the episode: only the same
-                # start finds that one.
-                self._requests.ask(lane, lane.start, PAUSE_S)
-                return
         if fault.code in GONE_CODES:
             self._drop(lane, describe_reply(fault))
         else:
             self._give_up(lane, describe_reply(fault))
+
+    def _start_again(self, lane: Lane, reply: object) -> None:
+        """Asks for the same start until it is plain whether there is an episode.
+
+        It may have begun unheard, or begin with another copy that is still on its way: only the
+        same start finds it.
+        """
+        if isinstance(reply, Fault) and reply.code == "server_restarted":
+            self._say_hello()
+        elif self._clock() >= self._start_warning_at_s:
+            self._start_warning_at_s = self._clock() + SILENCE_WARNING_S
+            _warn(f"slot {lane.slot_id}: {describe_reply(reply)}; still asking")
+        self._requests.ask(lane, lane.start, PAUSE_S)
 
     def _give_up(self, lane: Lane, reason: str) -> None:
         """Aborts the lane's episode with the server, or drops it when that cannot be asked."""
@@ -307,6 +323,13 @@ class Worker:
         for lane in self.lanes:
             lane.player.close()
         self._log.close()
+
+
+def _is_no_answer_to_a_start(reply: object) -> bool:
+    """Whether a reply leaves open if the episode has begun, or will."""
+    if isinstance(reply, Fault):
+        return reply.code in TRANSIENT_CODES or reply.code == "server_restarted"
+    return isinstance(reply, Unreadable)
 
 
 def _warn(text: str) -> None:

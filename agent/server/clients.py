@@ -40,6 +40,7 @@ CLIENTS_MAX = 4096
 FORGET_AFTER_S = 600.0  # or after lease_s, whichever is longer
 KEEP_SHARE = 0.1  # of lease_s, between two looks at what a client holds
 FORMER_MAX = 64  # replaced instances remembered per client
+USED_STARTS_MAX = 128  # likewise, of starts whose episode is over or was refused
 RETRY_AFTER_S = 0.1  # told to a client that gets no lease
 TELL_PAUSE_S = 2.0  # from which on a client's cooling off is in the log
 
@@ -62,6 +63,7 @@ class Client:
     who: str
     kept_s: float = 0.0  # when it last kept what it holds
     former: deque[str] = field(default_factory=lambda: deque(maxlen=FORMER_MAX))
+    used_starts: deque[str] = field(default_factory=lambda: deque(maxlen=USED_STARTS_MAX))
 
 
 class Clients:
@@ -175,6 +177,22 @@ class Clients:
         _check_owner(client, message.client_id, exchange.sender)
         if client.instance_id != message.instance_id:
             raise _replaced(message.client_id)
+
+    def use_up(self, client_id: str, start_key: str) -> None:
+        """What a client started under this key is over, or was refused: no copy may begin it."""
+        client = self._clients.get(client_id)
+        if client is not None:
+            client.used_starts.append(start_key)
+
+    def check_unused(self, client_id: str, start_key: str) -> None:
+        """Raises WireError("lease_lost") for a copy of a start that nobody waits for any more."""
+        client = self._clients.get(client_id)
+        if client is not None and start_key in client.used_starts:
+            raise WireError(
+                "lease_lost",
+                f"start_key {start_key!r} belongs to a start that was refused or whose episode is "
+                "over; make a new key for each start",
+            )
 
     def tick(self, now_s: float) -> None:
         """Forgets clients that were silent for long, and counts the others."""

@@ -108,6 +108,7 @@ class Episodes:
         if bool(message.slot_id) == bool(message.task):
             raise WireError("bad_message", "episode start: give slot_id or task, not both or none")
         self._clients.see(message.client_id, exchange.received_s)
+        self._clients.check_unused(message.client_id, message.start_key)
         open_slot = self._start_slot if message.slot_id else self._start_own
         episode = open_slot(message, exchange)
         exchange.reply(
@@ -235,7 +236,11 @@ class Episodes:
         if self._core.state.recording_fault:
             raise WireError("overloaded", self._core.state.recording_fault)
         book, client_id = self._core.book, message.client_id
-        started = book.start(message.slot_id, client_id, message.start_key, exchange.received_s)
+        try:
+            started = book.start(message.slot_id, client_id, message.start_key, exchange.received_s)
+        except WireError:
+            self._clients.use_up(client_id, message.start_key)
+            raise
         episode_id, order, index = started.episode_id, started.order, started.slot_index
         if not started.is_new:
             return self._open[episode_id]
@@ -432,6 +437,7 @@ class Episodes:
 
     def _seal(self, episode: OpenEpisode, told: EpisodeEnd, waiters: list[Exchange]) -> None:
         meta, end = episode.meta, _as_recorded(episode, told)
+        self._clients.use_up(meta.client_id, episode.start_key)
         if not episode.is_recorded:
             self._end_unrecorded(episode, waiters)
             return

@@ -36,6 +36,7 @@ from sim_bridge.robots.playback import Playback
 from sim_bridge.robots.robot import Robot
 from sim_bridge.robots.running import EpisodeLost, RunningEpisode
 from sim_bridge.robots.session import Session, describe
+from sim_bridge.worker import GONE_CODES
 
 ACT, TELEMETRY = "act", "telemetry"  # keys of open requests
 TELEMETRY_PERIOD_S = 1.0
@@ -152,6 +153,9 @@ class Runtime:
             reply = self._ask_holding(start, should_stop)
         if reply is None:
             raise EpisodeLost("the client was stopped before the episode began")
+        if isinstance(reply, Fault) and reply.code in GONE_CODES:
+            self._note_mishap(f"start: {describe(reply)}")
+            raise EpisodeLost(f"episode of '{task}': {describe(reply)}")
         if not isinstance(reply, EpisodeStarted):
             raise BridgeError(f"episode of '{task}': {describe(reply)}")
         self.figures.unkept.note(reply)

@@ -187,6 +187,33 @@ def test_a_repeated_start_and_end_are_answered_alike(server):
     )
 
 
+def test_a_late_copy_of_a_start_takes_no_slot_that_its_client_has_leased_again(server):
+    operator, client = server.operator(), server.client()
+    post(operator, make_order(slots=1))
+    lease, started = take_slot(client, start_key="over")
+    client.request(finish(started.episode_id, Outcome.ABORTED, chunks=0))
+    refused = EpisodeStart("robot", "refused", slot_id=lease.slot_id)
+    assert code_of(client.request, refused) == "lease_lost"
+    (again,) = client.request(Assign("robot", "toy", 1)).leases
+    assert again.slot_id == lease.slot_id
+    for key in ("over", "refused"):
+        copy = EpisodeStart("robot", key, slot_id=lease.slot_id)
+        assert code_of(client.request, copy) == "lease_lost"
+    fresh = client.request(EpisodeStart("robot", "fresh", slot_id=lease.slot_id))
+    client.request(observe(fresh.episode_id, 0))
+    assert client.request(finish(fresh.episode_id)).counted
+
+
+def test_a_late_copy_of_a_start_opens_no_other_episode_of_a_robots_own_task(server):
+    client = server.client()
+    client.request(Hello("robot", "test"))
+    start = EpisodeStart("robot", "over", task="own")
+    started = client.request(start)
+    assert client.request(start) == started
+    client.request(finish(started.episode_id, Outcome.ABORTED, chunks=0))
+    assert code_of(client.request, start) == "lease_lost"
+
+
 def test_an_aborted_slot_is_leased_again_and_a_filled_one_is_not(server):
     operator, client = server.operator(), server.client()
     post(operator, make_order(slots=1))

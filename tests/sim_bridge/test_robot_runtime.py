@@ -107,6 +107,23 @@ def test_a_server_that_was_started_again_is_greeted_and_the_episode_begins() -> 
     assert kinds == [Hello, EpisodeStart, Hello, EpisodeStart]
 
 
+def test_a_start_whose_episode_is_over_is_a_lost_episode_and_the_next_one_is_not() -> None:
+    """The robot stood still for so long that the server gave the episode up."""
+    starts: list[object] = []
+
+    def refuse_once(message: object, reply: object) -> list[object]:
+        if isinstance(message, EpisodeStart):
+            starts.append(message)
+            if len(starts) == 1:
+                return [Fault("lease_lost", "is over")]
+        return [reply]
+
+    with running(refuse_once) as runtime:
+        with pytest.raises(EpisodeLost, match="is over"):
+            runtime.run_episode(TASK, STEPS, never)
+        assert runtime.run_episode(TASK, STEPS, never).outcome == Outcome.TIMEOUT
+
+
 def test_a_robot_whose_episodes_go_wrong_in_a_row_is_left_alone() -> None:
     reasons = []
 

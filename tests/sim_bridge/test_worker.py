@@ -27,11 +27,14 @@ from agent.wire.messages import (
 )
 from agent.wire.sockets import DealerClient
 from sim_bridge import lines
-from sim_bridge.client import RequestTable
+from sim_bridge import worker as worker_module
+from sim_bridge.client import MAX_REFUSALS, RequestTable
 from sim_bridge.log import EndLine, EndLog, read_log
 from sim_bridge.robot import Suite
 from sim_bridge.toy import ToyBody, ToySuite
 from sim_bridge.worker import Worker
+
+UNREADABLE = Chunk("", 0, np.full((CHUNK_STEPS, 7), np.nan, np.float32), "base")
 
 
 def work(
@@ -230,6 +233,29 @@ def test_a_start_that_is_refused_before_the_hello_is_asked_again(tmp_path: Path)
         worker = work(server, tmp_path / "client.jsonl", ends(1))
         (line,) = assert_logged_once(server, tmp_path / "client.jsonl")
         assert (line.outcome, worker.counts["dropped"]) == ("success", 0)
+
+
+@pytest.mark.parametrize("code", ["overloaded", "internal", ""])
+def test_a_start_that_may_have_begun_is_asked_for_until_that_is_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """A worker that gave it up would leave an open episode behind. code "": no readable answer."""
+    monkeypatch.setattr(worker_module, "PAUSE_S", 0.01)
+    refused: list[object] = []
+
+    def begin_unheard(message: object, reply: object) -> list[object]:
+        if isinstance(message, EpisodeStart) and len(refused) <= MAX_REFUSALS:
+            refused.append(message)
+            return [Fault(code, "made up") if code else UNREADABLE]
+        return [reply]
+
+    with ScriptedServer([make_lease(0)]) as server:
+        server.answer = begin_unheard
+        worker = work(server, tmp_path / "client.jsonl", ends(1))
+        (line,) = assert_logged_once(server, tmp_path / "client.jsonl")
+        assert (line.outcome, worker.counts["dropped"]) == ("success", 0)
+        assert len(server.episodes) == 1
+        assert len({start.start_key for start in refused}) == 1
 
 
 @pytest.mark.parametrize("code", ["bad_array", "unknown_episode", "wrong_step", "lease_lost"])
