@@ -18,7 +18,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from agent.durable import StorageError, locked, storage_errors, sync_folder, write_synced
+from agent.durable import (
+    StorageError,
+    locked,
+    may_be_read_later,
+    storage_errors,
+    sync_folder,
+    write_synced,
+)
 from agent.process.clock import unix_s
 from agent.process.shown import shown
 from agent.process.stand_ins import describe_stand_in
@@ -165,6 +172,8 @@ class AdapterStore:
         try:
             self.verify(version)
         except (AdapterError, StorageError) as error:
+            if may_be_read_later(error):
+                raise
             log.error("adapter %s is damaged and written again: %s", version, error)
             return False
         return True
@@ -222,6 +231,8 @@ def _read_manifest(folder: Path, version: str | None) -> Manifest:
             data = file.read(_MAX_MANIFEST_BYTES + 1)
         manifest = from_json(Manifest, data, MANIFEST_NAME)
     except (StorageError, WireError) as error:
+        if may_be_read_later(error):
+            raise
         what = describe_stand_in(path) or f"is unreadable: {error}"
         raise AdapterCorrupt(f"{name}: {MANIFEST_NAME} {what}") from error
     expected = version_name(manifest.number, manifest.files)

@@ -73,6 +73,10 @@ _DATABASE_PASSING = frozenset(
 )
 
 
+# Read again it is no better: the file is gone, or its disk does not give the bytes back.
+LOST = frozenset({errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR})
+
+
 class StorageError(PerennialError):
     """The disk refused; the message has the path, the cause and the way out."""
 
@@ -115,6 +119,17 @@ def may_pass(error: BaseException) -> bool:
     if isinstance(error, sqlite3.Error):
         return _database_code(error) in _DATABASE_PASSING
     return isinstance(error, OSError) and error.errno in _PASSING
+
+
+def may_be_read_later(error: BaseException) -> bool:
+    """Whether what could not be read is there all the same, and not damaged.
+
+    An error of ours is judged by what caused it.
+    """
+    while isinstance(error, PerennialError) and error.__cause__ is not None:
+        error = error.__cause__
+    is_lost = isinstance(error, OSError) and error.errno in LOST
+    return may_pass(error) and not is_lost
 
 
 def explain_trouble(error: BaseException, path: Path) -> str:

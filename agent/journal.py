@@ -6,7 +6,6 @@ Records are checked here, in the caller's thread, and written by the journal's o
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import sqlite3
@@ -20,6 +19,7 @@ from queue import SimpleQueue
 from types import MappingProxyType
 
 from agent.durable import (
+    LOST,
     StorageError,
     database_errors,
     explain_trouble,
@@ -47,8 +47,6 @@ from agent.wire.messages import Order
 
 LEDGER_NAME = "agent.db"
 EPISODES_NAME = "episodes"
-# A file that is gone or lies on damaged disk is lost; all else may pass.
-_UNREADABLE = {errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR}
 QUEUE_LIMIT_BYTES = 256 << 20  # of chunks: bounds the memory that a slow disk can cost
 CHANGES_MAX = 64  # orders, activations and acknowledgements that wait in trouble
 STALL_S = 30.0  # after which a disk that says nothing counts as trouble
@@ -323,7 +321,7 @@ class Journal:
             with open(path, "rb") as file:
                 yield file
         except OSError as error:
-            if error.errno in _UNREADABLE:
+            if error.errno in LOST:
                 raise EpisodeCorrupt(f"{path}: {error.strerror}") from error
             with storage_errors(path):
                 raise

@@ -20,7 +20,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from agent.durable import make_folder, storage_errors, sync_folder, write_synced
+from agent.durable import (
+    make_folder,
+    may_be_read_later,
+    storage_errors,
+    sync_folder,
+    write_synced,
+)
 from agent.wire.errors import PerennialError
 
 SCHEMA_VERSION = 1
@@ -124,12 +130,16 @@ class CheckpointFolder:
         Raises:
             CheckpointDamaged: a file is missing or altered.
             CheckpointError: it is of another schema.
+            StorageError: it cannot be read just now.
         """
         folder = self.root / name
         try:
             present = [file for file in OPTIONAL_FILES if (folder / file).exists()]
             files = {file: (folder / file).read_bytes() for file in (*FILES, *present)}
         except OSError as error:
+            if may_be_read_later(error):
+                with storage_errors(folder):
+                    raise
             raise CheckpointDamaged(
                 f"checkpoint {folder} is committed but unreadable: {error.strerror}"
             ) from error
@@ -153,15 +163,20 @@ class CheckpointFolder:
         return Checkpoint(place, adapter, optimizer, rng, state["settings"], critic, continual)
 
     def keep_only(self, *names: str) -> list[str]:
-        """Delete every other checkpoint, half-written ones too; returns what was deleted."""
-        held = sorted(path.name for path in self.root.iterdir() if _OURS.fullmatch(path.name))
-        discarded = [each for each in held if each not in names]
-        for stale in discarded:
-            path = self.root / stale
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        """Delete every other checkpoint, half-written ones too; returns what was deleted.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        with storage_errors(self.root):
+            held = sorted(path.name for path in self.root.iterdir() if _OURS.fullmatch(path.name))
+            discarded = [each for each in held if each not in names]
+            for stale in discarded:
+                path = self.root / stale
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
         return discarded
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from agent.wire.messages import Order
 from learner.link import AgentLink
+from learner.patience import until_taken
 from learner.receiver import Inbox
 from learner.store import EpisodeRow
 
@@ -56,7 +57,7 @@ def tell_rejections(link: AgentLink, inbox: Inbox) -> None:
     rejected = inbox.store.rejected()
     if rejected:
         link.reject(rejected)
-        inbox.store.forget_rejected(rejected)
+        until_taken(lambda: inbox.store.forget_rejected(rejected), inbox.should_stop)
 
 
 def tell_activation(link: AgentLink, inbox: Inbox) -> None:
@@ -64,4 +65,4 @@ def tell_activation(link: AgentLink, inbox: Inbox) -> None:
     last = inbox.store.last_update()
     if last is not None and not last.activated:
         link.activate(last.version)
-        inbox.store.mark_activated(last.update_id)
+        until_taken(lambda: inbox.store.mark_activated(last.update_id), inbox.should_stop)

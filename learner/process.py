@@ -120,7 +120,7 @@ def _learn_locked(
         client = DealerClient(config.operator_endpoint, config.request_timeout_s, keys=keys)
         return AgentLink(session, client, stop, inbox.refuse)
 
-    policy.on_forward = inbox.on_episode = stop.is_set  # which is a sign of life
+    policy.on_forward = inbox.should_stop = stop.is_set  # which is a sign of life
     manager.allow(longest_step_s(config, policy))
     link = new_link()
     parts = assemble(config, policy, inbox, link, stop.is_set)

@@ -146,7 +146,8 @@ class Publication:
         )  # fmt: skip
         until_taken(lambda: self.store.commit_update(update, dispositions), self.should_stop)
         kept = self.store.last_updates(GENERATIONS)
-        self.checkpoints.keep_only(*(each.checkpoint for each in kept))
+        names = [each.checkpoint for each in kept]
+        until_taken(lambda: self.checkpoints.keep_only(*names), self.should_stop)
         return self._finish(update)
 
     def _load_newest(self, updates: list[UpdateRow]) -> tuple[UpdateRow | None, Checkpoint | None]:

@@ -1,6 +1,5 @@
 """The receiving thread: fetch sealed episodes, make them durable here, acknowledge them."""
 
-import errno
 import hashlib
 import logging
 import os
@@ -9,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from agent.durable import make_folder, replace_file, storage_errors, sync_folder
+from agent.durable import LOST, make_folder, replace_file, storage_errors, sync_folder
 from agent.episode import (
     Episode,
     EpisodeCorrupt,
@@ -33,8 +32,6 @@ FETCH_LIMIT = 16
 FETCH_WAIT_S = 1.0
 PART_BYTES = 4 << 20  # of a large episode: what is in memory of it at once
 PARTIAL_PREFIX = ".partial-"
-# A file that is gone or lies on damaged disk is lost; all else may pass.
-UNREADABLE = {errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR}
 
 
 class Inbox:
@@ -54,8 +51,9 @@ class Inbox:
         """
         self.folder, self.store = folder, store
         self._on_kept, self._on_quarantined, self._on_refused = on_kept, on_quarantined, on_refused
-        # Called before an episode is read or kept, by either thread: it gets on.
-        self.on_episode: Callable[[], object] = lambda: None
+        # Asked before an episode is read or kept, by either thread, which shows that it gets on;
+        # and whether to give up waiting for a disk that takes nothing.
+        self.should_stop: Callable[[], bool] = lambda: False
         self.restarts = 0  # of the agent: how often an epoch was opened with it
         self.quarantine = folder / "quarantine"
         with storage_errors(folder):
@@ -71,7 +69,7 @@ class Inbox:
         """
         accepted = {}
         for episode in episodes:
-            self.on_episode()
+            self.should_stop()
             problem = self._problem(episode)
             if problem is None:
                 problem = self._keep(episode)
@@ -101,7 +99,8 @@ class Inbox:
 
     def refuse(self, refused: Mapping[str, str]) -> None:
         """Give up orders that no client can carry out: nobody waits for them any longer."""
-        for order_id, why in self.store.refuse_orders(refused).items():
+        new = until_taken(lambda: self.store.refuse_orders(refused), self.should_stop)
+        for order_id, why in new.items():
             log.error("given up: %s", printable(why, 600))
             self._on_refused(order_id, why)
         with self._arrived:
@@ -121,12 +120,12 @@ class Inbox:
         Raises:
             UnusableEpisode: its file is damaged or gone.
         """
-        self.on_episode()
+        self.should_stop()
         path = self.folder / row.file
         try:
-            data = path.read_bytes()
+            data = until_taken(path.read_bytes, self.should_stop, is_read=True)
         except OSError as error:
-            if error.errno not in UNREADABLE:
+            if error.errno not in LOST:
                 with storage_errors(path):
                     raise
             raise UnusableEpisode(row.episode_id, f"{path}: {error.strerror}") from error
@@ -141,12 +140,16 @@ class Inbox:
         """Quarantine an episode that no update can use; its slot waits for another one."""
         log.error("episode %s quarantined: %s", row.episode_id, reason)
         path = self.folder / row.file
-        with storage_errors(path):
-            if path.exists():
-                path.replace(self.quarantine / path.name)
+
+        def put_aside() -> None:
+            with storage_errors(path):
+                if path.exists():
+                    path.replace(self.quarantine / path.name)
                 sync_folder(self.quarantine)
                 sync_folder(self.folder)
-        self.store.reject(row.episode_id, reason)
+            self.store.reject(row.episode_id, reason)
+
+        until_taken(put_aside, self.should_stop)
         self._on_quarantined()
 
     def fail(self, error: BaseException) -> None:
@@ -196,8 +199,13 @@ class Inbox:
 
         but_last: keep those of the last update.
         """
-        for name in self.store.used_files(but_last):
-            (self.folder / name).unlink(missing_ok=True)
+
+        def drop() -> None:
+            for name in self.store.used_files(but_last):
+                with storage_errors(self.folder / name):
+                    (self.folder / name).unlink(missing_ok=True)
+
+        until_taken(drop, self.should_stop)
 
     def idle(self, should_stop: Callable[[], bool]) -> None:
         """Wait for nothing but the end, while episodes may still come.

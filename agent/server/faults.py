@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agent.adapters import AdapterError
-from agent.durable import may_pass
+from agent.durable import may_be_read_later, may_pass
 from agent.policy import AdapterUnusable, NoFreeSlot, UnknownInstruction
 from agent.server.exchange import Exchange
 from agent.wire.errors import PerennialError, WireError
@@ -31,7 +31,8 @@ def wire_error_of(error: BaseException, doing: str) -> WireError:
     """
     if isinstance(error, WireError):
         return error
-    if isinstance(error, AdapterError | AdapterUnusable):
+    may_come = may_be_read_later(error)
+    if isinstance(error, AdapterError | AdapterUnusable) and not may_come:
         return WireError("unknown_version", str(error))
     if isinstance(error, UnknownInstruction):
         return WireError("unknown_task", str(error))
@@ -40,7 +41,7 @@ def wire_error_of(error: BaseException, doing: str) -> WireError:
     if isinstance(error, PerennialError):
         if _is_due(f"{type(error).__name__} {doing}"):
             log.error("%s failed: %s", doing, error)
-        return WireError("overloaded" if may_pass(error) else "internal", str(error))
+        return WireError("overloaded" if may_come or may_pass(error) else "internal", str(error))
     if _is_due(f"{type(error).__name__} {doing}"):
         log.error("%s failed", doing, exc_info=error)
     return WireError(

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from agent.adapters import AdapterError, AdapterStore
-from agent.durable import StorageError
+from agent.durable import StorageError, may_be_read_later
 from agent.metrics import AgentMetrics
 from agent.policy import AdapterUnusable, Policy, Staged
 from agent.server.exchange import Mailbox
@@ -73,8 +73,8 @@ class Residency:
         """Loads a version unless it is resident.
 
         `done` gets the seconds that inference was held (0.0 if it already was resident), or the
-        error: unknown_version (absent, unreadable, altered, of another base, misfit), overloaded
-        (no slot).
+        error: unknown_version (absent, damaged, altered, of another base, misfit), overloaded
+        (no slot, or it cannot be read just now).
 
         is_retry: nobody asks for it just now; a failure is told and counted when it is a new one.
         """
@@ -108,14 +108,16 @@ class Residency:
                 )
             return self._policy.stage(version, self._store.verify(version))
         except StorageError as error:
+            if may_be_read_later(error):
+                raise
             raise AdapterUnusable(f"{version} cannot be read: {error}") from error
 
     def _on_read(self, version: str, future: Future[Staged]) -> None:
         error = future.exception()
         if error is not None:
-            if isinstance(error, AdapterError | AdapterUnusable) and self._is_new(
-                version, str(error)
-            ):
+            is_refused = isinstance(error, AdapterError | AdapterUnusable)
+            is_refused = is_refused and not may_be_read_later(error)
+            if is_refused and self._is_new(version, str(error)):
                 log.warning("adapter %s is not served: %s", version, error)
                 self._metrics.adapter_swaps_total.labels("verify_failed").inc()
             self._conclude(version, wire_error_of(error, f"loading {version}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -20,13 +21,16 @@ from agent.adapters import (
     Manifest,
     UnknownAdapter,
 )
-from agent.durable import StateLocked, locked
+from agent.durable import StateLocked, StorageError, locked
 
 FILES = {"adapter_config.json": b'{"r": 4}', "adapter_model.safetensors": bytes(range(256)) * 8}
 
 
 def publish(
-    store: AdapterStore, number: int = 1, files: dict[str, bytes] | None = None
+    store: AdapterStore,
+    number: int = 1,
+    files: dict[str, bytes] | None = None,
+    mend: bool = False,
 ) -> Manifest:
     return store.publish(
         number,
@@ -36,6 +40,7 @@ def publish(
         base_sha256="0" * 64,
         method="grpo",
         metrics={"success": 0.5},
+        mend=mend,
     )
 
 
@@ -193,3 +198,23 @@ def test_a_kill_in_the_middle_of_publishing(tmp_path: Path, call: str, at: int) 
     assert store.versions() == [manifest.version]
     assert store.verify(manifest.version)
     assert {p.name for p in tmp_path.iterdir()} == {manifest.version, "lock"}
+
+
+def test_a_version_that_cannot_be_read_just_now_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = AdapterStore(tmp_path)
+    version = publish(store).version
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.adapters.open", refuse, raising=False)
+        for read in (store.manifest, store.verify):
+            with pytest.raises(StorageError, match="raise the limit of open files"):
+                read(version)
+        with pytest.raises(StorageError, match="raise the limit of open files"):
+            publish(store, mend=True)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "lock"] == [version]
+    assert publish(store, mend=True).version == version

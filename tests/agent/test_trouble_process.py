@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sqlite3
 import subprocess
@@ -17,9 +18,20 @@ import pytest
 from process_fixtures import COMMAND, agent_process, wait_for_endpoints
 from server_fixtures import start_own
 
+from agent.adapters import AdapterStore
 from agent.ledger import LedgerReader
+from agent.noop_policy import NoopPolicy
 from agent.wire.errors import WireError
-from agent.wire.messages import Act, EpisodeEnd, Executed, Hello, Welcome
+from agent.wire.messages import (
+    Act,
+    Activate,
+    EpisodeEnd,
+    Executed,
+    FetchEpisodes,
+    Hello,
+    LearnerHello,
+    Welcome,
+)
 from agent.wire.sockets import DealerClient
 
 pytestmark = pytest.mark.slow
@@ -225,3 +237,59 @@ def fill(path: Path) -> None:
                 file.write(bytes(1 << 12))
         except OSError:
             pass
+
+
+def test_a_server_that_may_open_no_file_serves_all_the_same_and_recovers(tmp_path: Path) -> None:
+    binds = [f"{name}_endpoint=tcp://127.0.0.1:0" for name in ("robots", "operator")]
+    with agent_process(tmp_path, *binds) as process:
+        endpoints = wait_for_endpoints(tmp_path, process)
+        version = (
+            AdapterStore(tmp_path / "adapters")
+            .publish(
+                1,
+                {"weights.bin": b"x"},
+                parent="base",
+                task="own",
+                base_sha256=NoopPolicy.base_sha256,
+                method="test",
+                metrics={},
+            )
+            .version
+        )
+        with (
+            DealerClient(endpoints["robots"], LIMIT_S) as client,
+            DealerClient(endpoints["operator"], LIMIT_S) as operator,
+        ):
+            operator.request(LearnerHello("learner", 1, revision=1))
+            robot = Robot(client)
+            kept = robot.start()
+            assert robot.act()
+            assert robot.end().outcome == "success"
+            used = {int(name) for name in os.listdir(f"/proc/{process.pid}/fd")}
+            limit_descriptors(process.pid, min(set(range(len(used) + 1)) - used))
+            robot.start()
+            wait_for(lambda: not robot.act())
+            assert robot.end().outcome == "aborted"
+            for request in (Activate(1, version), FetchEpisodes(1, 10, 0.1)):
+                with pytest.raises(WireError, match="raise the limit of open files") as refusal:
+                    operator.request(request)
+                assert refusal.value.code == "overloaded"  # and not that there is no such version
+            limit_descriptors(process.pid, 4096)
+            wait_for(lambda: "\nperennial_recording 1.0" in read(f"{endpoints['http']}/metrics"))
+            assert operator.request(Activate(1, version)).version == version
+            again = robot.start()
+            assert robot.act()
+            assert robot.end().outcome == "success"
+            fetched = operator.request(FetchEpisodes(1, 10, 1.0)).items
+            assert {kept} <= {item.episode_id for item in fetched}
+        assert outcomes(tmp_path / "agent")[again] == "success"
+        process.terminate()
+        assert process.wait(20) == 0
+        log = process.stderr.read()
+        assert "Traceback" not in log
+        assert log.count("episodes are not kept") == 1
+        assert log.count("the journal is not written") == 1
+
+
+def limit_descriptors(pid: int, count: int) -> None:
+    subprocess.run(["prlimit", f"--nofile={count}:", "--pid", str(pid)], check=True)

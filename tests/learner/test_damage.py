@@ -1,13 +1,18 @@
 """What is damaged on the learner's disk is made again, or is one line; the others do not notice."""
 
+import errno
 import json
 import logging
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_agent import FakeAgent
 from learner_run import PLAYED, Crash, Run, make_config
 
+from agent.durable import StorageError
+from learner import patience
 from learner.checkpoint import CheckpointError
 from learner.continual.past import Past
 from learner.publication import FORK_FILE
@@ -150,6 +155,44 @@ def test_an_update_is_made_again_also_where_used_episodes_are_dropped(tmp_path, 
     second.go()
     assert second.adapters.versions() == undisturbed.adapters.versions()
     assert not first.agent.rejected
+
+
+class NoDescriptors:
+    """Files of a folder that cannot be opened until `left` attempts were refused."""
+
+    def __init__(self, monkeypatch, name, left):
+        self.left, read_bytes = left, Path.read_bytes
+
+        def refuse(path):
+            if self.left and name in path.parts:
+                self.left -= 1
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return read_bytes(path)
+
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+
+
+def test_a_checkpoint_that_cannot_be_read_just_now_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    first = crashed(tmp_path, 2, "before_publish")
+    updates = [LearnerStore(tmp_path / "state/learner.db").last_update()]
+    NoDescriptors(monkeypatch, "checkpoints", left=1)
+    second = Run(tmp_path, make_config(), agent=first.agent)
+    with pytest.raises(StorageError, match="raise the limit of open files"):
+        second.go()
+    assert second.store.last_update() == updates[0]
+
+
+def test_episodes_that_cannot_be_read_just_now_are_waited_for(
+    tmp_path, undisturbed, monkeypatch, caplog
+):
+    monkeypatch.setattr(patience, "RETRY_PAUSE_S", 0.0)
+    files = NoDescriptors(monkeypatch, "episodes", left=3)
+    run = Run(tmp_path, make_config())
+    run.go()
+    assert files.left == 0
+    assert run.adapters.versions() == undisturbed.adapters.versions()
+    assert run.store.counts() == undisturbed.store.counts()
+    assert "waiting for the disk" in caplog.text
 
 
 def test_two_damaged_checkpoints_are_one_line_with_the_way_out(tmp_path):

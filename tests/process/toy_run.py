@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +74,13 @@ class Disturber:
 
 
 def finish_run(
-    run_dir: Path, model_dir: Path, kills: Sequence[Kill] = (), settings: Sequence[str] = ()
+    run_dir: Path,
+    model_dir: Path,
+    kills: Sequence[Kill] = (),
+    settings: Sequence[str] = (),
+    also: Callable[[Supervisor], None] = lambda running: None,
 ) -> ToyRun:
-    """Runs to the end under the supervisor, killing on the way.
+    """Runs to the end under the supervisor, killing on the way; `also` is called again and again.
 
     Raises AssertionError if the run was over before all kills were carried out, TimeoutError
     after `HANG_S`.
@@ -90,7 +94,12 @@ def finish_run(
         with Supervisor(config, Deadline()) as running, pytest.MonkeyPatch.context() as patch:
             patch.setattr(supervisor, "POLL_S", TICK_S)
             running.start()
-            running.run(lambda: disturber.look(running))
+
+            def look() -> None:
+                disturber.look(running)
+                also(running)
+
+            running.run(look)
         restarts = running.restarts()
         folder.keep(restarts, finished=True)
     assert not disturber.pending, f"the run was over before {disturber.pending}"
