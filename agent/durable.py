@@ -169,15 +169,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(folder: Path) -> None:
-    """Make `folder` and what is missing above it, durably; one that is there stays. Raises OSError.
+def make_folder(folder: Path) -> list[Path]:
+    """Make `folder` and what is missing above it, durably: those made, the innermost first.
 
-    A file is lost with its folder's name, however well it was synced itself.
+    One that is there stays. A file is lost with its folder's name, however well it was synced
+    itself. Raises OSError.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
         sync_folder(path.parent)
+    return missing
 
 
 def write_synced(path: Path, data: bytes, mode: int = 0o666) -> None:

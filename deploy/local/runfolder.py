@@ -75,9 +75,8 @@ class RunFolder:
 
         A run that could not begin leaves no lock, and no folder that was made for it.
         """
-        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
-            make_folder(self.path)
+            made = make_folder(self.path)
             before = set(os.listdir(self.path))
             descriptor = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -91,7 +90,7 @@ class RunFolder:
                 yield
             finally:
                 if set(os.listdir(self.path)) - before == {LOCK_NAME}:
-                    _remove_lock(self.path, missing)
+                    _remove_lock(self.path, made)
 
     @contextmanager
     def sockets(self) -> Iterator[None]:
