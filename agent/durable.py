@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from agent.process.errors import PerennialError
 from agent.process.folders import try_writing
+from agent.process.stopping import StopFlag
 
 LOCK_NAME = "lock"
 
@@ -201,7 +202,7 @@ def replace_file(path: Path, data: bytes, mode: int = 0o666, *, is_of_folder: bo
     StorageError.
     """
     temporary = _unused_name(path)
-    with storage_errors(path):
+    with storage_errors(path), StopFlag().putting_away():
         try:
             write_synced(temporary, data, mode)
             if is_of_folder and os.geteuid() == 0:
@@ -220,7 +221,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises StorageError; after any error `path` is as it was.
     """
     temporary = _unused_name(path)
-    with storage_errors(path):
+    with storage_errors(path), StopFlag().putting_away():
         try:
             with temporary.open("xb") as file:
                 yield file
@@ -305,7 +306,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: something is at `path`, or the disk refused; nothing is left at `path` then.
     """
-    with storage_errors(path), _removed_unless_used(path.parent):
+    with storage_errors(path), StopFlag().putting_away(), _removed_unless_used(path.parent):
         if path.is_symlink() or path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         make_folder(path.parent)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from agent.process.errors import ConfigError, PerennialError
 from agent.process.shown import printable
+from agent.process.stopping import Ended
 
 _OURS = ("agent", "learner", "sim_bridge", "deploy", "benchmarks", "__main__")
 _IMPORT_MACHINERY = ("importlib", "_frozen_importlib", "_frozen_importlib_external")
@@ -36,7 +37,7 @@ def needing(extra: str, way_out: str = "") -> Iterator[None]:
     install = way_out or f"pip install 'perennial-vla[{extra}]'"
     try:
         yield
-    except PerennialError:
+    except (PerennialError, Ended):
         raise
     except (Exception, SystemExit) as error:
         failure = describe_failed_import(error)

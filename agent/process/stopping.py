@@ -72,6 +72,20 @@ class StopFlag:
             yield
 
     @contextmanager
+    def putting_away(self) -> Iterator[None]:
+        """Within, a signal that would kill raises Ended: something is half written, and must go.
+
+        Where a signal sets the flag or raises already, or in another thread, nothing changes.
+        """
+        ending = _Ending.current
+        is_main = threading.current_thread() is threading.main_thread()
+        if ending is None or not ending.kills or not is_main:
+            yield
+            return
+        with ending.caught(ending.unwind):
+            yield
+
+    @contextmanager
     def finishing(self) -> Iterator[None]:
         """Within, nothing is cut off: an answer or a seal is under way, or a robot moves."""
         ending = _Ending.current
@@ -100,6 +114,11 @@ class _Ending:
         self._former = {number: signal.getsignal(number) for number in self._signals}
         self._nowhere = os.open(os.devnull, os.O_WRONLY)  # what a dying process was doing
         self._die_of_signals()
+
+    @property
+    def kills(self) -> bool:
+        """Whether a signal would kill the process now."""
+        return self._on_stop is None and not self.is_set
 
     @contextmanager
     def caught(self, on_stop: Callable[[int], None]) -> Iterator[None]:
@@ -156,10 +175,12 @@ class _Ending:
         if os.getpid() == _FIRST_PID:  # the kernel spares it where a signal has its default action
             self._on_stop = self.unwind
             self._catch_signals()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             return
         for number in self._signals:
             signal.signal(number, signal.SIG_DFL)
             faulthandler.register(number, self._nowhere, all_threads=False, chain=True)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see hold_back_interrupts
 
     def _catch_signals(self) -> None:
         reader, self._writer = socket.socketpair()
@@ -233,17 +254,27 @@ def stoppable(program: str, status: int | None = None) -> Iterator[None]:
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main` and leave the process with its exit status.
 
-    SIGINT kills it as SIGTERM does: at once and without a traceback. Whatever it writes survives
-    that, as it survives `kill -9`. A reader of its output that goes away, as `head` does, ends it
-    without a word, too. Where its output cannot be written, it says so.
+    A signal kills it at once and without a traceback, wherever it is; but what it is writing just
+    then is put away first, see `StopFlag.putting_away`, and it says so. A reader of its output that
+    goes away, as `head` does, ends it without a word. Where its output cannot be written, it says
+    so.
     """
-    prepare_streams()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    with printing(PROGRAM):
+    with stoppable(PROGRAM):
         try:
-            sys.exit(main())
+            status = main()
+        except Ended:
+            complain(PROGRAM, "stopped; nothing is left half done: give the same command again")
+            raise
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             complain(PROGRAM, f"{where}{error.strerror or error}")
-            sys.exit(1)
+            status = 1
+        sys.exit(status)
+
+
+def hold_back_interrupts() -> None:
+    """Have SIGINT wait until the program that replaces this one is `stoppable`.
+
+    A Python that has not got so far would answer with a traceback.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

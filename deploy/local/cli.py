@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from agent.process.stopping import hold_back_interrupts
 from agent.process.streams import prepare_streams, printing
 from deploy.local.processes import module_command, module_environment
 
@@ -94,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments and arguments[0] in command.inner:
         module = command.inner[arguments.pop(0)]
     words = module_command(module, arguments)
+    hold_back_interrupts()
     os.execve(words[0], words, module_environment())
 
 

@@ -10,9 +10,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def write_shards(
         ProcessPoolExecutor(
             workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
         ) as pool,
+        _ended_on_a_signal(),
     ):
         count.say(f"{len(counts)} shards, {len(counts) - len(missing)} complete")
         jobs = {pool.submit(_write_shard, record, i, counts[i], out, meta): i for i in missing}
@@ -67,6 +69,30 @@ def write_shards(
             job.result()
             count.advance(counts[jobs[job]])
         count.say(f"{frames} frames in {out}")
+
+
+@contextmanager
+def _ended_on_a_signal() -> Iterator[None]:
+    """Ends the workers when a signal ends the block, which would wait for their shards."""
+    try:
+        yield
+    except SystemExit:
+        for worker in active_children():
+            worker.terminate()
+        raise
+
+
+@contextmanager
+def _finished_first() -> Iterator[None]:
+    """Puts SIGTERM off until the block, which writes, has ended."""
+    told: list[int] = []
+    former = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+        if told:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _begin(parent: int) -> None:
@@ -81,9 +107,10 @@ def _shard_path(out: Path, shard: int) -> Path:
 
 def _write_shard(record: Record, shard: int, frames: int, out: Path, meta: dict[str, Any]) -> None:
     arrays: dict[str, Any] = {**record(shard, frames)}
-    _describe(meta, out)  # not before: settings that cannot be recorded would bind the folder
-    with replacing(_shard_path(out, shard)) as file:
-        np.savez(file, **arrays)
+    with _finished_first():
+        _describe(meta, out)  # not before: settings that cannot be recorded would bind the folder
+        with replacing(_shard_path(out, shard)) as file:
+            np.savez(file, **arrays)
 
 
 def _describe(meta: dict[str, Any], out: Path) -> None:
