@@ -86,13 +86,16 @@ class StopFlag:
             yield
 
     @contextmanager
-    def finishing(self) -> Iterator[None]:
-        """Within, nothing is cut off: an answer or a seal is under way, or a robot moves."""
+    def finishing(self, what: str = "") -> Iterator[None]:
+        """Within, nothing is cut off: an answer or a seal is under way, or a robot moves.
+
+        what: is waited for; people are told of it once it takes long. "" where nobody has to know.
+        """
         ending = _Ending.current
         if ending is None:
             yield
             return
-        with ending.finishing():
+        with ending.finishing(what):
             yield
 
 
@@ -105,7 +108,7 @@ class _Ending:
         self.is_set = False
         self._program, self._status = program, status
         self._on_stop: Callable[[int], None] | None = None
-        self._finishing, self._finished_s = 0, 0.0
+        self._finishing, self._finished_s, self._finishing_what = 0, 0.0, ""
         self._lock = threading.Lock()
         self._writer: socket.socket | None = None
         # Under nohup a process outlives its terminal.
@@ -134,9 +137,10 @@ class _Ending:
                 self._die_of_signals()
 
     @contextmanager
-    def finishing(self) -> Iterator[None]:
+    def finishing(self, what: str) -> Iterator[None]:
         with self._lock:
             self._finishing += 1
+            self._finishing_what = what or self._finishing_what
         try:
             yield
         finally:
@@ -213,18 +217,38 @@ class _Ending:
                 return
             number = received[0]
         told_s = time.monotonic()
-        while time.monotonic() < self._cut_s(told_s):
+        has_said = False
+        while (now_s := time.monotonic()) < self._cut_s(told_s):
+            is_late = bool(self._finishing) and now_s > told_s + LIMIT_S
+            if is_late and self._finishing_what and not has_said:
+                has_said = True
+                self._say(
+                    f"told to stop, and waits for {self._finishing_what}, now in "
+                    f"{_where_main_is()}; it is cut off {FINISHING_LIMIT_S:.0f} s after the signal"
+                )
             time.sleep(_LOOK_S)
-        text = f"{self._program}: cut off, as it did not stop by itself in time\n"
-        with contextlib.suppress(OSError):  # nobody reads it any more
-            os.write(_STDERR, text.encode())
+        where = f" in {_where_main_is()}" if has_said else ""
+        self._say(f"cut off{where}, as it did not stop by itself in time")
         os._exit(self.status_after(number))
+
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            os.write(_STDERR, f"{self._program}: {text}\n".encode())
 
     def _cut_s(self, told_s: float) -> float:
         with self._lock:
             if self._finishing:
                 return told_s + FINISHING_LIMIT_S
             return max(told_s + LIMIT_S, self._finished_s + EXIT_S)
+
+
+def _where_main_is() -> str:
+    """What the main thread is doing, for whoever wrote it."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    if frame is None:
+        return "no code of Python's"
+    name = os.path.basename(frame.f_code.co_filename)
+    return f"{frame.f_code.co_qualname} ({name}:{frame.f_lineno})"
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def _work(config: RobotConfig) -> None:
         opened.callback(log.close)
         if config.robot not in IMAGINED:
             # What moves is not cut off: it holds until its driver is closed.
-            opened.enter_context(stop.finishing())
+            opened.enter_context(stop.finishing("the robot's driver"))
         robot = make_robot(config, stop)
         opened.enter_context(stop.working())
         opened.callback(_close, robot)
