@@ -15,7 +15,7 @@ from process_fixtures import ROOT, agent_process, wait_for_endpoints
 from server_fixtures import observe, running, start_own
 from service_manager import WATCHDOG_S, Manager
 
-from agent.server import app
+from agent.server import inference
 from agent.wire.systemd import MAIN, STATUS_PERIOD_S, ServiceManager
 
 ONE_PER_S = str(4_000_000)  # WATCHDOG_USEC with which a ping is due once a second
@@ -183,7 +183,7 @@ def test_a_batch_that_does_not_end_counts_as_a_standstill(tmp_path, monkeypatch)
             time.sleep(0.01)
         return server.server.health().reason
 
-    monkeypatch.setattr(app, "BATCH_LIMIT_S", 0.1)
+    monkeypatch.setattr(inference, "FIRST_BATCH_LIMIT_S", 0.1)
     with running(tmp_path) as server:
         client = server.client()
         episode = start_own(client)
