@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         complain("perennial keys", error)
         return 1
     except OSError as error:  # of a folder that somebody else owns
-        complain("perennial keys", f"{error.filename}: {error.strerror}")
+        complain("perennial keys", error)
         return 1
     return 0
 

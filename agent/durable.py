@@ -20,27 +20,11 @@ from typing import BinaryIO
 
 from agent.process.errors import PerennialError
 from agent.process.folders import try_writing
+from agent.process.os_errors import describe_os_error
 from agent.process.stopping import StopFlag
 
 LOCK_NAME = "lock"
 
-_WAYS_OUT = {
-    errno.ENOSPC: "free disk space",
-    errno.EDQUOT: "free disk quota",
-    errno.EACCES: "make the path writable for this user or choose another one",
-    errno.EPERM: "make the path writable for this user or choose another one",
-    errno.EROFS: "the file system is read-only: choose another path",
-    errno.ENOTDIR: "a file is where a folder is needed: choose another path",
-    errno.EISDIR: "a folder is where a file is needed: choose another path",
-    errno.EEXIST: "something of that name is there: choose another path",
-    errno.ENOTEMPTY: "something of that name is there: choose another path",
-    errno.ENAMETOOLONG: "choose a shorter path",
-    errno.ELOOP: "its links lead in a circle: choose another path",
-    errno.EXDEV: "its folder is spread over several file systems: choose another path",
-    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or choose another file system",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "the machine has too many open files: end what holds them",
-}
 # What a file system says that does not know a call at all.
 _UNKNOWN_CALLS = frozenset(
     {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY}
@@ -96,8 +80,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        way_out = _WAYS_OUT.get(error.errno or 0, "check the disk")
-        raise StorageError(f"{path}: {error.strerror or error}; {way_out}") from error
+        raise StorageError(describe_os_error(error, path)) from error
 
 
 @contextmanager
@@ -319,7 +302,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             with suppress(NoLocks):  # then nobody else takes this folder for a leftover either
                 if not take_lock(descriptor, path):
                     raise StateLocked(f"{path}: another process tidies up beside it; try again")
-            yield temporary
+            with _named_as_it_is(temporary):
+                yield temporary
             mark.unlink()
             _sync_tree(temporary)
             temporary.rename(path)
@@ -327,6 +311,17 @@ def new_folder(path: Path) -> Iterator[Path]:
         finally:
             os.close(descriptor)
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _named_as_it_is(temporary: Path) -> Iterator[None]:
+    """Has what fills a folder blame the file that it could not read, not the folder."""
+    try:
+        yield
+    except OSError as error:
+        if not error.filename or temporary in Path(error.filename).parents:
+            raise
+        raise StorageError(describe_os_error(error)) from error
 
 
 @contextmanager

@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         complain("perennial setup", error)
         return BAD_INPUT
     except OSError as error:
-        complain("perennial setup", f"{error.filename}: {error.strerror}")
+        complain("perennial setup", error)
         return BAD_INPUT
     except StorageError as error:
         complain("perennial setup", error)

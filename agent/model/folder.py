@@ -111,11 +111,19 @@ def _find_shards(path: Path, has_adapter: bool) -> list[Path]:
     raise ModelFolderError(f"{path} holds neither {SINGLE_FILE} nor {INDEX_FILE}{ways_out}")
 
 
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except OSError as error:  # the library says of any such file that it is not there
+        what = "is not there" if not file.exists() else "cannot be read by this user"
+        raise ModelFolderError(f"{file} {what}: put it there, and make it readable") from error
+
+
 @contextmanager
 def open_shard(file: Path) -> Iterator[Any]:
     """A safetensors file for reading. Raises ModelFolderError when it is damaged."""
     try:
-        with safe_open(file, framework="pt") as shard:
+        with _open(file) as shard:
             yield shard
     except SafetensorError as error:
         what = describe_stand_in(file) or (

@@ -11,6 +11,8 @@ import sys
 import unicodedata
 from typing import Any
 
+from agent.process.os_errors import describe_os_error
+
 MAX_CHARS = 200
 LINE_MAX_CHARS = 4000  # of a complaint, or of a line of a log
 CUT = "…"
@@ -64,6 +66,8 @@ def say(text: str) -> None:
 
 def complain(program: str, error: object) -> None:
     """Print on stderr, in one line, what `program` cannot go on with."""
+    if isinstance(error, OSError):
+        error = describe_os_error(error)
     line = printable(" ".join(str(error).split()), LINE_MAX_CHARS)
     print(f"{program}: {line}", file=sys.stderr, flush=True)
 

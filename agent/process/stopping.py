@@ -290,8 +290,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             complain(PROGRAM, "stopped; nothing is left half done: give the same command again")
             raise
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            complain(PROGRAM, f"{where}{error.strerror or error}")
+            complain(PROGRAM, error)
             status = 1
         sys.exit(status)
 

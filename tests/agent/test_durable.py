@@ -11,6 +11,7 @@ import pytest
 
 from agent import durable
 from agent.durable import NoLocks, StorageError, locked, new_folder, replace_file, replacing
+from agent.process.shown import complain
 from deploy.local.runfolder import RunFolder
 
 
@@ -134,3 +135,24 @@ def test_a_folder_that_is_not_made_leaves_none_above_it(tmp_path: Path) -> None:
     with new_folder(tmp_path / "a" / "b" / "out"):
         pass
     assert (tmp_path / "a" / "b" / "out").is_dir()
+
+
+def test_what_cannot_be_read_is_blamed_not_what_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source" / "x.mcap"
+    with pytest.raises(StorageError) as found, new_folder(tmp_path / "out"):
+        source.read_bytes()
+    assert str(found.value) == f"{source}: No such file or directory; check the disk"
+    with (
+        pytest.raises(StorageError, match="out: No such file"),
+        new_folder(tmp_path / "out") as new,
+    ):
+        (new / "none" / "x").write_bytes(b"")
+    with pytest.raises(OSError, match="Is a directory") as refused:
+        tmp_path.read_bytes()
+    complain("perennial bench", refused.value)
+    assert capsys.readouterr().err == (
+        f"perennial bench: {tmp_path}: Is a directory; a folder is where a file is needed: choose "
+        "another path\n"
+    )

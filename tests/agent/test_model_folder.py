@@ -10,7 +10,10 @@ from checkpoint_fixtures import narrow_config, random_model
 from model_fixtures import INSTRUCTIONS
 
 from agent.config import PolicyConfig
+from agent.model import folder as folder_module
 from agent.model.checkpoint import save_model
+from agent.model.errors import ModelFolderError
+from agent.model.folder import open_shard
 from agent.model.nano import build_nano_tokenizer
 from agent.vla_loading import load_vla_policy
 from agent.vla_policy import VlaPolicy
@@ -134,3 +137,23 @@ def test_an_unknown_unnorm_key_lists_those_there_are(whole_folder: Path) -> None
     with pytest.raises(ConfigError, match=r"unnorm_key 'bridge' is not in \['libero'\]"):
         load_served(whole_folder, unnorm_key="bridge")
     load_served(whole_folder)
+
+
+def test_a_shard_that_cannot_be_opened_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library says of one that may not be read that there is none; root may read all."""
+    path = tmp_path / "model.safetensors"
+    with (
+        pytest.raises(ModelFolderError, match=r"model\.safetensors is not there"),
+        open_shard(path),
+    ):
+        pass
+    path.write_bytes(b"x")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise FileNotFoundError(f"No such file or directory: {path}")
+
+    monkeypatch.setattr(folder_module, "safe_open", refuse)
+    with pytest.raises(ModelFolderError, match="cannot be read by this user"), open_shard(path):
+        pass
