@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from agent.durable import replace_file, replacing
-from agent.process import die_with
+from agent.process import StopFlag, die_with
 from agent.process.errors import ConfigError
 from agent.process.folders import begin_in, check_begun
 from agent.process.json_files import DamagedFile, read_json
@@ -75,7 +75,8 @@ def write_shards(
 def _ended_on_a_signal() -> Iterator[None]:
     """Ends the workers when a signal ends the block, which would wait for their shards."""
     try:
-        yield
+        with StopFlag().putting_away():
+            yield
     except SystemExit:
         for worker in active_children():
             worker.terminate()
