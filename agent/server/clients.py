@@ -242,6 +242,7 @@ class Clients:
             client.former.append(client.instance_id)
             client.instance_id = message.instance_id
         client.party = exchange.party
+        client.used_starts.clear()  # whoever says hello begins anew, with keys of its own
         self.see(message.client_id, now_s)
 
 
