@@ -212,14 +212,19 @@ def make_keys(keys_dir: Path) -> None:
     for name, may in CLIENTS.items():
         commands.append(["add", server, name, "--may", may, "--out", str(keys_dir / name)])
     for words in commands:
-        done = subprocess.run(
-            module_command("agent.cli_keys", words),
-            env=module_environment(),
-            capture_output=True,
-            text=True,
-            timeout=KEYS_LIMIT_S,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                module_command("agent.cli_keys", words),
+                env=module_environment(),
+                capture_output=True,
+                text=True,
+                timeout=KEYS_LIMIT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise BadSetting(
+                f"keys: none in {keys_dir} after {KEYS_LIMIT_S:g} s; is it on a disk that hangs?"
+            ) from None
         if done.returncode != 0:
             raise BadSetting(f"keys: {done.stderr.strip() or done.stdout.strip()}")
     for name in CLIENTS:

@@ -9,6 +9,7 @@ import pytest
 from agent.config import AgentConfig
 from agent.process import load_config
 from agent.wire.keys import load_client_keys, load_server_keys
+from deploy import setup
 from deploy.setup import BAD_INPUT, CLIENTS, TARGETS, main
 from learner.config import LearnerConfig
 from sim_bridge.config import SimConfig
@@ -107,3 +108,16 @@ def test_options_may_stand_before_settings(arguments: list[str], tmp_path: Path)
 
 def test_only_the_learner_and_the_operator_may_operate() -> None:
     assert {name for name, may in CLIENTS.items() if "operate" in may} == {"learner", "operator"}
+
+
+def test_a_disk_that_hangs_is_one_line(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(setup, "KEYS_LIMIT_S", 0.001)
+    assert main([next(iter(TARGETS)), *arguments]) == BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"none in {tmp_path / 'keys'} after 0.001 s" in line
+    assert not (tmp_path / "state").exists()
