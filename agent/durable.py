@@ -159,11 +159,16 @@ def make_folder(folder: Path) -> list[Path]:
     One that is there stays. A file is lost with its folder's name, however well it was synced
     itself. Raises OSError.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing = _missing(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
         sync_folder(path.parent)
     return missing
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Those of `folder` and the folders above it that are not there, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def write_synced(path: Path, data: bytes, mode: int = 0o666) -> None:
@@ -327,7 +332,7 @@ def _named_as_it_is(temporary: Path) -> Iterator[None]:
 @contextmanager
 def _removed_unless_used(folder: Path) -> Iterator[None]:
     """Removes the folders again, `folder` and above, that the block made and left empty."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing = _missing(folder)
     try:
         yield
     finally:

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from agent.model.images import MAX_SIDE
+from agent.process.archives import describe_bad_archive
 from agent.process.instruction import clean_instruction
 from agent.process.optional import needing
 from agent.process.shown import shown
@@ -142,15 +143,6 @@ def _why_closed(path: Path, error: OSError) -> str:
     return "is damaged: fetch it again"
 
 
-def _why_unread(error: Exception) -> str:
-    """Why something in an open file could not be read, in words that follow its place."""
-    if isinstance(error, MemoryError):
-        return "needs more memory than there is"
-    if isinstance(error, OSError) and error.errno is not None:
-        return f"cannot be read ({os.strerror(error.errno)})"
-    return "is damaged: fetch the file again"
-
-
 def _look_into(path: Path, file: h5py.File) -> DemonstrationFile:
     data = file.get("data")
     if not isinstance(data, h5py.Group):
@@ -188,7 +180,8 @@ def _reading(place: str) -> Iterator[None]:
     except DemonstrationError:
         raise
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, MemoryError) as error:
-        raise DemonstrationError(f"{place} {_why_unread(error)}") from error
+        why = describe_bad_archive(error, "is damaged: fetch the file again")
+        raise DemonstrationError(f"{place} {why}") from error
 
 
 def _text(data: h5py.Group, name: str, default: str, path: Path) -> str:

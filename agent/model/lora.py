@@ -176,7 +176,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], LoraSpec]:
         what = describe_stand_in(config) or f"is not JSON ({json_fault(error)})"
         raise AdapterError(f"{config} {what}") from error
     except SafetensorError as error:
-        what = describe_stand_in(weights) or ("is truncated or no safetensors file: copy it again")
+        what = describe_stand_in(weights) or "is truncated or no safetensors file: copy it again"
         raise AdapterError(f"{weights} {what}") from error
     if not isinstance(values, dict):
         raise AdapterError(f"{config} must hold a JSON object, got {type(values).__name__}")

@@ -22,10 +22,13 @@ BAD_ARCHIVE = (
 )
 
 
-def describe_bad_archive(error: BaseException) -> str:
-    """What one of these says of the file, in words that follow its name."""
+def describe_bad_archive(error: BaseException, damaged: str = "is damaged or cut off") -> str:
+    """What one of these says of the file, in words that follow its name.
+
+    damaged: those for all that is neither the memory's fault nor the system's.
+    """
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read ({os.strerror(error.errno)})"
-    return "is damaged or cut off"
+    return damaged
