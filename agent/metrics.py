@@ -142,8 +142,8 @@ class ServingMetrics(MetricSet):
         "reason=unknown_key|no_curve|wrong_server_key|bad_handshake|forbidden")
     connections_cut_total: Counter = counter(
         "Connections that were cut: there were too many (those that said least come first), it "
-        "sent a message without an end or of far too many parts, its address had done so, or it "
-        "was silent.",
+        "sent a message without an end, of far too many parts, or more than may wait, or it was "
+        "silent.",
         "reason=too_many|flood|silent")
     watchdog_trips_total: Counter = counter(
         "Stalls, each counted once.", "reason=loop_stalled|inference_stalled")
